@@ -1,0 +1,1 @@
+//! Doing the trials of a plan on a testbed.

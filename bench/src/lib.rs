@@ -1,0 +1,26 @@
+//! The bench: boots its own hosts, migrates guests between them for real, and measures what
+//! recontextualization costs and gains.
+//!
+//! Data goes one way, and nothing goes back:
+//!
+//! ```text
+//! scenario → plan → drive (testbed, workload, shape) → store → stats → figures → report
+//! ```
+//!
+//! [`scenario`] is what a person writes, [`plan`] the trials in the order drawn from its seed,
+//! [`drive`] does them on a [`testbed`], [`store`] keeps every raw value as it is seen, and
+//! everything after it is a pure function of the stored files.
+
+pub mod doctor;
+pub mod drive;
+pub mod figures;
+pub mod image;
+pub mod plan;
+pub mod report;
+pub mod sample;
+pub mod scenario;
+pub mod shape;
+pub mod stats;
+pub mod store;
+pub mod testbed;
+pub mod workload;

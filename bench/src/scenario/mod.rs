@@ -1,0 +1,1 @@
+//! A scenario: what a person asks the bench to measure.

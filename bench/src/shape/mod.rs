@@ -1,0 +1,1 @@
+//! Shaping of links with tc, and the proof that they are as asked.

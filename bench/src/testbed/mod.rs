@@ -1,0 +1,1 @@
+//! Hosts, servers and networks of the bench's own.

@@ -1,0 +1,1 @@
+//! Context data for virtual machines.
