@@ -1,0 +1,151 @@
+//! The QEMU command line of one machine, as a function of what it shall be.
+//!
+//! The flags are those that work where the runner has no hardware virtualization as well: `max`
+//! without LA57 shows the emulated SVM with nested paging to the host's own KVM, and 5-level
+//! paging only slows the emulator down.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::address::{Member, Network};
+
+/// What executes the hosts' instructions. It is part of every sample, and never changes silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// Hardware virtualization, found to boot a guest.
+    Kvm,
+    /// QEMU's emulation; the hosts' own KVM then runs on emulated SVM.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name, as QEMU and the samples have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        }
+    }
+}
+
+/// A read-only disk, known inside by its serial number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Serial number: the machine finds it as `/dev/disk/by-id/virtio-SERIAL`.
+    pub serial: String,
+    /// The raw image.
+    pub path: PathBuf,
+}
+
+/// One machine to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Host name, also QEMU's `-name`.
+    pub name: String,
+    /// Its place in the address plan.
+    pub member: Member,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Kernel, booted directly.
+    pub kernel: PathBuf,
+    /// The bench's initramfs.
+    pub initrd: PathBuf,
+    /// Further words of the kernel command line.
+    pub append: String,
+    /// Disks; the one with serial `root` is the root file system.
+    pub disks: Vec<Disk>,
+    /// Socket for QMP.
+    pub qmp: PathBuf,
+}
+
+impl Machine {
+    /// Arguments of `qemu-system-x86_64`. The console is QEMU's standard output.
+    pub fn arguments(&self, accelerator: Accelerator) -> Vec<String> {
+        let mut args: Vec<String> = Vec::new();
+        let mut push = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
+        push(&["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"]);
+        push(&["-M", "q35,usb=off,vmport=off"]);
+        match accelerator {
+            Accelerator::Kvm => push(&["-accel", "kvm", "-cpu", "host"]),
+            Accelerator::Tcg => push(&["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-la57"]),
+        }
+        push(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
+        push(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        push(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp.display())]);
+        push(&["-kernel", &self.kernel.display().to_string(), "-initrd", &self.initrd.display().to_string()]);
+        push(&["-append", &self.append]);
+        push(&["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
+        for (i, disk) in self.disks.iter().enumerate() {
+            push(&[
+                "-drive",
+                &format!(
+                    "if=none,id=disk{i},format=raw,readonly=on,cache=unsafe,aio=threads,file={}",
+                    escape(&disk.path.display().to_string())
+                ),
+                "-device",
+                &format!("virtio-blk-pci,drive=disk{i},serial={}", disk.serial),
+            ]);
+        }
+        for &network in self.member.role.networks() {
+            let tap = self.member.tap(network);
+            push(&[
+                "-netdev",
+                &format!("tap,id={tap},ifname={tap},script=no,downscript=no"),
+                "-device",
+                &format!("virtio-net-pci,netdev={tap},mac={},romfile=", self.member.mac(network)),
+            ]);
+        }
+        args
+    }
+
+    /// Its address on the management network.
+    pub fn management(&self) -> std::net::Ipv4Addr {
+        self.member.address(Network::Management)
+    }
+}
+
+/// QEMU's option parser takes a doubled comma for a comma.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::address::Role;
+
+    fn host() -> Machine {
+        Machine {
+            name: "a".into(),
+            member: Member { role: Role::Host, index: 0 },
+            memory_mib: 1536,
+            vcpus: 1,
+            kernel: "/c/vmlinuz".into(),
+            initrd: "/c/initrd".into(),
+            append: "console=ttyS0".into(),
+            disks: vec![Disk { serial: "root".into(), path: "/c/a,b.ext4".into() }],
+            qmp: "/s/a.qmp".into(),
+        }
+    }
+
+    #[test]
+    fn the_accelerator_is_the_one_asked_for_and_no_other() {
+        let line = host().arguments(Accelerator::Tcg).join(" ");
+        assert!(line.contains("-accel tcg") && !line.contains("kvm"), "{line}");
+        let line = host().arguments(Accelerator::Kvm).join(" ");
+        assert!(line.contains("-accel kvm") && !line.contains("tcg"), "{line}");
+    }
+
+    #[test]
+    fn every_network_of_the_role_has_an_interface() {
+        let line = host().arguments(Accelerator::Tcg).join(" ");
+        for tap in ["h0-mgmt", "h0-mig", "h0-data"] {
+            assert!(line.contains(&format!("ifname={tap},")), "{line}");
+        }
+        assert!(line.contains("file=/c/a,,b.ext4"), "a comma in a path is doubled: {line}");
+    }
+}

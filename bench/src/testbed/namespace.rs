@@ -1,0 +1,108 @@
+//! The bench's own namespaces, which make it leave nothing behind.
+//!
+//! Everything that the bench starts lives in a network, mount and PID namespace whose first
+//! process is the bench itself. When that process ends, however it ends, the kernel kills all
+//! others in the PID namespace, and bridges, TAP devices and the state folder (a tmpfs in the
+//! mount namespace) go with their namespaces. `unshare --kill-child` ties the first process to the
+//! one that the user started, so a SIGKILL to either has the same effect
+//! (`pid_namespaces(7)`, `unshare(1)`).
+//!
+//! Root needs no user namespace for this; anybody else gets one, where the system allows it.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MsFlags, mount};
+
+/// Set in the environment of the process that runs inside.
+const MARK: &str = "BENCH_INSIDE";
+
+/// Why the namespaces could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// Neither root's nor a user namespace is allowed here.
+    #[error(
+        "this system lets {who} make no network and PID namespaces ({evidence}): run as root, or allow \
+         unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone, \
+         kernel.apparmor_restrict_unprivileged_userns)"
+    )]
+    Refused {
+        /// The user, for the sentence.
+        who: &'static str,
+        /// What `unshare` said.
+        evidence: String,
+    },
+    /// A step of going in failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which step.
+        what: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Whether this process is the first one of the bench's namespaces.
+pub fn inside() -> bool {
+    std::env::var_os(MARK).is_some() && std::process::id() == 1
+}
+
+/// The `unshare` arguments that work for this user, found out by trying.
+///
+/// # Errors
+/// [`NamespaceError::Refused`] when none does.
+pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
+    let common = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"];
+    let root = nix::unistd::geteuid().is_root();
+    let mut evidence = String::new();
+    for user in [false, true] {
+        if !user && !root {
+            continue;
+        }
+        let mut flags: Vec<&'static str> = if user { vec!["--user", "--map-root-user"] } else { vec![] };
+        flags.extend(common);
+        match Command::new("unshare").args(&flags).arg("true").stdin(Stdio::null()).output() {
+            Ok(out) if out.status.success() => return Ok(flags),
+            Ok(out) => evidence = String::from_utf8_lossy(&out.stderr).trim().to_owned(),
+            Err(e) => evidence = format!("cannot run unshare: {e}"),
+        }
+    }
+    Err(NamespaceError::Refused { who: if root { "root" } else { "an ordinary user" }, evidence })
+}
+
+/// A command that runs this program again, inside, with the given arguments.
+///
+/// # Errors
+/// When namespaces are refused, or this program's own path cannot be found out.
+pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, NamespaceError> {
+    let exe = std::env::current_exe()
+        .map_err(|source| NamespaceError::Io { what: "cannot find this program's path".into(), source })?;
+    let mut command = Command::new("unshare");
+    command.args(flags()?).arg("--").arg(exe).args(arguments).env(MARK, "1");
+    Ok(command)
+}
+
+/// Replaces this process by one that runs the same command line inside; returns only on failure.
+pub fn enter() -> NamespaceError {
+    match command(std::env::args_os().skip(1)) {
+        Ok(mut command) => NamespaceError::Io { what: "cannot run unshare".into(), source: command.exec() },
+        Err(e) => e,
+    }
+}
+
+/// A folder in memory, of this mount namespace alone: it is gone when the namespace is.
+///
+/// `anchor` is an existing or creatable empty folder that the file system is mounted over.
+///
+/// # Errors
+/// When the folder cannot be made or mounted over.
+pub fn private_folder(anchor: &Path) -> Result<PathBuf, NamespaceError> {
+    let io = |what: String| move |source| NamespaceError::Io { what, source };
+    std::fs::create_dir_all(anchor).map_err(io(format!("cannot make {}", anchor.display())))?;
+    mount(Some("bench"), anchor, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0700"))
+        .map_err(|e| io(format!("cannot mount a tmpfs on {}", anchor.display()))(e.into()))?;
+    Ok(anchor.to_owned())
+}
