@@ -16,6 +16,7 @@ pub mod drive;
 pub mod figures;
 pub mod image;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod sample;
 pub mod scenario;

@@ -13,4 +13,7 @@ pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod qmp;
+pub mod seed;
+pub mod site;
 pub mod ssh;
+pub mod up;

@@ -1,0 +1,251 @@
+//! Bringing a testbed up: networks, keys, seeds, then all machines side by side.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::address::{Member, Network, Role};
+use super::domain::{GUEST_FOLDER, Guest};
+use super::machine::{Accelerator, Disk, Machine};
+use super::namespace::NamespaceError;
+use super::network::{self, NetworkError};
+use super::node::{BootError, Node};
+use super::seed;
+use super::site::Site;
+use super::ssh::{Keys, SshError};
+use crate::image::Image;
+use crate::image::seed::Seed;
+
+/// What shall be up.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// What runs the hosts, as the probe found it.
+    pub accelerator: Accelerator,
+    /// How many hosts, at most as many as there are sites.
+    pub hosts: usize,
+    /// How many file servers beside them.
+    pub servers: usize,
+    /// The guest that the hosts run.
+    pub guest: Guest,
+    /// Memory of a host, in MiB, the guest's included.
+    pub host_memory_mib: u32,
+    /// Memory of a file server, in MiB.
+    pub server_memory_mib: u32,
+    /// Words that the guest's kernel command line ends with.
+    pub guest_append: String,
+    /// What a host has beyond the common files.
+    pub host_extra: Vec<Seed>,
+    /// What the guest has beyond the common files.
+    pub guest_extra: Seed,
+}
+
+/// The images that machines boot from.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// Of hosts.
+    pub host: Image,
+    /// Of guests and file servers.
+    pub guest: Image,
+}
+
+/// Why a testbed did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// The state folder.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The networks.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The keys.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// A seed disk.
+    #[error("seed of {machine}: {source}")]
+    Seed {
+        /// Name of the machine.
+        machine: String,
+        /// The error.
+        #[source]
+        source: crate::image::Error,
+    },
+    /// A machine.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A task ended abnormally.
+    #[error("booting stopped: {0}")]
+    Join(#[from] tokio::task::JoinError),
+}
+
+/// Machines that are up.
+pub struct Testbed {
+    /// Hosts, by site.
+    pub hosts: Vec<Node>,
+    /// File servers, by site.
+    pub servers: Vec<Node>,
+    /// The guest that the hosts can run.
+    pub guest: Guest,
+    /// Words of the guest's kernel command line.
+    pub guest_append: String,
+    /// Keys of this run.
+    pub keys: Keys,
+    /// What runs the hosts, as QMP reported it.
+    pub accelerator: Accelerator,
+}
+
+/// The kernel command line that all machines share. Interfaces keep the kernel's names, which follow
+/// the order in which they are given; mitigations cost the emulated CPU and protect nothing here.
+const APPEND: &str =
+    "console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
+
+/// How long a machine may take to boot, emulated on a busy runner.
+const BOOT_DEADLINE: Duration = Duration::from_secs(240);
+
+/// A file server's name.
+pub fn server_name(site: Site) -> String {
+    format!("server-{}", site.name())
+}
+
+fn names(spec: &Spec) -> Vec<(String, Ipv4Addr)> {
+    let mut names = Vec::new();
+    for site in Site::ALL {
+        names.push((site.host_name().to_owned(), site.host().address(Network::Management)));
+        names.push((server_name(site), site.server().address(Network::Management)));
+    }
+    names.push((spec.guest.name.clone(), spec.guest.member.address(Network::Management)));
+    names
+}
+
+/// Brings a testbed up in the bench's namespace.
+///
+/// `state` is a folder in memory that goes with the namespace, `logs` keeps the machines' consoles.
+///
+/// # Errors
+/// The first machine that does not come up, with its console's last lines; the others are stopped.
+pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Result<Testbed, UpError> {
+    let sites = &Site::ALL[..];
+    let hosts: Vec<Site> = sites.iter().copied().take(spec.hosts).collect();
+    let servers: Vec<Site> = sites.iter().copied().take(spec.servers).collect();
+    let members: Vec<Member> =
+        hosts.iter().map(|s| s.host()).chain(servers.iter().map(|s| s.server())).collect();
+    network::up(&members).await?;
+    let names = names(spec);
+    let keys = Keys::make(state, &names).await?;
+
+    let write = |machine: &str, content: &Seed| -> Result<PathBuf, UpError> {
+        let path = state.join(format!("{machine}.seed"));
+        crate::image::seed::write(content, &path)
+            .map_err(|source| UpError::Seed { machine: machine.to_owned(), source })?;
+        Ok(path)
+    };
+    let mut guest_seed = seed::common(&spec.guest.name, spec.guest.member, &keys, &names, &[]);
+    seed::add(&mut guest_seed, &spec.guest_extra);
+    let guest_seed = write(&spec.guest.name, &guest_seed)?;
+
+    let mut machines = Vec::new();
+    for (i, &site) in hosts.iter().enumerate() {
+        let name = site.host_name();
+        let mut content = seed::common(
+            name,
+            site.host(),
+            &keys,
+            &names,
+            &["libvirtd.socket", "libvirtd-tcp.socket", "systemd-modules-load.service"],
+        );
+        content = content
+            .program(format!("{GUEST_FOLDER}/vmlinuz"), images.guest.kernel())
+            .program(format!("{GUEST_FOLDER}/initrd"), images.guest.initrd());
+        if let Some(extra) = spec.host_extra.get(i) {
+            seed::add(&mut content, extra);
+        }
+        machines.push(Machine {
+            name: name.to_owned(),
+            member: site.host(),
+            memory_mib: spec.host_memory_mib,
+            vcpus: 1,
+            kernel: images.host.kernel(),
+            initrd: images.host.initrd(),
+            append: APPEND.to_owned(),
+            disks: vec![
+                Disk { serial: "root".into(), path: images.host.root() },
+                Disk { serial: "seed".into(), path: write(name, &content)? },
+                Disk { serial: "guest-root".into(), path: images.guest.root() },
+                Disk { serial: "guest-seed".into(), path: guest_seed.clone() },
+            ],
+            qmp: state.join(format!("{name}.qmp")),
+        });
+    }
+    for &site in &servers {
+        let name = server_name(site);
+        let content = seed::common(&name, site.server(), &keys, &names, &[]);
+        machines.push(Machine {
+            name: name.clone(),
+            member: site.server(),
+            memory_mib: spec.server_memory_mib,
+            vcpus: 1,
+            kernel: images.guest.kernel(),
+            initrd: images.guest.initrd(),
+            append: APPEND.to_owned(),
+            disks: vec![
+                Disk { serial: "root".into(), path: images.guest.root() },
+                Disk { serial: "seed".into(), path: write(&name, &content)? },
+            ],
+            qmp: state.join(format!("{name}.qmp")),
+        });
+    }
+
+    let mut tasks = JoinSet::new();
+    for machine in machines {
+        let (keys, logs, accelerator) = (keys.clone(), logs.to_owned(), spec.accelerator);
+        tasks.spawn(async move { Node::boot(machine, accelerator, &keys, &logs, BOOT_DEADLINE).await });
+    }
+    let mut nodes = Vec::new();
+    // Dropping the set on an error drops the other machines, and with them their processes.
+    while let Some(node) = tasks.join_next().await {
+        nodes.push(node??);
+    }
+    nodes.sort_by_key(|node| node.machine.member);
+    let (hosts, servers): (Vec<Node>, Vec<Node>) =
+        nodes.into_iter().partition(|node| node.machine.member.role == Role::Host);
+    Ok(Testbed {
+        hosts,
+        servers,
+        guest: spec.guest.clone(),
+        guest_append: format!("{APPEND} {}", spec.guest_append).trim().to_owned(),
+        keys,
+        accelerator: spec.accelerator,
+    })
+}
+
+impl Testbed {
+    /// The host of a site.
+    pub fn host(&self, site: Site) -> &Node {
+        &self.hosts[site as usize]
+    }
+
+    /// The file server of a site.
+    pub fn server(&self, site: Site) -> &Node {
+        &self.servers[site as usize]
+    }
+
+    /// URI of a host's libvirt, for the bench and for the other host.
+    pub fn libvirt_uri(site: Site) -> String {
+        format!("qemu+tcp://{}/system", site.host().address(Network::Management))
+    }
+
+    /// Where a host listens for the stream of a migration.
+    pub fn migration_uri(site: Site) -> String {
+        format!("tcp://{}", site.host().address(Network::Migration))
+    }
+
+    /// Stops all machines.
+    pub async fn down(self) {
+        let mut tasks = JoinSet::new();
+        for node in self.hosts.into_iter().chain(self.servers) {
+            tasks.spawn(node.stop());
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+}
