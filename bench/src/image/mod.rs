@@ -1,1 +1,112 @@
 //! Disk images of hosts and guests, built from Debian packages and cached by digest.
+//!
+//! A [`Recipe`] is data under `bench/images/`. [`build`] turns it into an [`Image`]: one read-only ext4
+//! file system without a journal, the kernel out of it, and a small [`initramfs`] that lays a memory file
+//! system over the disk. So every machine of a testbed boots from the same file at the same time,
+//! nothing is copied before a boot or in a migration, and whatever a machine writes is gone with it.
+//!
+//! What differs between machines (name, addresses, keys, and the project's own programs) comes on a
+//! second small disk, the [`seed`], which is laid between the two: a change to our own programs never
+//! rebuilds Debian.
+//!
+//! ```text
+//! recipe ──mmdebstrap──▶ tar ──▶ tree ──mke2fs──▶ root.ext4     (digest of the recipe names the folder)
+//!                                  ├──────────────▶ vmlinuz
+//!                                  └─modules.dep──▶ initrd
+//! ```
+
+mod build;
+mod cache;
+pub mod cli;
+pub mod cpio;
+mod ext4;
+pub mod initramfs;
+mod progress;
+mod recipe;
+pub mod seed;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use build::{build, build_all};
+pub use cache::{Cache, Image, Manifest, Pruned};
+pub use progress::{Progress, Stage};
+pub use recipe::{BUILDER_VERSION, File, Hook, Recipe, Symlink};
+
+/// What can go wrong between a recipe and an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried, as a verb: "read", "create".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A recipe is not valid.
+    #[error("{origin}: {message}")]
+    Recipe {
+        /// The recipe's file, or its name when it is built in.
+        origin: String,
+        /// What is wrong, where, and what is allowed.
+        message: String,
+    },
+    /// No recipe of that name.
+    #[error("there is no image recipe `{name}`; there are: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Names of the recipes that are built in.
+        known: String,
+    },
+    /// A program that a build needs is not installed.
+    #[error("`{program}` is not installed; `ci/setup` installs it (Debian and Ubuntu: package {package})")]
+    Missing {
+        /// The program.
+        program: String,
+        /// Debian package that has it.
+        package: &'static str,
+    },
+    /// A program that a build runs has failed.
+    #[error("{program} failed ({status}) while building {image}:\n{stderr}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// Name of the image or seed.
+        image: String,
+        /// Its exit status, in words.
+        status: String,
+        /// The last lines that it wrote on standard error.
+        stderr: String,
+    },
+    /// The tree that was built lacks what an image needs.
+    #[error("image {image}: {message}")]
+    Incomplete {
+        /// Name of the image.
+        image: String,
+        /// What is missing, and what the recipe must say.
+        message: String,
+    },
+    /// A path of a seed cannot be laid over an image.
+    #[error("seed: {path}: {message}", path = path.display())]
+    Seed {
+        /// The path inside the machine.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// No place for the cache.
+    #[error("no cache folder: set BENCH_CACHE, XDG_CACHE_HOME or HOME")]
+    NoCache,
+}
+
+impl Error {
+    /// For `map_err`: an I/O error with what was tried and on what.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

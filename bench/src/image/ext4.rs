@@ -1,0 +1,154 @@
+//! A directory tree as an ext4 file system in a file, made by `mke2fs -d`: without root and without a mount.
+//!
+//! No journal: the machines mount it read-only, and a journal would only be bytes to read past.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::Error;
+
+const BLOCK: u64 = 4096;
+
+/// What a tree takes on a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Usage {
+    inodes: u64,
+    blocks: u64,
+}
+
+impl Usage {
+    fn of(tree: &Path) -> Result<Self, Error> {
+        let mut usage = Self::default();
+        let mut folders = vec![tree.to_owned()];
+        while let Some(folder) = folders.pop() {
+            usage.inodes += 1;
+            let mut names = 0;
+            for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+                let entry = entry.map_err(Error::io("list", &folder))?;
+                let meta = entry.metadata().map_err(Error::io("look at", &entry.path()))?;
+                // An entry of a directory takes eight bytes and its name, padded to four.
+                names += 8 + (entry.file_name().len() as u64).next_multiple_of(4);
+                if meta.is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    usage.inodes += 1;
+                    // Short targets of symbolic links are kept in the inode.
+                    if meta.is_file() || meta.size() >= 60 {
+                        usage.blocks += meta.size().div_ceil(BLOCK);
+                    }
+                }
+            }
+            // Directories are split in halves when they grow, so count them double.
+            usage.blocks += 2 * names.div_ceil(BLOCK).max(1);
+        }
+        Ok(usage)
+    }
+
+    /// Inodes and bytes of a file system that holds it, with a little to spare.
+    fn layout(self) -> (u64, u64) {
+        let inodes = self.inodes + self.inodes / 50 + 64;
+        // 256 bytes an inode; 2 % for extents, bitmaps and group descriptors; 4 MiB so that small ones work.
+        let bytes = self.blocks * BLOCK + inodes * 256 + self.blocks * BLOCK / 50 + (4 << 20);
+        (inodes, bytes.next_multiple_of(1 << 20))
+    }
+}
+
+/// Writes the tree to `out` as a file system whose UUID is taken from `identity` (hexadecimal, at least 32 digits).
+///
+/// Owners in the file system are the tree's owners as root of a user namespace sees them: the caller's own files are root's.
+pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Result<(), Error> {
+    let (inodes, bytes) = Usage::of(tree)?.layout();
+    let at = |range: std::ops::Range<usize>| identity.get(range).unwrap_or("0");
+    let uuid = [at(0..8), at(8..12), at(12..16), at(16..20), at(20..32)].join("-");
+    let output = as_root("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0", "-b", "4096", "-I", "256"])
+        .args(["-E", &format!("hash_seed={uuid},nodiscard"), "-U", &uuid])
+        .args(["-N", &inodes.to_string(), "-d"])
+        .arg(tree)
+        .arg(out)
+        .arg(format!("{}k", bytes / 1024))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|_| Error::Missing { program: "mke2fs".into(), package: "e2fsprogs" })?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(Error::Program {
+            program: "mke2fs",
+            image: name.to_owned(),
+            status: output.status.to_string(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
+/// A command that sees itself as root, in a user namespace where the caller is not.
+///
+/// There the caller is root, and the caller's subordinate ids (`/etc/subuid`) are everybody else, where there are any.
+pub(super) fn as_root(program: &str) -> Command {
+    if nix::unistd::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]);
+    if has_subordinate_ids() {
+        command.arg("--map-auto");
+    }
+    command.arg("--").arg(program);
+    command
+}
+
+/// Whether the caller may use ids of others in a user namespace: a whole Debian tree needs them, a seed does not.
+pub(crate) fn has_subordinate_ids() -> bool {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let listed = |path: &str| {
+        fs::read_to_string(path).unwrap_or_default().lines().any(|line| {
+            let owner = line.split(':').next().unwrap_or_default();
+            owner == uid.to_string() || Some(owner) == user.as_deref()
+        })
+    };
+    listed("/etc/subuid") && listed("/etc/subgid")
+}
+
+/// Removes a tree of which parts may belong to subordinate ids; nothing is no error.
+pub(super) fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let status = as_root("rm").arg("-rf").arg("--").arg(path).stdin(Stdio::null()).status();
+            match status {
+                Ok(status) if status.success() => Ok(()),
+                _ => Err(Error::Io { action: "remove", path: path.to_owned(), source: error }),
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Error::io("remove", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_counted_in_whole_blocks() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir(tree.path().join("d")).unwrap();
+        fs::write(tree.path().join("d/one"), [0; 1]).unwrap();
+        fs::write(tree.path().join("two"), [0; 4097]).unwrap();
+        std::os::unix::fs::symlink("two", tree.path().join("link")).unwrap();
+        let usage = Usage::of(tree.path()).unwrap();
+        assert_eq!(usage, Usage { inodes: 5, blocks: 1 + 2 + 4 });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_layout_always_holds_more_than_it_is_for(inodes in 1_u64..1_000_000, blocks in 0_u64..10_000_000) {
+            let (room, bytes) = Usage { inodes, blocks }.layout();
+            proptest::prop_assert!(room > inodes);
+            proptest::prop_assert!(bytes > blocks * BLOCK + room * 256);
+        }
+    }
+}
