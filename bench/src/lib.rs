@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod drive;
 pub mod figures;
 pub mod image;
+pub mod metric;
 pub mod plan;
 pub mod progress;
 pub mod report;

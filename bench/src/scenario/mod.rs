@@ -1,1 +1,473 @@
-//! A scenario: what a person asks the bench to measure.
+//! A scenario: what a person asks the bench to measure, as a TOML file.
+//!
+//! Reading goes in three steps, and each error points into the file: the syntax, the fields and
+//! their types (`toml` and serde), then what the fields mean together ([`check`]). A profile, such
+//! as `quick`, is a table `[profile.quick.…]` laid over the others before the second step. All
+//! profiles of a file are read whichever is asked for, so that a mistake in one is found at once.
+//!
+//! Nothing here touches a machine: whether a testbed can do what is asked is the testbed's to say.
+
+mod check;
+mod error;
+mod overlay;
+mod quantity;
+mod schema;
+
+use std::{fmt, path::Path};
+
+pub use error::ScenarioError;
+pub use quantity::{Percent, QuantityError, Rate, Size, Time};
+pub use schema::schema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::figures::FigureId;
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Where it came from.
+    #[serde(skip)]
+    pub source: Source,
+    /// One line that says what is measured.
+    pub title: String,
+    /// What is done in each trial.
+    pub experiment: Experiment,
+    /// The figures of the report.
+    #[serde(default)]
+    pub figures: Vec<FigureId>,
+    /// The machines.
+    #[serde(default)]
+    pub testbed: Testbed,
+    /// The virtual machine that migrates.
+    #[serde(default)]
+    pub guest: Guest,
+    /// Arms, repetitions and their order.
+    pub design: Design,
+    /// How the guest's context is replaced.
+    #[serde(default)]
+    pub recontext: Recontext,
+    /// How the guest migrates.
+    #[serde(default)]
+    pub migration: Migration,
+    /// The shaped links; experiment "gluster" needs them and no other has them.
+    #[serde(default)]
+    pub network: Option<Network>,
+    /// The Bonnie++ runs; always there in experiment "gluster" and in no other.
+    #[serde(default)]
+    pub bonnie: Option<Bonnie>,
+}
+
+/// Where a scenario came from, kept word for word for the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Source {
+    /// The file's name without its extension; the name of its folder of results.
+    pub name: String,
+    /// The file's text, word for word.
+    pub text: String,
+    /// SHA-256 of the text, in hex.
+    pub sha256: String,
+    /// The profile that was laid over it; none for the file itself.
+    pub profile: Option<String>,
+}
+
+/// What is done in each trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Experiment {
+    /// One live migration, with or without recontextualization (Figs. 1 and 2).
+    Migration,
+    /// One live migration of a file-system client, with Bonnie++ before it, between it and
+    /// recontextualization, and after (Figs. 6 and 7).
+    Gluster,
+}
+
+/// The machines.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Testbed {
+    /// Who provides the hosts: "nested" (QEMU machines that the bench boots) or "inventory" (given ones).
+    pub kind: TestbedKind,
+    /// The hosts' hypervisor: "kvm" or "xen".
+    pub hypervisor: Hypervisor,
+    /// Number of hosts, at least 2.
+    #[schemars(range(min = 2, max = 16))]
+    pub hosts: u32,
+    /// File that lists the hosts; only with kind = "inventory".
+    pub inventory: Option<String>,
+    /// Dilation of the shaped links (rates ÷ d, delays × d), at least 1; by default 1 with hardware
+    /// virtualization and `emulated_dilation` without.
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub dilation: Option<f64>,
+    /// Dilation without hardware virtualization, at least 1.
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub emulated_dilation: f64,
+    /// Dilation while Bonnie++'s file operations run without hardware virtualization, at least 1; by
+    /// default the same as for the rest.
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub file_dilation: Option<f64>,
+}
+
+impl Default for Testbed {
+    fn default() -> Self {
+        Self {
+            kind: TestbedKind::Nested,
+            hypervisor: Hypervisor::Kvm,
+            hosts: 2,
+            inventory: None,
+            dilation: None,
+            emulated_dilation: 5.0,
+            file_dilation: None,
+        }
+    }
+}
+
+impl Testbed {
+    /// Dilation of the shaped links on a machine that is `emulated` (TCG) or not.
+    pub fn dilation_on(&self, emulated: bool) -> f64 {
+        self.dilation.unwrap_or(if emulated { self.emulated_dilation } else { 1.0 })
+    }
+
+    /// The same while Bonnie++'s file operations run.
+    pub fn file_dilation_on(&self, emulated: bool) -> f64 {
+        self.file_dilation.filter(|_| emulated).unwrap_or_else(|| self.dilation_on(emulated))
+    }
+}
+
+/// Who provides the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TestbedKind {
+    /// The bench boots its own hosts as QEMU machines.
+    Nested,
+    /// Hosts that exist, listed in a file.
+    Inventory,
+}
+
+/// The hypervisor of the hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Hypervisor {
+    /// QEMU with KVM.
+    Kvm,
+    /// Xen.
+    Xen,
+}
+
+/// The virtual machine that migrates.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guest {
+    /// Its memory, at least 64 MiB.
+    pub memory: Size,
+    /// Its virtual CPUs, at least 1.
+    #[schemars(range(min = 1, max = 64))]
+    pub vcpus: u32,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self { memory: Size::from_mib(256), vcpus: 1 }
+    }
+}
+
+/// Arms, repetitions and their order.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Design {
+    /// What is compared: "plain", "recontext"; each once in every block.
+    pub arms: Vec<Arm>,
+    /// Blocks that count, at least 1; every block has each arm once.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub blocks: u32,
+    /// Blocks before those, which do not count.
+    #[serde(default = "one")]
+    #[schemars(range(max = 100))]
+    pub warmup: u32,
+    /// Seed of the order within blocks: a whole number from 0.
+    pub seed: u64,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// An arm of the design.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// No context device and no recontextualizer.
+    Plain,
+    /// A context device, replaced by the recontextualizer after the migration.
+    Recontext,
+}
+
+/// How the guest's context is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recontext {
+    /// How the device is changed: "replace", "swap" or "prestage".
+    pub strategy: Strategy,
+    /// Size of the infrastructure's context data.
+    pub payload: Size,
+    /// Classes of context data on the device: "service", "infrastructure".
+    pub classes: Vec<Class>,
+}
+
+impl Default for Recontext {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Replace,
+            payload: Size::from_mib(1),
+            classes: vec![Class::Service, Class::Infrastructure],
+        }
+    }
+}
+
+/// How the context device is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Detach the device and attach a new one, as the paper does.
+    Replace,
+    /// Eject the medium and insert a new one.
+    Swap,
+    /// Build the image on the destination while memory is still being copied.
+    Prestage,
+}
+
+/// A class of context data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Of the service that the guest is part of; goes with it everywhere.
+    Service,
+    /// Of the place where the guest runs; replaced when it has migrated.
+    Infrastructure,
+}
+
+/// How the guest migrates.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Migration {
+    /// Limit on the time for which the guest is stopped; 300 ms is QEMU's own default.
+    pub max_downtime: Time,
+    /// After this long a migration is given up; the sample is invalid.
+    pub timeout: Time,
+    /// Whether QEMU may slow the guest down so that the migration ends.
+    pub auto_converge: bool,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self { max_downtime: Time::from_millis(300), timeout: Time::from_secs(300), auto_converge: false }
+    }
+}
+
+/// The shaped links between the client and its file servers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// How far a measured link may be from what is asked before the run stops.
+    #[serde(default = "thirty_percent")]
+    pub tolerance: Percent,
+    /// Between the client and the remote server.
+    pub remote: Link,
+    /// Between the client and the local server.
+    pub local: Link,
+}
+
+const fn thirty_percent() -> Percent {
+    Percent::from_percent(30)
+}
+
+/// One shaped link, as netem is told.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Data rate in each direction.
+    pub rate: Rate,
+    /// Delay added in each direction.
+    pub delay: Time,
+    /// Variation of the delay, as a share of it.
+    #[serde(default)]
+    pub jitter: Percent,
+    /// How much a packet's delay depends on the one before.
+    #[serde(default)]
+    pub correlation: Percent,
+    /// Distribution of the variation: "normal", "uniform", "pareto" or "paretonormal".
+    #[serde(default)]
+    pub distribution: Distribution,
+}
+
+impl Link {
+    /// The link for a machine that runs `dilation` times slower: rate ÷ d, delay × d.
+    #[must_use]
+    pub fn dilated(&self, dilation: f64) -> Self {
+        Self {
+            rate: self.rate.divided_by(dilation),
+            delay: self.delay.multiplied_by(dilation),
+            ..self.clone()
+        }
+    }
+
+    /// The variation of the delay as a time.
+    pub fn jitter_time(&self) -> Time {
+        self.delay.multiplied_by(self.jitter.fraction())
+    }
+}
+
+/// Distribution of a delay's variation, by netem's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Distribution {
+    /// Normal.
+    #[default]
+    Normal,
+    /// Uniform.
+    Uniform,
+    /// Pareto.
+    Pareto,
+    /// A mixture of Pareto and normal.
+    Paretonormal,
+}
+
+/// The Bonnie++ runs of a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bonnie {
+    /// Size of the file, in whole MiB (`-s`).
+    pub size: Size,
+    /// Size of a read or write (`-s SIZE:CHUNK`).
+    pub chunk: Size,
+    /// Number of seeks (`-s SIZE:CHUNK:SEEKS`); Bonnie++'s own 8192 outlast everything on a slow link.
+    pub seeks: u32,
+    /// Bytes of the per-character tests (`-f SIZE`); "0 B" skips them (`-f`).
+    pub per_char: Size,
+    /// Files of the file operations, in 1024 (`-n`); 0 skips them.
+    #[schemars(range(max = 1000))]
+    pub files: u32,
+    /// In how many blocks, from the first, the file operations run.
+    pub file_blocks: u32,
+}
+
+impl Default for Bonnie {
+    fn default() -> Self {
+        Self {
+            size: Size::from_mib(8),
+            chunk: Size::from_bytes(64 << 10),
+            seeks: 100,
+            per_char: Size::default(),
+            files: 1,
+            file_blocks: 1,
+        }
+    }
+}
+
+macro_rules! names {
+    ($type:ident { $($variant:ident => $name:literal),* $(,)? }) => {
+        impl $type {
+            /// The name in scenario files and samples.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+    };
+}
+
+names!(Experiment { Migration => "migration", Gluster => "gluster" });
+names!(TestbedKind { Nested => "nested", Inventory => "inventory" });
+names!(Hypervisor { Kvm => "kvm", Xen => "xen" });
+names!(Arm { Plain => "plain", Recontext => "recontext" });
+names!(Strategy { Replace => "replace", Swap => "swap", Prestage => "prestage" });
+names!(Class { Service => "service", Infrastructure => "infrastructure" });
+names!(Distribution {
+    Normal => "normal",
+    Uniform => "uniform",
+    Pareto => "pareto",
+    Paretonormal => "paretonormal",
+});
+
+impl Scenario {
+    /// Reads a scenario file and lays a profile over it. `full` is the file itself, as is none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it is wrong: then with file, line, column and what
+    /// to do.
+    pub fn load(path: &Path, profile: Option<&str>) -> Result<Self, ScenarioError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ScenarioError::unreadable(file.clone(), &source))?;
+        Self::parse(&file, &text, profile)
+    }
+
+    /// The same from text; `file` is what errors call it and what the scenario is named after.
+    ///
+    /// # Errors
+    /// As [`Scenario::load`], except for reading.
+    pub fn parse(file: &str, text: &str, profile: Option<&str>) -> Result<Self, ScenarioError> {
+        let profile = profile.filter(|name| *name != "full");
+        let name = Path::new(file).file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        let fail = |span, message: String, help: String| ScenarioError::at(file, text, span, message, help);
+        if name.is_empty() || name.starts_with('.') {
+            return Err(fail(
+                0..0,
+                format!("`{file}` has no name"),
+                "rename it, e.g. to my-test.toml".into(),
+            ));
+        }
+        let layers =
+            overlay::Layers::parse(text).map_err(|fault| fail(fault.span, fault.message, fault.help))?;
+        if let Some(wanted) = profile.filter(|wanted| !layers.profiles().any(|name| name == *wanted)) {
+            let known = layers.profiles().chain(["full"]).collect::<Vec<_>>().join(", ");
+            return Err(fail(
+                0..0,
+                format!("there is no profile `{wanted}` in this file"),
+                format!("use one of {known}, or add a table such as [profile.{wanted}.design]"),
+            ));
+        }
+        let mut chosen = None;
+        for one in std::iter::once(None).chain(layers.profiles().map(Some)) {
+            let table = layers.over(one);
+            let mut scenario = overlay::read(&table).map_err(|f| fail(f.span, f.message, f.help))?;
+            check::check(&mut scenario, &table).map_err(|f| fail(f.span, f.message, f.help))?;
+            if one == profile {
+                chosen = Some(scenario);
+            }
+        }
+        // The loop has seen `profile`, whose name was looked up above.
+        let mut scenario = chosen.ok_or_else(|| fail(0..0, "no profile".into(), String::new()))?;
+        scenario.source = Source {
+            name,
+            text: text.to_owned(),
+            sha256: hex(&Sha256::digest(text.as_bytes())),
+            profile: profile.map(str::to_owned),
+        };
+        Ok(scenario)
+    }
+
+    /// The scenario's name, from its file's.
+    pub fn name(&self) -> &str {
+        &self.source.name
+    }
+}
+
+/// Bytes in lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! The metrics that a run can hold: their names, units and which way is better.
+//!
+//! One list for everyone who writes or reads samples, so that a name is never typed twice and a
+//! unit never differs between the program that measures and the figure that shows.
+
+/// Whole wall time of the migrate call, on the bench's clock.
+pub const MIGRATION_TOTAL: &str = "migration_total";
+/// Total time by libvirt's job statistics of the completed job.
+pub const MIGRATION_TIME_LIBVIRT: &str = "migration_time_libvirt";
+/// Downtime by libvirt's job statistics.
+pub const DOWNTIME: &str = "downtime";
+/// Longest gap in the guest's heartbeat, as received outside.
+pub const DOWNTIME_PROBE: &str = "downtime_probe";
+/// Memory moved by the migration.
+pub const MEMORY_TRANSFERRED: &str = "memory_transferred";
+/// Start of the migration until the recontextualizer has finished attaching: the paper's first
+/// bar of Fig. 1.
+pub const WITH_RECONTEXT_TOTAL: &str = "with_recontext_total";
+/// Event received by the recontextualizer until the new device is attached: the paper's third
+/// bar of Fig. 1.
+pub const RECONTEXT_TIME: &str = "recontext_time";
+/// One phase of a recontextualization; the sample's phase is one of [`RECONTEXT_PHASES`].
+pub const RECONTEXT_PHASE: &str = "recontext_phase";
+/// Migration done until the guest's probe reads the new content.
+pub const CONTENT_VISIBLE: &str = "content_visible";
+/// Migration started until the guest's probe reads the new content.
+pub const CONTENT_VISIBLE_FROM_START: &str = "content_visible_from_start";
+
+/// Bonnie++: writing byte by byte.
+pub const BONNIE_PUTC: &str = "bonnie_putc";
+/// Bonnie++: writing in blocks.
+pub const BONNIE_BLOCK_WRITE: &str = "bonnie_block_write";
+/// Bonnie++: reading, changing and writing back.
+pub const BONNIE_REWRITE: &str = "bonnie_rewrite";
+/// Bonnie++: reading byte by byte.
+pub const BONNIE_GETC: &str = "bonnie_getc";
+/// Bonnie++: reading in blocks.
+pub const BONNIE_BLOCK_READ: &str = "bonnie_block_read";
+/// Bonnie++: random seeks.
+pub const BONNIE_SEEKS: &str = "bonnie_seeks";
+/// Bonnie++: creating files in order of their names.
+pub const BONNIE_SEQ_CREATE: &str = "bonnie_seq_create";
+/// Bonnie++: stat of files in order; its "read" column.
+pub const BONNIE_SEQ_STAT: &str = "bonnie_seq_stat";
+/// Bonnie++: deleting files in order.
+pub const BONNIE_SEQ_DELETE: &str = "bonnie_seq_delete";
+/// Bonnie++: creating files in random order.
+pub const BONNIE_RAN_CREATE: &str = "bonnie_ran_create";
+/// Bonnie++: stat of files in random order; its "read" column.
+pub const BONNIE_RAN_STAT: &str = "bonnie_ran_stat";
+/// Bonnie++: deleting files in random order.
+pub const BONNIE_RAN_DELETE: &str = "bonnie_ran_delete";
+/// Bytes through one server's interface in one phase, e.g. `before:remote`.
+pub const SERVER_BYTES: &str = "server_bytes";
+
+/// Round-trip time of a link (the sample's phase), measured before anything counts.
+pub const LINK_RTT: &str = "link_rtt";
+/// Rate of a link (the sample's phase), measured before anything counts.
+pub const LINK_RATE: &str = "link_rate";
+
+/// The phases of a recontextualization, in order (paper, section "A recontextualization mechanism").
+pub const RECONTEXT_PHASES: [&str; 4] = ["resolve", "detach", "build", "attach"];
+
+/// Bonnie++ at the first host, where the remote server's site is.
+pub const PHASE_HOME: &str = "home";
+/// Bonnie++ after the migration and before recontextualization: still on the remote server.
+pub const PHASE_BEFORE: &str = "before";
+/// Bonnie++ after recontextualization: on the local server.
+pub const PHASE_AFTER: &str = "after";
+
+/// Throughput metrics of Bonnie++, in the order of Fig. 6.
+pub const BONNIE_THROUGHPUT: [&str; 5] =
+    [BONNIE_PUTC, BONNIE_BLOCK_WRITE, BONNIE_REWRITE, BONNIE_GETC, BONNIE_BLOCK_READ];
+
+/// File-operation metrics of Bonnie++, in the order of Fig. 7.
+pub const BONNIE_FILES: [&str; 6] = [
+    BONNIE_SEQ_CREATE,
+    BONNIE_SEQ_STAT,
+    BONNIE_SEQ_DELETE,
+    BONNIE_RAN_CREATE,
+    BONNIE_RAN_STAT,
+    BONNIE_RAN_DELETE,
+];
+
+/// Which way a metric gets better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// Less is better, as for times.
+    Lower,
+    /// More is better, as for rates.
+    Higher,
+    /// Neither: it describes.
+    Neither,
+}
+
+/// What is known of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name in samples.
+    pub name: &'static str,
+    /// Its name for people.
+    pub label: &'static str,
+    /// The unit of its samples.
+    pub unit: &'static str,
+    /// Which way it gets better.
+    pub better: Better,
+}
+
+const fn metric(name: &'static str, label: &'static str, unit: &'static str, better: Better) -> Metric {
+    Metric { name, label, unit, better }
+}
+
+/// All metrics, in the order in which tables show them.
+pub const ALL: [Metric; 25] = [
+    metric(MIGRATION_TOTAL, "Migration", "s", Better::Lower),
+    metric(MIGRATION_TIME_LIBVIRT, "Migration (libvirt)", "s", Better::Lower),
+    metric(WITH_RECONTEXT_TOTAL, "Migration with recontextualization", "s", Better::Lower),
+    metric(RECONTEXT_TIME, "In the recontextualizer", "s", Better::Lower),
+    metric(RECONTEXT_PHASE, "Recontextualization phase", "s", Better::Lower),
+    metric(CONTENT_VISIBLE, "New content visible, after migration", "s", Better::Lower),
+    metric(CONTENT_VISIBLE_FROM_START, "New content visible, from start", "s", Better::Lower),
+    metric(DOWNTIME, "Downtime (libvirt)", "ms", Better::Lower),
+    metric(DOWNTIME_PROBE, "Downtime (heartbeat)", "ms", Better::Lower),
+    metric(MEMORY_TRANSFERRED, "Memory transferred", "B", Better::Neither),
+    metric(BONNIE_PUTC, "Per-char write", "KiB/s", Better::Higher),
+    metric(BONNIE_BLOCK_WRITE, "Block write", "KiB/s", Better::Higher),
+    metric(BONNIE_REWRITE, "Rewrite", "KiB/s", Better::Higher),
+    metric(BONNIE_GETC, "Per-char read", "KiB/s", Better::Higher),
+    metric(BONNIE_BLOCK_READ, "Block read", "KiB/s", Better::Higher),
+    metric(BONNIE_SEEKS, "Random seeks", "1/s", Better::Higher),
+    metric(BONNIE_SEQ_CREATE, "Sequential create", "files/s", Better::Higher),
+    metric(BONNIE_SEQ_STAT, "Sequential read", "files/s", Better::Higher),
+    metric(BONNIE_SEQ_DELETE, "Sequential delete", "files/s", Better::Higher),
+    metric(BONNIE_RAN_CREATE, "Random create", "files/s", Better::Higher),
+    metric(BONNIE_RAN_STAT, "Random read", "files/s", Better::Higher),
+    metric(BONNIE_RAN_DELETE, "Random delete", "files/s", Better::Higher),
+    metric(SERVER_BYTES, "Bytes through a server", "B", Better::Neither),
+    metric(LINK_RTT, "Round trip of a link", "ms", Better::Neither),
+    metric(LINK_RATE, "Rate of a link", "Mbit/s", Better::Neither),
+];
+
+/// What is known of the metric of this name.
+pub fn find(name: &str) -> Option<&'static Metric> {
+    ALL.iter().find(|metric| metric.name == name)
+}
+
+/// The unit in which a metric is kept; `1` for one that is not in the list.
+pub fn unit(name: &str) -> &'static str {
+    find(name).map_or("1", |metric| metric.unit)
+}
+
+/// The name of a metric for people; its own when it is not in the list.
+pub fn label(name: &str) -> &str {
+    find(name).map_or(name, |metric| metric.label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_is_there_once() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for name in BONNIE_THROUGHPUT.iter().chain(&BONNIE_FILES) {
+            assert!(find(name).is_some(), "{name}");
+        }
+        assert_eq!(unit(DOWNTIME), "ms");
+        assert_eq!(unit("else"), "1");
+    }
+}

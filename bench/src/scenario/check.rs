@@ -1,0 +1,239 @@
+//! What the fields of a scenario mean together, beyond their types.
+
+use super::{
+    Arm, Bonnie, Class, Experiment, Scenario, Size, TestbedKind,
+    overlay::{Fault, Table, place},
+};
+use crate::figures::FigureId;
+
+/// Refuses what cannot be measured; gives `[bonnie]` its defaults where the experiment needs it.
+pub(super) fn check(scenario: &mut Scenario, table: &Table<'_>) -> Result<(), Fault> {
+    let at = At { table };
+    if scenario.title.trim().is_empty() {
+        return at.fail(&["title"], None, "the title is empty", "say in one line what is measured");
+    }
+    design(scenario, &at)?;
+    machines(scenario, &at)?;
+    recontext(scenario, &at)?;
+    match scenario.experiment {
+        Experiment::Migration => {
+            for (name, there) in
+                [("network", scenario.network.is_some()), ("bonnie", scenario.bonnie.is_some())]
+            {
+                if there {
+                    let message = format!("[{name}] has no meaning in experiment \"migration\"");
+                    return at.fail(&[name], None, &message, "remove it, or set experiment = \"gluster\"");
+                }
+            }
+        }
+        Experiment::Gluster => gluster(scenario, &at)?,
+    }
+    figures(scenario, &at)
+}
+
+struct At<'a, 'b> {
+    table: &'a Table<'b>,
+}
+
+impl At<'_, '_> {
+    fn fail(&self, path: &[&str], index: Option<usize>, message: &str, help: &str) -> Result<(), Fault> {
+        let span = place(self.table, path, index);
+        Err(Fault { span, message: message.into(), help: help.into() })
+    }
+
+    /// Refuses the second of two equal items.
+    fn no_twins<T: PartialEq + std::fmt::Display>(
+        &self,
+        path: &[&str],
+        items: &[T],
+        noun: &str,
+    ) -> Result<(), Fault> {
+        for (index, item) in items.iter().enumerate() {
+            if items[..index].contains(item) {
+                let message = format!("{noun} `{item}` is there twice");
+                return self.fail(path, Some(index), &message, "name each once");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn design(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let design = &scenario.design;
+    let arms = &["design", "arms"];
+    if design.arms.is_empty() {
+        return at.fail(arms, None, "there is no arm", "write for example arms = [\"plain\", \"recontext\"]");
+    }
+    at.no_twins(arms, &design.arms, "arm")?;
+    if scenario.experiment == Experiment::Gluster
+        && let Some(index) = design.arms.iter().position(|arm| *arm != Arm::Recontext)
+    {
+        return at.fail(
+            arms,
+            Some(index),
+            &format!("arm `{}` does not fit experiment \"gluster\"", design.arms[index]),
+            "write arms = [\"recontext\"]: before and after are compared within each migration",
+        );
+    }
+    if design.blocks == 0 || design.blocks > 10_000 {
+        let message = format!("blocks = {} measures nothing that counts", design.blocks);
+        let message =
+            if design.blocks == 0 { message } else { format!("{} blocks are too many", design.blocks) };
+        return at.fail(&["design", "blocks"], None, &message, "use 1 to 10000; the paper did 10");
+    }
+    if design.warmup > 100 {
+        let message = format!("{} blocks of warm-up are too many", design.warmup);
+        return at.fail(&["design", "warmup"], None, &message, "use 0 to 100; 1 is usual");
+    }
+    Ok(())
+}
+
+fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let testbed = &scenario.testbed;
+    if !(2..=16).contains(&testbed.hosts) {
+        let message =
+            format!("{} hosts: a guest migrates between at least 2, and 16 are the most", testbed.hosts);
+        return at.fail(&["testbed", "hosts"], None, &message, "write hosts = 2");
+    }
+    let dilations = [
+        ("dilation", testbed.dilation),
+        ("emulated_dilation", Some(testbed.emulated_dilation)),
+        ("file_dilation", testbed.file_dilation),
+    ];
+    for (name, value) in dilations {
+        if let Some(value) = value
+            && !(1.0..=100.0).contains(&value)
+        {
+            let message = format!("{name} = {value} is outside 1 to 100");
+            let help = "it divides rates and multiplies delays; 1 is real time";
+            return at.fail(&["testbed", name], None, &message, help);
+        }
+    }
+    match (testbed.kind, &testbed.inventory) {
+        (TestbedKind::Inventory, None) => {
+            let help = "add inventory = \"hosts.toml\", or set kind = \"nested\"";
+            return at.fail(&["testbed", "kind"], None, "an inventory testbed needs its file", help);
+        }
+        (TestbedKind::Nested, Some(_)) => {
+            let help = "remove it, or set kind = \"inventory\"";
+            return at.fail(&["testbed", "inventory"], None, "a nested testbed has no inventory", help);
+        }
+        _ => {}
+    }
+    if scenario.guest.memory < Size::from_mib(64) {
+        let message = format!("{} of memory do not boot a guest", scenario.guest.memory);
+        return at.fail(&["guest", "memory"], None, &message, "use at least \"64 MiB\"; 256 MiB is usual");
+    }
+    if !(1..=64).contains(&scenario.guest.vcpus) {
+        let message = format!("{} virtual CPUs", scenario.guest.vcpus);
+        return at.fail(&["guest", "vcpus"], None, &message, "use 1 to 64");
+    }
+    for (name, time) in
+        [("max_downtime", scenario.migration.max_downtime), ("timeout", scenario.migration.timeout)]
+    {
+        if time.micros() == 0 {
+            let message = format!("with {name} = \"{time}\" no migration ends well");
+            return at.fail(&["migration", name], None, &message, "300 ms and 5 min are usual");
+        }
+    }
+    Ok(())
+}
+
+fn recontext(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let classes = &["recontext", "classes"];
+    at.no_twins(classes, &scenario.recontext.classes, "class")?;
+    if !scenario.recontext.classes.contains(&Class::Infrastructure) {
+        let help = "add \"infrastructure\"";
+        return at.fail(classes, None, "without class `infrastructure` there is nothing to replace", help);
+    }
+    if scenario.recontext.payload > Size::from_mib(600) {
+        let message = format!("a payload of {} does not fit on a CD", scenario.recontext.payload);
+        return at.fail(&["recontext", "payload"], None, &message, "use at most \"600 MiB\"; 1 MiB is usual");
+    }
+    Ok(())
+}
+
+fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let Some(network) = &scenario.network else {
+        let help = "add [network.remote] and [network.local] with rate and delay";
+        return at.fail(&["experiment"], None, "experiment \"gluster\" needs its links", help);
+    };
+    let hundred = super::Percent::from_percent(100);
+    if network.tolerance > hundred || network.tolerance.fraction() == 0.0 {
+        let message = format!("no measured link is within {}", network.tolerance);
+        let message = if network.tolerance > hundred {
+            "a tolerance above 100 % accepts any link".into()
+        } else {
+            message
+        };
+        return at.fail(&["network", "tolerance"], None, &message, "use for example \"30 %\"");
+    }
+    for (name, link) in [("remote", &network.remote), ("local", &network.local)] {
+        if link.rate.bits_per_second() < 8000 {
+            let message = format!("a link of {} carries nothing", link.rate);
+            return at.fail(&["network", name, "rate"], None, &message, "use at least \"8 kbit/s\"");
+        }
+        for (field, value) in [("jitter", link.jitter), ("correlation", link.correlation)] {
+            if value > hundred {
+                let message = format!("a {field} of {value} is more than all of it");
+                return at.fail(&["network", name, field], None, &message, "use at most \"100 %\"");
+            }
+        }
+    }
+    let bonnie = scenario.bonnie.get_or_insert_with(Bonnie::default);
+    let mib = Size::from_mib(1).bytes();
+    if bonnie.size.bytes() == 0 || !bonnie.size.bytes().is_multiple_of(mib) {
+        let message = format!("Bonnie++ takes whole MiB, not {}", bonnie.size);
+        return at.fail(&["bonnie", "size"], None, &message, "use for example \"8 MiB\"");
+    }
+    let chunk = bonnie.chunk.bytes();
+    if !chunk.is_power_of_two() || !(256..=mib).contains(&chunk) || bonnie.chunk > bonnie.size {
+        let message = format!("Bonnie++ takes chunks of 256 B to 1 MiB in powers of 2, not {}", bonnie.chunk);
+        return at.fail(&["bonnie", "chunk"], None, &message, "use for example \"64 KiB\"");
+    }
+    if bonnie.files > 1000 {
+        let message = format!("files = {} are {} files", bonnie.files, u64::from(bonnie.files) * 1024);
+        return at.fail(&["bonnie", "files"], None, &message, "it counts in 1024; 1 is usual");
+    }
+    // A default is no mistake: with fewer blocks the file operations just run in all of them.
+    if bonnie.file_blocks > scenario.design.blocks {
+        let message =
+            format!("file operations in {} of {} blocks", bonnie.file_blocks, scenario.design.blocks);
+        return at.fail(&["bonnie", "file_blocks"], None, &message, "use at most as many as [design] blocks");
+    }
+    Ok(())
+}
+
+fn figures(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    at.no_twins(&["figures"], &scenario.figures, "figure")?;
+    for (index, figure) in scenario.figures.iter().enumerate() {
+        if figure.experiment() != scenario.experiment {
+            return at.fail(
+                &["figures"],
+                Some(index),
+                &format!("figure `{figure}` does not fit experiment \"{}\"", scenario.experiment),
+                &format!("remove it, or set experiment = \"{}\"", figure.experiment()),
+            );
+        }
+        let needs: &[Arm] = match figure {
+            FigureId::Fig1 => &[Arm::Plain, Arm::Recontext],
+            FigureId::Fig2 | FigureId::Fig6 | FigureId::Fig7 => &[Arm::Recontext],
+        };
+        if let Some(missing) = needs.iter().find(|arm| !scenario.design.arms.contains(arm)) {
+            let message = format!("figure `{figure}` needs arm `{missing}`");
+            let help = format!("add \"{missing}\" to [design] arms, or remove the figure");
+            return at.fail(&["figures"], Some(index), &message, &help);
+        }
+        let no_files = scenario.bonnie.as_ref().is_some_and(|b| b.files == 0 || b.file_blocks == 0);
+        if *figure == FigureId::Fig7 && no_files {
+            let help = "set files = 1 and file_blocks = 1, or remove the figure";
+            return at.fail(
+                &["figures"],
+                Some(index),
+                "figure `fig7` shows file operations, and none run",
+                help,
+            );
+        }
+    }
+    Ok(())
+}

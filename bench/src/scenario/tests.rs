@@ -1,0 +1,182 @@
+use std::path::PathBuf;
+
+use super::*;
+
+const GOOD: &str = r#"
+title = "Something"
+experiment = "gluster"
+figures = ["fig6"]
+[design]
+arms = ["recontext"]
+blocks = 10
+seed = 1
+[network.remote]
+rate = "25 Mbit/s"
+delay = "10 ms"
+jitter = "2 %"
+correlation = "25 %"
+[network.local]
+rate = "500 Mbit/s"
+delay = "1.02 ms"
+[profile.quick.design]
+blocks = 5
+[profile.quick.network.remote]
+delay = "20 ms"
+"#;
+
+const MIGRATION: &str = r#"
+title = "Something"
+experiment = "migration"
+[design]
+arms = ["plain", "recontext"]
+blocks = 10
+seed = 1
+"#;
+
+fn error(text: &str) -> String {
+    let error = Scenario::parse("dir/test.toml", text, None).expect_err("an error");
+    assert!(error.place().starts_with("dir/test.toml:"), "{}", error.place());
+    assert!(!error.help().is_empty());
+    error.render()
+}
+
+fn scenarios() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scenarios")
+}
+
+#[test]
+fn a_profile_is_laid_over_the_file() {
+    let full = Scenario::parse("x/gluster-test.toml", GOOD, None).unwrap();
+    assert_eq!((full.name(), full.design.blocks, full.design.warmup), ("gluster-test", 10, 1));
+    assert_eq!(full, Scenario::parse("x/gluster-test.toml", GOOD, Some("full")).unwrap());
+    assert_eq!(full.bonnie, Some(Bonnie::default()));
+    assert_eq!(full.source.text, GOOD);
+
+    let quick = Scenario::parse("x/gluster-test.toml", GOOD, Some("quick")).unwrap();
+    assert_eq!(quick.design, Design { blocks: 5, ..full.design });
+    let (quick, full) = (quick.network.unwrap(), full.network.unwrap());
+    assert_eq!(quick.remote, Link { delay: Time::from_millis(20), ..full.remote });
+    assert_eq!(quick.local, full.local);
+}
+
+#[test]
+fn links_and_dilation_of_the_paper() {
+    let scenario = Scenario::parse("t.toml", GOOD, None).unwrap();
+    assert!((scenario.testbed.dilation_on(false) - 1.0).abs() < f64::EPSILON);
+    assert!((scenario.testbed.dilation_on(true) - 5.0).abs() < f64::EPSILON);
+    assert!((scenario.testbed.file_dilation_on(true) - 5.0).abs() < f64::EPSILON);
+    let remote = scenario.network.unwrap().remote;
+    assert_eq!(remote.jitter_time(), "200 us".parse().unwrap());
+    let slow = remote.dilated(5.0);
+    assert_eq!((slow.rate.to_string(), slow.delay.to_string()), ("5 Mbit/s".into(), "50 ms".into()));
+    assert_eq!(slow.jitter, remote.jitter);
+}
+
+#[test]
+fn the_committed_scenarios_are_good_in_every_profile() {
+    for (file, profiles) in
+        [("paper/migration-kvm", &["quick"][..]), ("paper/gluster-kvm", &["quick"]), ("smoke", &[])]
+    {
+        let path = scenarios().join(file).with_extension("toml");
+        for profile in profiles.iter().copied().map(Some).chain([None]) {
+            if let Err(error) = Scenario::load(&path, profile) {
+                panic!("{}", error.render());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there() {
+    let error = Scenario::load(&scenarios().join("none.toml"), None).unwrap_err();
+    assert!(error.to_string().contains("none.toml: the scenario cannot be read"), "{error}");
+    assert!(error.help().contains("give the path"));
+}
+
+#[test]
+fn an_unknown_profile() {
+    let error = Scenario::parse("t.toml", GOOD, Some("fast")).unwrap_err();
+    assert_eq!(error.message(), "there is no profile `fast` in this file");
+    assert!(error.help().starts_with("use one of quick, full"), "{}", error.help());
+}
+
+#[test]
+fn errors_of_form() {
+    insta::assert_snapshot!("syntax", error(&GOOD.replace("blocks = 10", "blocks = = 10")));
+    insta::assert_snapshot!("unknown_field", error(&GOOD.replace("blocks = 10", "block = 10")));
+    insta::assert_snapshot!("unknown_table", error(&format!("{GOOD}\n[bonnnie]\nsize = \"1 MiB\"")));
+    insta::assert_snapshot!("wrong_type", error(&GOOD.replace("blocks = 10", "blocks = \"ten\"")));
+    insta::assert_snapshot!("negative_number", error(&GOOD.replace("blocks = 10", "blocks = -1")));
+    insta::assert_snapshot!("negative_delay", error(&GOOD.replace("\"10 ms\"", "\"-10 ms\"")));
+    insta::assert_snapshot!("negative_rate", error(&GOOD.replace("\"25 Mbit/s\"", "-25")));
+    insta::assert_snapshot!("missing_field", error(&GOOD.replace("seed = 1", "")));
+    insta::assert_snapshot!("missing_table", error("title = \"x\"\nexperiment = \"migration\"\n"));
+    insta::assert_snapshot!("in_a_profile", error(&GOOD.replace("blocks = 5", "bloks = 5")));
+}
+
+#[test]
+fn errors_of_names() {
+    insta::assert_snapshot!(
+        "unknown_class",
+        error(&format!("{MIGRATION}[recontext]\nclasses = [\"service\", \"infra\"]"))
+    );
+    insta::assert_snapshot!("unknown_figure", error(&GOOD.replace("\"fig6\"", "\"fig9\"")));
+    insta::assert_snapshot!(
+        "unknown_hypervisor",
+        error(&format!("{MIGRATION}[testbed]\nhypervisor = \"vmware\""))
+    );
+    insta::assert_snapshot!("unknown_arm", error(&MIGRATION.replace("\"plain\"", "\"none\"")));
+}
+
+#[test]
+fn errors_of_meaning() {
+    insta::assert_snapshot!("twin_arms", error(&MIGRATION.replace("\"recontext\"", "\"plain\"")));
+    insta::assert_snapshot!(
+        "arm_does_not_fit",
+        error(&GOOD.replace("[\"recontext\"]", "[\"recontext\", \"plain\"]"))
+    );
+    insta::assert_snapshot!("no_blocks", error(&MIGRATION.replace("blocks = 10", "blocks = 0")));
+    insta::assert_snapshot!("no_blocks_in_a_profile", error(&GOOD.replace("blocks = 5", "blocks = 0")));
+    insta::assert_snapshot!("figure_does_not_fit", error(&GOOD.replace("\"fig6\"", "\"fig6\", \"fig1\"")));
+    insta::assert_snapshot!("one_host", error(&format!("{MIGRATION}[testbed]\nhosts = 1")));
+    insta::assert_snapshot!("bonnie_in_migration", error(&format!("{MIGRATION}[bonnie]\nfiles = 1")));
+    let start = GOOD.find("[network").unwrap();
+    insta::assert_snapshot!("no_network", error(&GOOD[..start]));
+    insta::assert_snapshot!(
+        "no_infrastructure",
+        error(&format!("{MIGRATION}[recontext]\nclasses = [\"service\"]"))
+    );
+}
+
+#[test]
+fn xen_can_be_asked_for() {
+    let scenario =
+        Scenario::parse("t.toml", &format!("{MIGRATION}[testbed]\nhypervisor = \"xen\""), None).unwrap();
+    assert_eq!(scenario.testbed.hypervisor, Hypervisor::Xen);
+}
+
+#[test]
+fn the_committed_schema_is_current() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schema/scenario.schema.json");
+    let now = format!("{}\n", serde_json::to_string_pretty(&schema()).unwrap());
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == now,
+        "run UPDATE_SCHEMA=1 cargo test -p bench schema, and commit {}",
+        path.display()
+    );
+}
+
+#[test]
+fn a_scenario_survives_its_own_serialization() {
+    let scenario = Scenario::parse("t.toml", GOOD, None).unwrap();
+    let text = toml::to_string(&scenario).unwrap();
+    let again = Scenario::parse("t.toml", &text, None).unwrap();
+    assert_eq!(
+        Scenario { source: Source::default(), ..again },
+        Scenario { source: Source::default(), ..scenario }
+    );
+}
