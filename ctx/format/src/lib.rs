@@ -11,13 +11,16 @@
 //! | [`path`] | a path that cannot leave the tree |
 //! | [`manifest`] | `/.ctx/manifest.json`: what the image claims, and how to check it |
 //! | [`data`] | the files of one class, in memory |
+//! | [`write`](mod@write) | data in, the same image bytes out, every time |
 
 pub mod class;
 pub mod data;
 pub mod manifest;
 pub mod path;
+pub mod write;
 
 pub use class::{ClassName, Priority};
 pub use data::{ContextData, File};
 pub use manifest::{InstanceId, Manifest, Mode};
 pub use path::RelPath;
+pub use write::{ImageOptions, Label, write_atomically, write_iso};
