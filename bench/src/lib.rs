@@ -11,6 +11,7 @@
 //! [`drive`] does them on a [`testbed`], [`store`] keeps every raw value as it is seen, and
 //! everything after it is a pure function of the stored files.
 
+pub mod cli;
 pub mod doctor;
 pub mod drive;
 pub mod figures;

@@ -26,7 +26,11 @@ impl Step {
 
 /// How long the steps that are left will take: their estimates, scaled by how long the ended ones
 /// took against theirs. `current` is the running step with the time it has run.
-fn remaining(ended: &[(Duration, Duration)], current: Option<(Duration, Duration)>, left: &[Step]) -> Duration {
+fn remaining(
+    ended: &[(Duration, Duration)],
+    current: Option<(Duration, Duration)>,
+    left: &[Step],
+) -> Duration {
     let expected: f64 = ended.iter().map(|(e, _)| e.as_secs_f64()).sum();
     let took: f64 = ended.iter().map(|(_, t)| t.as_secs_f64()).sum();
     // A little of the estimate is mixed in, so that the first short step does not swing the rest.
@@ -96,7 +100,12 @@ impl Progress {
         self.bar.set_position(state.next as u64 - 1);
         self.bar.set_message(message.clone());
         if !self.terminal {
-            eprintln!("[{:>9}] {}/{} {message}", human(self.started.elapsed()), state.next, state.steps.len());
+            eprintln!(
+                "[{:>9}] {}/{} {message}",
+                human(self.started.elapsed()),
+                state.next,
+                state.steps.len()
+            );
         }
         state.began = Some((step, Instant::now()));
     }

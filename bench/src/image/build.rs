@@ -267,7 +267,8 @@ fn pack(recipe: &Recipe, stage: &Path, out: &Path) -> Result<(), Error> {
     for file in &recipe.files {
         let path = place(&file.path)?;
         put(&path, file.content.as_deref().unwrap_or_default().as_bytes())?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode)).map_err(Error::io("protect", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
+            .map_err(Error::io("protect", &path))?;
     }
     for link in &recipe.symlinks {
         let path = place(&link.path)?;
@@ -313,13 +314,16 @@ fn script(recipe: &Recipe) -> String {
     for hook in &recipe.hooks {
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = write!(text, "echo 'I: hook: {}' >&2\n(\n{}\n)", hook.name.replace('\'', ""), hook.script.trim());
+        let _ =
+            write!(text, "echo 'I: hook: {}' >&2\n(\n{}\n)", hook.name.replace('\'', ""), hook.script.trim());
         line(&text);
     }
     line("dpkg-divert --quiet --local --no-rename --remove /usr/sbin/update-initramfs");
     line("rm -f /boot/initrd.img-* /boot/System.map-*");
     line("mkdir -p /usr/share/bench");
-    line("dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' > /usr/share/bench/packages.tsv");
+    line(
+        "dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' > /usr/share/bench/packages.tsv",
+    );
     script
 }
 
@@ -349,7 +353,10 @@ fn tool_version(tool: &str) -> String {
     let ask = |option: &str| {
         let output = Command::new(tool).arg(option).stdin(Stdio::null()).output().ok()?;
         let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-        output.status.success().then(|| String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
     };
     ask(if tool == "mke2fs" { "-V" } else { "--version" }).unwrap_or_else(|| "unknown".into())
 }

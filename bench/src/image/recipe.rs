@@ -280,7 +280,9 @@ impl Recipe {
         }
         for unit in self.enable.iter().chain(&self.disable).chain(&self.mask) {
             if !plain(unit, "-_.@:\\") || !unit.contains('.') {
-                return Err(format!("`{unit}` is no name of a systemd unit (it needs its ending, such as .service)"));
+                return Err(format!(
+                    "`{unit}` is no name of a systemd unit (it needs its ending, such as .service)"
+                ));
             }
         }
         if let Some(unit) = self.enable.iter().find(|unit| self.mask.contains(unit)) {
@@ -289,9 +291,12 @@ impl Recipe {
         if let Some(module) = self.initramfs.iter().find(|module| !plain(module, "-_")) {
             return Err(format!("initramfs: `{module}` is no name of a kernel module"));
         }
-        let paths = self.files.iter().map(|file| &file.path).chain(self.symlinks.iter().map(|link| &link.path));
+        let paths =
+            self.files.iter().map(|file| &file.path).chain(self.symlinks.iter().map(|link| &link.path));
         for path in paths {
-            let clean = Path::new(path).components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+            let clean = Path::new(path)
+                .components()
+                .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
             if !path.starts_with('/') || !clean || path.ends_with('/') {
                 return Err(format!("`{path}`: give an absolute path without `..`"));
             }

@@ -93,6 +93,16 @@ pub fn enter() -> NamespaceError {
     }
 }
 
+/// `nsenter` arguments that go into the namespaces of a process inside.
+pub fn nsenter_flags(process: u32) -> Vec<String> {
+    let user = !nix::unistd::geteuid().is_root();
+    let mut flags = vec![format!("--target={process}"), "--mount".into(), "--net".into()];
+    if user {
+        flags.extend(["--user".into(), "--preserve-credentials".into()]);
+    }
+    flags
+}
+
 /// A folder in memory, of this mount namespace alone: it is gone when the namespace is.
 ///
 /// `anchor` is an existing or creatable empty folder that the file system is mounted over.

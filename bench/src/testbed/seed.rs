@@ -63,7 +63,7 @@ fn network(seed: &mut Seed, member: Member) {
         let bridged = member.role == Role::Host && network != Network::Migration;
         if !bridged {
             text(
-            seed,
+                seed,
                 format!("/etc/systemd/network/20-eth{i}.network"),
                 format!("[Match]\nName=eth{i}\n\n[Network]\n{address}{STATIC}"),
             );

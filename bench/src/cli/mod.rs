@@ -1,0 +1,94 @@
+//! The command line: what can be asked, and how an answer becomes an exit status.
+//!
+//! Exit status: 0 done; 1 failed; 2 done, but samples are invalid or something is degraded; 64 wrong
+//! usage (`EX_USAGE` of `sysexits.h`).
+
+mod run;
+mod testbed;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::image;
+
+/// Boot hosts, migrate guests between them for real, and measure what recontextualization costs and gains.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a testbed of hosts, go into a machine of it, or stop it
+    Testbed {
+        #[command(subcommand)]
+        command: testbed::Command,
+    },
+    /// Build, list and remove disk images
+    Image {
+        #[command(subcommand)]
+        command: image::cli::Command,
+    },
+}
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All is well.
+    Done,
+    /// It is done, but samples are invalid, or something is degraded.
+    Degraded,
+    /// The program that it ran for the user ended with this status.
+    Status(u8),
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // Standard output may be closed; there is nobody left to tell.
+            let _ = error.print();
+            return ExitCode::from(if usage { 64 } else { 0 });
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("BENCH_LOG").unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let ended = match cli.command {
+        Command::Testbed { command } => testbed::run(&command),
+        Command::Image { command } => {
+            image::cli::run(&command, &image_progress).map(|()| Ended::Done).map_err(anyhow::Error::from)
+        }
+    };
+    match ended {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Degraded) => ExitCode::from(2),
+        Ok(Ended::Status(status)) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line a step of an image build, on standard error.
+fn image_progress(progress: &image::Progress) {
+    let left =
+        progress.left.map_or(String::new(), |left| format!(" (about {} left)", crate::progress::human(left)));
+    eprintln!("image {}: {:3.0} % {}{left}", progress.image, progress.done * 100.0, progress.stage.label());
+}
+
+/// The folder in which our own programs stand: beside this one.
+fn programs() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    Ok(exe.parent().map_or_else(|| PathBuf::from("."), PathBuf::from))
+}
