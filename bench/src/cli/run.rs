@@ -5,25 +5,23 @@ use anyhow::Context as _;
 use super::{image_progress, programs};
 use crate::image::seed::Seed;
 use crate::image::{Cache, Recipe, build_all};
-use crate::scenario::Hypervisor;
+
 use crate::testbed::address::{Member, Role};
 use crate::testbed::domain::Guest;
+use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::machine::Accelerator;
 use crate::testbed::up::{Images, Spec};
-
-/// Names of the recipes that a hypervisor's hosts and its guests are made from.
-fn recipes(hypervisor: Hypervisor) -> anyhow::Result<[Recipe; 2]> {
-    let host = match hypervisor {
-        Hypervisor::Kvm => "host-kvm",
-        Hypervisor::Xen => "host-xen",
-    };
-    Ok([Recipe::built_in(host)?, Recipe::built_in("guest")?])
-}
 
 /// The images of a testbed, built when they are not in the cache.
 pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
     let cache = Cache::open()?;
-    let mut images = build_all(&recipes(hypervisor)?, &cache, false, &image_progress)?.into_iter();
+    let mut images = build_all(
+        &[Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?],
+        &cache,
+        false,
+        &image_progress,
+    )?
+    .into_iter();
     let (host, guest) = images.next().zip(images.next()).context("two recipes give two images")?;
     Ok(Images { host, guest })
 }
@@ -43,6 +41,7 @@ pub(super) fn plain_testbed(hosts: usize, servers: usize) -> anyhow::Result<Setu
         vcpus: 1,
     };
     let spec = Spec {
+        hypervisor: Hypervisor::Kvm,
         accelerator: Accelerator::Tcg,
         hosts,
         servers,

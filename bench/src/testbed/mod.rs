@@ -8,6 +8,7 @@
 pub mod address;
 pub mod console;
 pub mod domain;
+pub mod hypervisor;
 pub mod machine;
 pub mod namespace;
 pub mod network;

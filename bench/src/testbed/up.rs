@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use super::address::{Member, Network, Role};
 use super::domain::{GUEST_FOLDER, Guest};
+use super::hypervisor::Hypervisor;
 use super::machine::{Accelerator, Disk, Machine};
 use super::namespace::NamespaceError;
 use super::network::{self, NetworkError};
@@ -21,6 +22,8 @@ use crate::image::seed::Seed;
 /// What shall be up.
 #[derive(Debug, Clone)]
 pub struct Spec {
+    /// What runs guests on the hosts.
+    pub hypervisor: Hypervisor,
     /// What runs the hosts, as the probe found it.
     pub accelerator: Accelerator,
     /// How many hosts, at most as many as there are sites.
@@ -93,6 +96,8 @@ pub struct Testbed {
     pub keys: Keys,
     /// What runs the hosts, as QMP reported it.
     pub accelerator: Accelerator,
+    /// What runs guests on the hosts.
+    pub hypervisor: Hypervisor,
 }
 
 /// The kernel command line that all machines share. Interfaces keep the kernel's names, which follow
@@ -147,13 +152,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
     let mut machines = Vec::new();
     for (i, &site) in hosts.iter().enumerate() {
         let name = site.host_name();
-        let mut content = seed::common(
-            name,
-            site.host(),
-            &keys,
-            &names,
-            &["libvirtd.socket", "libvirtd-tcp.socket", "systemd-modules-load.service"],
-        );
+        let mut content = seed::common(name, site.host(), &keys, &names, spec.hypervisor.host_units());
         content = content
             .program(format!("{GUEST_FOLDER}/vmlinuz"), images.guest.kernel())
             .program(format!("{GUEST_FOLDER}/initrd"), images.guest.initrd());
@@ -216,6 +215,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
         guest_append: format!("{APPEND} {}", spec.guest_append).trim().to_owned(),
         keys,
         accelerator: spec.accelerator,
+        hypervisor: spec.hypervisor,
     })
 }
 
@@ -228,16 +228,6 @@ impl Testbed {
     /// The file server of a site.
     pub fn server(&self, site: Site) -> &Node {
         &self.servers[site as usize]
-    }
-
-    /// URI of a host's libvirt, for the bench and for the other host.
-    pub fn libvirt_uri(site: Site) -> String {
-        format!("qemu+tcp://{}/system", site.host().address(Network::Management))
-    }
-
-    /// Where a host listens for the stream of a migration.
-    pub fn migration_uri(site: Site) -> String {
-        format!("tcp://{}", site.host().address(Network::Migration))
     }
 
     /// Stops all machines.

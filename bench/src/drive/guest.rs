@@ -1,0 +1,178 @@
+//! The guest of an experiment: started on a host, migrated between hosts, stopped.
+
+use std::time::{Duration, Instant};
+
+use ctx::libvirt::{Connection, Domain, JobStats, MigrateFlags, MigrateOptions};
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+
+use crate::scenario::Migration;
+use crate::testbed::hypervisor::{Hypervisor, Unsupported};
+use crate::testbed::site::Site;
+use crate::testbed::up::Testbed;
+
+/// Why something could not be done with the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Libvirt refused.
+    #[error(transparent)]
+    Libvirt(#[from] ctx::libvirt::Error),
+    /// A migration took too long and was stopped; the guest is still at the source.
+    #[error("migration from {from} to {to} was stopped after {seconds} s, the scenario's `migration.timeout`")]
+    MigrationTimeout {
+        /// The source.
+        from: &'static str,
+        /// The destination.
+        to: &'static str,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// The hypervisor is not one that hosts boot with.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// A thread ended abnormally.
+    #[error("a libvirt call stopped: {0}")]
+    Join(#[from] JoinError),
+}
+
+/// A migration as it was seen from outside and as libvirt accounts for it.
+#[derive(Debug, Clone)]
+pub struct Migrated {
+    /// When the call was made, on the bench's clock.
+    pub started: Instant,
+    /// When it returned.
+    pub ended: Instant,
+    /// Statistics of the completed job; none when libvirt has none.
+    pub stats: Option<JobStats>,
+}
+
+impl Migrated {
+    /// From the call to its return.
+    pub fn total(&self) -> Duration {
+        self.ended.duration_since(self.started)
+    }
+}
+
+/// Connections to both hosts' libvirt, and the guest between them.
+pub struct GuestControl {
+    connections: [Connection; 2],
+    xml: String,
+    name: String,
+    migration: Migration,
+    hypervisor: Hypervisor,
+}
+
+impl GuestControl {
+    /// Connects to both hosts.
+    ///
+    /// # Errors
+    /// When a libvirt does not answer.
+    pub async fn connect(testbed: &Testbed, migration: &Migration) -> Result<GuestControl, GuestError> {
+        let hypervisor = testbed.hypervisor;
+        let open = |site: Site| spawn_blocking(move || Connection::open(&hypervisor.libvirt_uri(site)));
+        let (remote, local) = tokio::join!(open(Site::Remote), open(Site::Local));
+        Ok(GuestControl {
+            connections: [remote??, local??],
+            xml: hypervisor.domain_xml(&testbed.guest, &testbed.guest_append)?,
+            name: testbed.guest.name.clone(),
+            migration: migration.clone(),
+            hypervisor,
+        })
+    }
+
+    /// The connection to a site's host.
+    pub fn connection(&self, site: Site) -> &Connection {
+        &self.connections[site as usize]
+    }
+
+    /// Calls libvirt from a thread that may block.
+    ///
+    /// # Errors
+    /// What the call returned.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        site: Site,
+        call: impl FnOnce(&Connection) -> Result<T, ctx::libvirt::Error> + Send + 'static,
+    ) -> Result<T, GuestError> {
+        let connection = self.connection(site).clone();
+        Ok(spawn_blocking(move || call(&connection)).await??)
+    }
+
+    /// Starts the guest at a site.
+    ///
+    /// # Errors
+    /// What libvirt refused.
+    pub async fn start(&self, site: Site) -> Result<Domain, GuestError> {
+        let xml = self.xml.clone();
+        self.call(site, move |connection| connection.create(&xml)).await
+    }
+
+    /// The guest's domain at a site.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn domain(&self, site: Site) -> Result<Domain, GuestError> {
+        let name = self.name.clone();
+        self.call(site, move |connection| connection.domain(&name)).await
+    }
+
+    /// Where the guest runs now, as libvirt says; none when at neither site.
+    ///
+    /// # Errors
+    /// When a libvirt does not answer.
+    pub async fn site(&self) -> Result<Option<Site>, GuestError> {
+        for site in Site::ALL {
+            let name = self.name.clone();
+            let here = self
+                .call(site, move |connection| {
+                    Ok(connection.running_domains()?.iter().any(|domain| domain.name() == name))
+                })
+                .await?;
+            if here {
+                return Ok(Some(site));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Migrates the guest, live, and waits until it runs at the destination.
+    ///
+    /// # Errors
+    /// What libvirt refused, or that it took longer than the scenario allows; then it was aborted.
+    pub async fn migrate(&self, from: Site, to: Site) -> Result<Migrated, GuestError> {
+        let domain = self.domain(from).await?;
+        let destination = self.connection(to).clone();
+        let options = MigrateOptions {
+            flags: MigrateFlags { auto_converge: self.migration.auto_converge, ..MigrateFlags::default() },
+            uri: Some(self.hypervisor.migration_uri(to)),
+            ..MigrateOptions::default()
+        };
+        let limit = u64::try_from(self.migration.max_downtime.duration().as_millis()).unwrap_or(u64::MAX);
+        let deadline = self.migration.timeout.duration();
+        let moving = domain.clone();
+        let mut task = spawn_blocking(move || {
+            moving.set_max_downtime_ms(limit)?;
+            let started = Instant::now();
+            let arrived = moving.migrate(&destination, &options)?;
+            let ended = Instant::now();
+            Ok::<_, ctx::libvirt::Error>((started, ended, arrived))
+        });
+        let (started, ended, arrived) = match timeout(deadline, &mut task).await {
+            Ok(done) => done??,
+            Err(_) => {
+                let aborting = domain.clone();
+                // Aborting ends the call in the other thread, whose error then says less than ours.
+                spawn_blocking(move || aborting.abort_job()).await??;
+                return match task.await? {
+                    Ok(_) | Err(_) => Err(GuestError::MigrationTimeout {
+                        from: from.host_name(),
+                        to: to.host_name(),
+                        seconds: deadline.as_secs(),
+                    }),
+                };
+            }
+        };
+        let stats = spawn_blocking(move || arrived.completed_job_stats(true)).await?.ok();
+        Ok(Migrated { started, ended, stats })
+    }
+}

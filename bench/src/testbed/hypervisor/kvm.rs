@@ -1,0 +1,71 @@
+//! KVM: domains of libvirt's QEMU driver.
+//!
+//! A domain always has a virtio-scsi controller, with or without a context device behind it, so
+//! that the arms of a comparison differ in the device only.
+
+use crate::testbed::address::Network;
+use crate::testbed::domain::{GUEST_FOLDER, Guest, disk_path};
+
+/// The domain's XML for libvirt's QEMU driver.
+pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
+    let disk = |target: &str, serial: &str| {
+        format!(
+            "    <disk type='block' device='disk'>\n      \
+             <driver name='qemu' type='raw' cache='unsafe' io='threads'/>\n      \
+             <source dev='{}'/>\n      <target dev='{target}' bus='virtio'/>\n      \
+             <serial>{serial}</serial>\n      <readonly/>\n    </disk>\n",
+            disk_path(&format!("guest-{serial}")),
+        )
+    };
+    let interface = |network: Network| {
+        format!(
+            "    <interface type='bridge'>\n      <mac address='{}'/>\n      <source bridge='{}'/>\n      \
+             <model type='virtio'/>\n    </interface>\n",
+            guest.member.mac(network),
+            network.bridge(),
+        )
+    };
+    let interfaces: String = guest.member.role.networks().iter().map(|&n| interface(n)).collect();
+    format!(
+        "<domain type='kvm'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  \
+         <memory unit='MiB'>{memory}</memory>\n  <vcpu>{vcpus}</vcpu>\n  \
+         <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    \
+         <kernel>{GUEST_FOLDER}/vmlinuz</kernel>\n    <initrd>{GUEST_FOLDER}/initrd</initrd>\n    \
+         <cmdline>{append}</cmdline>\n  </os>\n  \
+         <features><acpi/><apic/></features>\n  \
+         <cpu mode='host-passthrough' migratable='on'/>\n  \
+         <clock offset='utc'/>\n  <on_poweroff>destroy</on_poweroff>\n  <on_reboot>destroy</on_reboot>\n  \
+         <on_crash>destroy</on_crash>\n  <devices>\n    \
+         <emulator>/usr/bin/qemu-system-x86_64</emulator>\n{root}{seed}    \
+         <controller type='scsi' index='0' model='virtio-scsi'/>\n    \
+         <controller type='usb' model='none'/>\n{interfaces}    \
+         <serial type='file'><source path='/var/log/{name}.console.log'/><target port='0'/></serial>\n    \
+         <console type='file'><source path='/var/log/{name}.console.log'/><target type='serial' port='0'/></console>\n    \
+         <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\n    \
+         <memballoon model='none'/>\n    <video><model type='none'/></video>\n  </devices>\n</domain>\n",
+        name = guest.name,
+        uuid = guest.uuid(),
+        memory = guest.memory_mib,
+        vcpus = guest.vcpus,
+        root = disk("vda", "root"),
+        seed = disk("vdb", "seed"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::address::{Member, Role};
+
+    #[test]
+    fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
+        let member = Member { role: Role::Guest, index: 0 };
+        let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1 };
+        let xml = domain_xml(&guest, "console=ttyS0 quiet");
+        let document = roxmltree::Document::parse(&xml).unwrap();
+        let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();
+        assert_eq!(disks.len(), 2);
+        assert!(disks.iter().all(|d| d.children().any(|c| c.has_tag_name("readonly"))));
+        assert!(document.descendants().any(|n| n.attribute("model") == Some("virtio-scsi")));
+    }
+}
