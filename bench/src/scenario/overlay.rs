@@ -126,15 +126,16 @@ pub(super) fn read(table: &Table<'_>) -> Result<Scenario, Fault> {
 /// serde's words without Rust's names for types.
 fn plain(message: &str) -> String {
     let whole = "a whole number from 0";
-    [("unknown variant", "unknown name"), ("u32", whole), ("u64", whole), ("f64", "a number")]
-        .iter()
-        .fold(message.to_owned(), |text, (rust, word)| {
+    [("unknown variant", "unknown name"), ("u32", whole), ("u64", whole), ("f64", "a number")].iter().fold(
+        message.to_owned(),
+        |text, (rust, word)| {
             // Only the words, never what a person wrote between quotation marks.
             match text.rsplit_once(&format!("expected {rust}")) {
                 Some((head, tail)) if tail.is_empty() => format!("{head}expected {word}"),
                 _ => text.strip_prefix(rust).map_or(text.clone(), |tail| format!("{word}{tail}")),
             }
-        })
+        },
+    )
 }
 
 fn describe(path: &[String]) -> Option<String> {
