@@ -126,7 +126,7 @@ mod tests {
     fn coverage_on_normal_data() {
         let normal = Normal::standard();
         let mut random = ChaCha8Rng::seed_from_u64(1);
-        let runs = 300;
+        let runs = 120;
         let covered = (0..runs)
             .filter(|_| {
                 let values: Vec<f64> =
@@ -135,11 +135,11 @@ mod tests {
             })
             .count();
         let share = covered as f64 / f64::from(runs);
-        assert!((0.85..=0.97).contains(&share), "{share}");
+        assert!((0.82..=0.98).contains(&share), "{share}");
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(8))]
 
         #[test]
         fn it_moves_and_stretches_with_the_values(

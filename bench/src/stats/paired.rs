@@ -136,7 +136,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(8))]
 
         #[test]
         fn turning_the_sides_turns_the_result(pairs in prop::collection::vec((0.1..10.0_f64, 0.1..10.0_f64), 1..12)) {
