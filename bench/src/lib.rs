@@ -24,6 +24,8 @@ pub mod sample;
 pub mod scenario;
 pub mod shape;
 pub mod stats;
+#[cfg(test)]
+mod synthetic;
 pub mod store;
 pub mod testbed;
 pub mod workload;

@@ -1,11 +1,24 @@
-//! Figures, drawn from samples alone.
+//! Figures, drawn from samples alone: samples → [`Analysis`] → [`Chart`] → SVG and PNG.
+//!
+//! A [`Chart`] is a plain description (bars, whiskers, dots, words), so what a figure says is tested
+//! without drawing it; [`draw`] lays it out the same way for both formats. The same samples give the
+//! same bytes: the font is our own file, and nothing depends on the machine or the clock.
+//!
+//! A new figure is a name in [`FigureId`] and a function from an [`Analysis`] to a [`Chart`].
+
+mod bars;
+pub mod chart;
+mod draw;
+mod paper;
 
 use std::fmt;
 
+pub use chart::Chart;
+pub use draw::{FigureError, png, svg};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::Experiment;
+use crate::{scenario::Experiment, stats::Analysis};
 
 /// A figure that the bench can draw, named after the paper's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
@@ -19,6 +32,17 @@ pub enum FigureId {
     Fig6,
     /// File operations with the remote server against the local one.
     Fig7,
+}
+
+/// What a caption says beside what the samples know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Context {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The runs' names.
+    pub runs: Vec<String>,
+    /// The profile, when it was not the file itself.
+    pub profile: Option<String>,
 }
 
 impl FigureId {
@@ -42,6 +66,16 @@ impl FigureId {
             Self::Fig6 | Self::Fig7 => Experiment::Gluster,
         }
     }
+
+    /// The description of the figure for these statistics.
+    pub fn chart(self, analysis: &Analysis, context: &Context) -> Chart {
+        match self {
+            Self::Fig1 => paper::fig1(analysis, context),
+            Self::Fig2 => paper::fig2(analysis, context),
+            Self::Fig6 => paper::fig6(analysis, context),
+            Self::Fig7 => paper::fig7(analysis, context),
+        }
+    }
 }
 
 impl fmt::Display for FigureId {
@@ -49,3 +83,6 @@ impl fmt::Display for FigureId {
         f.pad(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests;

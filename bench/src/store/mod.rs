@@ -1,1 +1,355 @@
-//! The folder of a run: append-only events, samples, manifest.
+//! The folder of a run: everything that was seen, written as it was seen, and never overwritten.
+//!
+//! ```text
+//! results/<scenario>/<run>/
+//!   manifest.json      what was asked and on what: scenario verbatim, seed, planned order, versions
+//!   events.jsonl       what happened, one JSON object a line, append-only
+//!   samples.csv        every value, one row each: a function of events.jsonl
+//!   raw/               output of tools as it came
+//!   figures/           fig*.svg, fig*.png: functions of samples.csv and manifest.json
+//!   report.html        the same
+//!   checksums.sha256   of every file above, in the format of sha256sum
+//! ```
+//!
+//! A run's name is its start in UTC and eight digits of a hash of what was asked, e.g.
+//! `20261122T131500Z-1a2b3c4d`. The folder is made under a hidden name that ends in `.partial`,
+//! with its manifest and an empty log, and renamed: a folder with a run's name is always one that
+//! can be opened. An existing one is never taken; the second run of a second gets `-2`.
+//!
+//! **Events.** A line is `{"seq":…,"t_utc":…,"t_mono_ns":…,"kind":…,"payload":…,"crc32":"…"}`. `seq`
+//! counts from 0 without gaps. `t_mono_ns` is `CLOCK_MONOTONIC` and comparable within one boot of the
+//! machine. `crc32` (IEEE, eight hex digits) covers the line's bytes before `,"crc32"`. Lines
+//! are written whole and with one call, so a killed program leaves at most one torn line at the
+//! end, which a reader leaves out and a resumed run cuts off. A bad line anywhere else means that
+//! the file was changed: the reader names it and stops. The log is synced to disk when a trial ends.
+//!
+//! **Trials.** Samples stand between `trial_started` and `trial_ended`. A trial that started and
+//! did not end was cut off: it is done again, and what it had measured stays, marked invalid with
+//! the reason. Events outside trials (the links before anything counts) stand for themselves.
+//!
+//! JSON lines and CSV, and no database: they are still read in twenty years, by `grep` if need be.
+
+mod checksums;
+mod error;
+mod event;
+mod file;
+mod manifest;
+mod samples;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::{Component, Path, PathBuf},
+    sync::Mutex,
+};
+
+pub(crate) use checksums::refresh;
+pub use checksums::{Mismatch, verify};
+use error::Doing;
+pub use error::StoreError;
+pub use event::{Event, Log, kind, read_log};
+pub(crate) use file::write_whole;
+pub use manifest::{About, Manifest};
+pub(crate) use samples::write as write_samples;
+pub use samples::{read_samples, samples_of};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    plan::{Plan, Trial},
+    sample::Sample,
+    scenario::{Scenario, hex},
+};
+
+pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const EVENTS: &str = "events.jsonl";
+pub(crate) const SAMPLES: &str = "samples.csv";
+pub(crate) const CHECKSUMS: &str = "checksums.sha256";
+pub(crate) const FIGURES: &str = "figures";
+pub(crate) const REPORT: &str = "report.html";
+const RAW: &str = "raw";
+
+/// How a trial ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was measured.
+    Completed,
+    /// Something failed; its samples say what. It is not done again.
+    Failed {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// A run's folder, open for writing; no other program has it open at the same time.
+///
+/// All methods take `&self`, so that it can be shared between tasks.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Opened for appending, and locked.
+    log: File,
+    /// Length of the log in whole lines.
+    bytes: u64,
+    events: Vec<Event>,
+    manifest: Manifest,
+}
+
+impl RunFolder {
+    /// Makes the folder of a new run under `results` (which is made when missing).
+    ///
+    /// # Errors
+    /// The folder cannot be made or written to; the error says what to do.
+    pub fn create(
+        results: &Path,
+        scenario: &Scenario,
+        plan: &Plan,
+        about: About,
+    ) -> Result<Self, StoreError> {
+        let now = event::Now::read();
+        let parent = results.join(scenario.name());
+        fs::create_dir_all(&parent).doing("make the folder", &parent)?;
+        let asked =
+            format!("{}\n{:?}\n{}", scenario.source.sha256, scenario.source.profile, scenario.design.seed);
+        let hash = &hex(&Sha256::digest(asked.as_bytes()))[..8];
+        let base = format!("{}-{hash}", now.compact_utc());
+        for attempt in 1..1000 {
+            let id = if attempt == 1 { base.clone() } else { format!("{base}-{attempt}") };
+            let path = parent.join(&id);
+            let partial = parent.join(format!(".{id}.partial"));
+            if path.exists() {
+                continue;
+            }
+            match fs::create_dir(&partial) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                other => other.doing("make the folder", &partial)?,
+            }
+            let manifest = Manifest::new(id, scenario, plan, about, now.utc());
+            manifest.write(&partial)?;
+            for folder in [RAW, FIGURES] {
+                fs::create_dir(partial.join(folder)).doing("make the folder", &partial.join(folder))?;
+            }
+            let events = partial.join(EVENTS);
+            let log =
+                OpenOptions::new().append(true).create_new(true).open(&events).doing("make", &events)?;
+            file::sync_dir(&partial)?;
+            fs::rename(&partial, &path).doing("rename to its own name", &path)?;
+            file::sync_dir(&parent)?;
+            let folder = Self::locked(path, log, manifest)?;
+            folder.event(kind::RUN_STARTED, &serde_json::json!({"run": folder.id()}))?;
+            return Ok(folder);
+        }
+        Err(StoreError::Exists { path: parent.join(base) })
+    }
+
+    /// Opens the folder of a run that did not finish, to go on with it.
+    ///
+    /// # Errors
+    /// There is no run, it is finished, another program works on it, or a file in it was changed.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let manifest = Manifest::read(path)?;
+        if manifest.ended_utc.is_some() {
+            return Err(StoreError::Finished { path: path.to_owned() });
+        }
+        let events = path.join(EVENTS);
+        let log = OpenOptions::new().read(true).append(true).open(&events).doing("open", &events)?;
+        let folder = Self::locked(path.to_owned(), log, manifest)?;
+        {
+            // Read under the lock: nobody appends any more.
+            let mut inner = folder.inner();
+            let read = read_log(&events)?;
+            inner.log.set_len(read.whole_bytes).doing("cut off the torn last line of", &events)?;
+            inner.bytes = read.whole_bytes;
+            inner.events = read.events;
+        }
+        folder
+            .event(kind::RUN_RESUMED, &serde_json::json!({"trials_done": folder.completed_trials().len()}))?;
+        folder.write_samples()?;
+        Ok(folder)
+    }
+
+    fn locked(path: PathBuf, log: File, manifest: Manifest) -> Result<Self, StoreError> {
+        match log.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(StoreError::Busy { path }),
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(source).doing("lock", &path.join(EVENTS));
+            }
+        }
+        Ok(Self { path, inner: Mutex::new(Inner { log, bytes: 0, events: Vec::new(), manifest }) })
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        // What it guards is whole after every statement, so a panic elsewhere does not spoil it.
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's name.
+    pub fn id(&self) -> String {
+        self.inner().manifest.run.clone()
+    }
+
+    /// The manifest as it stands.
+    pub fn manifest(&self) -> Manifest {
+        self.inner().manifest.clone()
+    }
+
+    /// Changes the manifest and writes it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn update_manifest(&self, change: impl FnOnce(&mut Manifest)) -> Result<(), StoreError> {
+        let mut inner = self.inner();
+        change(&mut inner.manifest);
+        inner.manifest.write(&self.path)
+    }
+
+    /// Appends an event.
+    ///
+    /// # Errors
+    /// The payload is not JSON, or the log cannot be written.
+    pub fn event(&self, kind: &str, payload: &impl Serialize) -> Result<(), StoreError> {
+        let payload = serde_json::to_value(payload)
+            .map_err(|source| StoreError::Payload { kind: kind.to_owned(), source })?;
+        let mut inner = self.inner();
+        let now = event::Now::read();
+        let event = Event {
+            seq: inner.events.len() as u64,
+            t_utc: now.utc(),
+            t_mono_ns: now.mono_ns(),
+            kind: kind.to_owned(),
+            payload,
+        };
+        let line = event.to_line();
+        let path = self.path.join(EVENTS);
+        if let Err(error) = inner.log.write_all(line.as_bytes()) {
+            // Half a line in the middle would spoil all that follow (disk full, then freed again).
+            let _ = inner.log.set_len(inner.bytes);
+            return Err(error).doing("write", &path);
+        }
+        inner.bytes += line.len() as u64;
+        inner.events.push(event);
+        Ok(())
+    }
+
+    /// Appends samples, all of them or none. One whose value is not a finite number is kept without a value, as invalid.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    pub fn samples(&self, samples: &[Sample]) -> Result<(), StoreError> {
+        let samples: Vec<_> = samples.iter().cloned().map(samples::finite).collect();
+        self.event(kind::SAMPLES, &samples)
+    }
+
+    /// Says that a trial begins.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    pub fn trial_started(&self, trial: &Trial) -> Result<(), StoreError> {
+        self.event(kind::TRIAL_STARTED, trial)
+    }
+
+    /// Says how a trial ended, syncs the log to disk and rewrites `samples.csv`.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn trial_ended(&self, trial: &Trial, outcome: &Outcome) -> Result<(), StoreError> {
+        let (outcome, reason) = match outcome {
+            Outcome::Completed => ("completed", ""),
+            Outcome::Failed { reason } => ("failed", reason.as_str()),
+        };
+        let payload = serde_json::json!({"order": trial.order, "outcome": outcome, "reason": reason});
+        self.event(kind::TRIAL_ENDED, &payload)?;
+        self.inner().log.sync_data().doing("sync", &self.path.join(EVENTS))?;
+        self.write_samples()
+    }
+
+    /// Positions in the plan of the trials that ended, which a resumed run leaves out.
+    pub fn completed_trials(&self) -> BTreeSet<u32> {
+        event::ended_trials(&self.inner().events)
+    }
+
+    /// A path under `raw/` for a tool's output, e.g. `block-3/bonnie-before.csv`. One that is taken
+    /// (by an attempt that was cut off) gets a number, so nothing is overwritten.
+    ///
+    /// # Errors
+    /// The name leaves the folder, or a folder cannot be made.
+    pub fn raw_file(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let relative = Path::new(name);
+        let plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
+        if name.is_empty() || !plain {
+            return Err(StoreError::Name { name: name.to_owned() });
+        }
+        let mut path = self.path.join(RAW).join(relative);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).doing("make the folder", folder)?;
+        }
+        let mut attempt = 2;
+        while path.exists() {
+            path = self.path.join(RAW).join(format!("{name}.{attempt}"));
+            attempt += 1;
+        }
+        Ok(path)
+    }
+
+    fn write_samples(&self) -> Result<(), StoreError> {
+        let samples = samples_of(&self.inner().events)?;
+        samples::write(&self.path, &samples)
+    }
+
+    /// Ends the run: samples, the end in the manifest, checksums of every file.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn finish(self) -> Result<PathBuf, StoreError> {
+        self.event(kind::RUN_ENDED, &serde_json::json!({"trials_done": self.completed_trials().len()}))?;
+        self.inner().log.sync_all().doing("sync", &self.path.join(EVENTS))?;
+        self.write_samples()?;
+        self.update_manifest(|manifest| manifest.ended_utc = Some(event::Now::read().utc()))?;
+        checksums::write(&self.path)?;
+        Ok(self.path)
+    }
+}
+
+/// A stored run, read and checked.
+#[derive(Debug, Clone)]
+pub struct StoredRun {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What was asked and on what.
+    pub manifest: Manifest,
+    /// The scenario, read again from the manifest.
+    pub scenario: Scenario,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// Every value; those of trials that were cut off are invalid.
+    pub samples: Vec<Sample>,
+}
+
+impl StoredRun {
+    /// Reads a run's folder, finished or not.
+    ///
+    /// # Errors
+    /// It is not a run's folder, or a file in it was changed.
+    pub fn read(path: &Path) -> Result<Self, StoreError> {
+        let manifest = Manifest::read(path)?;
+        let scenario = manifest.scenario()?;
+        let events = read_log(&path.join(EVENTS))?.events;
+        let samples = samples_of(&events)?;
+        Ok(Self { path: path.to_owned(), manifest, scenario, events, samples })
+    }
+}
+
+#[cfg(test)]
+mod tests;

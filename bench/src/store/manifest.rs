@@ -1,0 +1,174 @@
+//! `manifest.json`: what was asked, and on what it was measured.
+
+use std::{fs, io::ErrorKind, path::Path};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    MANIFEST,
+    error::{Doing as _, StoreError},
+    file::write_whole,
+};
+use crate::{plan::Plan, scenario::Scenario};
+
+/// The format that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// What the store cannot know by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct About {
+    /// Git revision of the bench, with `-dirty` when it had changes; none outside of a checkout.
+    pub git_revision: Option<String>,
+}
+
+/// What was asked, and on what it was measured.
+///
+/// The sections from `hosts` on are the drivers' own JSON; reports show them as they are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format: u32,
+    /// Name of the run.
+    pub run: String,
+    /// The scenario.
+    pub scenario: StoredScenario,
+    /// The seed of the order.
+    pub seed: u64,
+    /// The trials as planned; `events.jsonl` has what became of them.
+    pub plan: Plan,
+    /// Version of the bench.
+    pub tool_version: String,
+    /// Its git revision, when known.
+    pub git_revision: Option<String>,
+    /// Start of the run, UTC.
+    pub started_utc: String,
+    /// End of the run, UTC; none while it runs or when it was cut off.
+    pub ended_utc: Option<String>,
+    /// Accelerator of the hosts as QMP reported it: `kvm` or `tcg`; none before they are up.
+    pub accelerator: Option<String>,
+    /// Dilation of the links; none before it is chosen.
+    pub dilation: Option<f64>,
+    /// The hosts: processor, kernel, memory, addresses, versions.
+    #[serde(default)]
+    pub hosts: Value,
+    /// The guests.
+    #[serde(default)]
+    pub guests: Value,
+    /// Versions of the tools that were used.
+    #[serde(default)]
+    pub tools: Value,
+    /// The links as asked and as measured.
+    #[serde(default)]
+    pub links: Value,
+    /// The qdiscs as read back.
+    #[serde(default)]
+    pub qdiscs: Value,
+    /// Images, with their digests and package versions.
+    #[serde(default)]
+    pub images: Value,
+}
+
+/// The scenario in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredScenario {
+    /// Its name.
+    pub name: String,
+    /// Its title.
+    pub title: String,
+    /// The profile that was laid over it.
+    pub profile: Option<String>,
+    /// SHA-256 of the text.
+    pub sha256: String,
+    /// The file word for word.
+    pub text: String,
+}
+
+impl Manifest {
+    pub(super) fn new(
+        run: String,
+        scenario: &Scenario,
+        plan: &Plan,
+        about: About,
+        started_utc: String,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            run,
+            scenario: StoredScenario {
+                name: scenario.source.name.clone(),
+                title: scenario.title.clone(),
+                profile: scenario.source.profile.clone(),
+                sha256: scenario.source.sha256.clone(),
+                text: scenario.source.text.clone(),
+            },
+            seed: scenario.design.seed,
+            plan: plan.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            git_revision: about.git_revision,
+            started_utc,
+            ended_utc: None,
+            accelerator: None,
+            dilation: None,
+            hosts: Value::Null,
+            guests: Value::Null,
+            tools: Value::Null,
+            links: Value::Null,
+            qdiscs: Value::Null,
+            images: Value::Null,
+        }
+    }
+
+    /// Reads the manifest of a run's folder.
+    ///
+    /// # Errors
+    /// There is none, it was changed, or a later version wrote it.
+    pub fn read(folder: &Path) -> Result<Self, StoreError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let path = folder.join(MANIFEST);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(StoreError::NotARun { path: folder.to_owned() });
+            }
+            other => other.doing("read", &path)?,
+        };
+        let damaged = |error: serde_json::Error| StoreError::Damaged {
+            path: path.clone(),
+            line: error.line(),
+            what: format!("it is not a manifest: {error}"),
+        };
+        // The version first: a later format may not even have these fields.
+        let Version { format } = serde_json::from_str(&text).map_err(damaged)?;
+        if format != FORMAT {
+            return Err(StoreError::Format { path, found: format, known: FORMAT });
+        }
+        serde_json::from_str(&text).map_err(damaged)
+    }
+
+    /// The scenario, read again with its profile.
+    ///
+    /// # Errors
+    /// Its text was changed, or this version reads it differently.
+    pub fn scenario(&self) -> Result<Scenario, StoreError> {
+        let stored = &self.scenario;
+        Scenario::parse(&format!("{}.toml", stored.name), &stored.text, stored.profile.as_deref()).map_err(
+            |error| StoreError::Damaged {
+                path: MANIFEST.into(),
+                line: 1,
+                what: format!("its scenario cannot be read: {error}"),
+            },
+        )
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<(), StoreError> {
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|source| StoreError::Payload { kind: MANIFEST.to_owned(), source })?;
+        text.push('\n');
+        write_whole(&folder.join(MANIFEST), text.as_bytes())
+    }
+}
