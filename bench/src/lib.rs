@@ -14,6 +14,7 @@
 pub mod cli;
 pub mod doctor;
 pub mod drive;
+pub mod exec;
 pub mod figures;
 pub mod image;
 pub mod metric;

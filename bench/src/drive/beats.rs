@@ -6,137 +6,80 @@
 //! error is at most the interval between beats plus the way of a datagram.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bench_probe::Beat;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
-use tokio::time::timeout;
+
+use super::arrivals::{Arrival, Arrivals, arrivals};
 
 /// Port on which the bench listens for beats.
 pub const PORT: u16 = 4242;
 
-/// A beat with the time at which it arrived.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Received {
-    /// When, on the bench's monotonic clock.
-    pub at: Instant,
-    /// What it said.
-    pub beat: Beat,
-}
+/// How often the probe reads and sends: often enough to date a blackout of 100 ms, and seldom
+/// enough that an emulated guest spends a few percent on it.
+pub const INTERVAL: Duration = Duration::from_millis(50);
 
-/// All beats so far, and a way to wait for one.
-#[derive(Clone)]
-pub struct Beats {
-    all: Arc<Mutex<Vec<Received>>>,
-    count: watch::Receiver<usize>,
-}
+/// Beats as they arrive.
+pub type Beats = Arrivals<Beat>;
 
-impl Beats {
-    /// Listens on the bench's management address.
-    ///
-    /// # Errors
-    /// When the port cannot be had.
-    pub async fn listen(address: Ipv4Addr) -> std::io::Result<Beats> {
-        let socket = UdpSocket::bind(SocketAddr::from((address, PORT))).await?;
-        let all = Arc::new(Mutex::new(Vec::new()));
-        let (sender, count) = watch::channel(0);
-        let store = Arc::clone(&all);
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 2048];
-            while let Ok(length) = socket.recv(&mut buffer).await {
-                let at = Instant::now();
-                let Ok(beat) = Beat::decode(&buffer[..length]) else { continue };
-                let mut all = store.lock().unwrap_or_else(PoisonError::into_inner);
-                all.push(Received { at, beat });
-                sender.send_replace(all.len());
+/// Listens for beats on an address of the bench.
+///
+/// # Errors
+/// When the port cannot be had.
+pub async fn listen(address: Ipv4Addr) -> std::io::Result<Beats> {
+    let socket = UdpSocket::bind(SocketAddr::from((address, PORT))).await?;
+    let (inlet, beats) = arrivals();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 2048];
+        while let Ok(length) = socket.recv(&mut buffer).await {
+            // What is no beat is somebody else's datagram.
+            if let Ok(beat) = Beat::decode(&buffer[..length]) {
+                inlet.put(beat);
             }
-        });
-        Ok(Beats { all, count })
-    }
-
-    /// The beats that arrived from `from` on.
-    pub fn since(&self, from: Instant) -> Vec<Received> {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = all.partition_point(|r| r.at < from);
-        all[first..].to_vec()
-    }
-
-    /// The first beat from `from` on that satisfies `wanted`, waited for until the deadline.
-    pub async fn first(
-        &self,
-        from: Instant,
-        deadline: Duration,
-        wanted: impl Fn(&Beat) -> bool,
-    ) -> Option<Received> {
-        let mut count = self.count.clone();
-        let mut seen = {
-            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            all.partition_point(|r| r.at < from)
-        };
-        let search = async {
-            loop {
-                {
-                    let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(hit) = all[seen..].iter().find(|r| wanted(&r.beat)) {
-                        return Some(hit.clone());
-                    }
-                    seen = all.len();
-                }
-                if count.wait_for(|&n| n > seen).await.is_err() {
-                    return None;
-                }
-            }
-        };
-        timeout(deadline, search).await.ok().flatten()
-    }
+        }
+    });
+    Ok(beats)
 }
 
 /// The longest pause between two beats in a row, less the interval at which they are sent: how long
 /// the guest was silent. `None` with fewer than two beats.
-pub fn longest_gap(beats: &[Received], interval: Duration) -> Option<Duration> {
+pub fn longest_gap(beats: &[Arrival<Beat>]) -> Option<Duration> {
     beats
         .windows(2)
-        .map(|pair| pair[1].at.duration_since(pair[0].at).saturating_sub(interval))
+        .map(|pair| pair[1].at.duration_since(pair[0].at).saturating_sub(INTERVAL))
         .max()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn beat(text: &str) -> Beat {
         Beat { seq: 0, mono_ns: 0, real_ns: 0, content: text.to_owned(), error: None }
     }
 
-    fn at(start: Instant, millis: u64) -> Received {
-        Received { at: start + Duration::from_millis(millis), beat: beat("x") }
-    }
-
     #[test]
     fn the_gap_is_the_silence_not_the_interval() {
         let start = Instant::now();
-        let beats: Vec<Received> = [0, 50, 100, 950, 1000].into_iter().map(|m| at(start, m)).collect();
-        assert_eq!(longest_gap(&beats, Duration::from_millis(50)), Some(Duration::from_millis(800)));
-        assert_eq!(longest_gap(&beats[..1], Duration::from_millis(50)), None);
+        let beats: Vec<Arrival<Beat>> = [0, 50, 100, 950, 1000]
+            .into_iter()
+            .map(|millis| Arrival { at: start + Duration::from_millis(millis), value: beat("x") })
+            .collect();
+        assert_eq!(longest_gap(&beats), Some(Duration::from_millis(800)));
+        assert_eq!(longest_gap(&beats[..1]), None);
     }
 
     #[tokio::test]
-    async fn a_beat_is_waited_for_and_older_ones_are_not_taken() {
-        let beats = Beats::listen(Ipv4Addr::LOCALHOST).await.unwrap();
-        let sender = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let send = async |text: &str| {
-            sender.send_to(&beat(text).encode(), (Ipv4Addr::LOCALHOST, PORT)).await.unwrap();
-        };
-        send("old").await;
-        let deadline = Duration::from_secs(10);
-        let old = beats.first(Instant::now().checked_sub(deadline).unwrap(), deadline, |_| true).await.unwrap();
-        assert_eq!(old.beat.content, "old");
+    async fn a_beat_arrives_and_other_datagrams_do_not() {
+        let beats = listen(Ipv4Addr::LOCALHOST).await.unwrap();
         let from = Instant::now();
-        send("new").await;
-        let new = beats.first(from, deadline, |_| true).await.unwrap();
-        assert_eq!(new.beat.content, "new");
-        assert!(beats.first(from, Duration::from_millis(20), |b| b.content == "old").await.is_none());
+        let sender = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        sender.send_to(b"noise", (Ipv4Addr::LOCALHOST, PORT)).await.unwrap();
+        sender.send_to(&beat("new").encode(), (Ipv4Addr::LOCALHOST, PORT)).await.unwrap();
+        let arrival = beats.first(from, Duration::from_secs(30), |_| true).await.unwrap();
+        assert_eq!(arrival.value.content, "new");
     }
 }

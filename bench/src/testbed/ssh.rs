@@ -7,11 +7,13 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::drive::arrivals::{Arrivals, arrivals};
+use crate::exec::{Exec, ExecError, Output};
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
@@ -40,28 +42,6 @@ pub enum SshError {
         command: String,
         /// What ssh said.
         reason: String,
-    },
-    /// A command took too long.
-    #[error("{machine}: `{command}` did not end within {seconds} s")]
-    Timeout {
-        /// Name of the machine.
-        machine: String,
-        /// First line of the command.
-        command: String,
-        /// The deadline.
-        seconds: u64,
-    },
-    /// A command failed.
-    #[error("{machine}: `{command}` failed ({status}): {stderr}")]
-    Failed {
-        /// Name of the machine.
-        machine: String,
-        /// First line of the command.
-        command: String,
-        /// Its exit status.
-        status: String,
-        /// The end of its standard error.
-        stderr: String,
     },
 }
 
@@ -140,9 +120,6 @@ pub struct Ssh {
     session: Arc<Session>,
 }
 
-/// The longest a command may take when its caller says nothing else.
-pub const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
-
 impl Ssh {
     /// Connects, trying again until the deadline.
     ///
@@ -187,56 +164,61 @@ impl Ssh {
         &self.machine
     }
 
-    /// Runs a shell script and returns what it printed, whatever its exit status.
+    /// Starts a program there and returns its standard output, line by line, dated as it arrives.
+    /// It runs until the connection ends.
     ///
     /// # Errors
-    /// When the connection fails or the deadline passes.
-    pub async fn output(&self, script: &str, deadline: Duration) -> Result<Output, SshError> {
-        let command = first_line(script);
-        let mut run = self.session.command("sh");
-        run.arg("-c").arg(script).stdin(Stdio::null());
-        match timeout(deadline, run.output()).await {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(e)) => {
-                Err(SshError::Transport { machine: self.machine.clone(), command, reason: chain(&e) })
-            }
-            Err(_) => {
-                Err(SshError::Timeout { machine: self.machine.clone(), command, seconds: deadline.as_secs() })
-            }
-        }
-    }
-
-    /// Runs a shell script that must succeed and returns its standard output.
-    ///
-    /// # Errors
-    /// As [`Ssh::output`], and [`SshError::Failed`] when its exit status is not 0.
-    pub async fn run_within(&self, script: &str, deadline: Duration) -> Result<String, SshError> {
-        let output = self.output(script, deadline).await?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let tail: Vec<&str> = stderr.trim().lines().rev().take(5).collect();
-        Err(SshError::Failed {
+    /// When it cannot be started.
+    pub async fn follow(&self, program: &str, arguments: &[&str]) -> Result<Arrivals<String>, SshError> {
+        let transport = |e: openssh::Error| SshError::Transport {
             machine: self.machine.clone(),
-            command: first_line(script),
-            status: output.status.to_string(),
-            stderr: tail.into_iter().rev().collect::<Vec<_>>().join(" | "),
-        })
-    }
-
-    /// As [`Ssh::run_within`] with [`COMMAND_DEADLINE`].
-    ///
-    /// # Errors
-    /// As [`Ssh::run_within`].
-    pub async fn run(&self, script: &str) -> Result<String, SshError> {
-        self.run_within(script, COMMAND_DEADLINE).await
+            command: program.to_owned(),
+            reason: chain(&e),
+        };
+        let mut child = Arc::clone(&self.session)
+            .arc_command(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .await
+            .map_err(transport)?;
+        let (inlet, lines) = arrivals();
+        let stdout = child.stdout().take();
+        tokio::spawn(async move {
+            if let Some(stdout) = stdout {
+                let mut reader = BufReader::new(stdout).lines();
+                while let Ok(Some(line)) = reader.next_line().await {
+                    inlet.put(line);
+                }
+            }
+            // The child is kept until its output has ended: dropping it would end it.
+            let _ = child.wait().await;
+        });
+        Ok(lines)
     }
 }
 
-fn first_line(script: &str) -> String {
-    let line = script.trim().lines().next().unwrap_or_default();
-    line.chars().take(120).collect()
+impl Exec for Ssh {
+    fn name(&self) -> &str {
+        &self.machine
+    }
+
+    async fn run(&self, script: &str) -> Result<Output, ExecError> {
+        use std::os::unix::process::ExitStatusExt;
+        let unreachable =
+            |e: openssh::Error| ExecError::Unreachable { host: self.machine.clone(), reason: chain(&e) };
+        let mut command = self.session.command("sh");
+        command.arg("-c").arg(script).stdin(Stdio::null());
+        let output = command.output().await.map_err(unreachable)?;
+        let status = output.status;
+        Ok(Output {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            status: status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(-1),
+        })
+    }
 }
 
 /// An error with its causes, one line.

@@ -1,0 +1,120 @@
+//! Values that arrive from machines, dated on the bench's clock, and a way to wait for one.
+//!
+//! Hosts and guests have clocks of their own; whatever must be compared between them is dated
+//! here, when it arrives.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// A value with the time at which it arrived.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrival<T> {
+    /// When, on the bench's monotonic clock.
+    pub at: Instant,
+    /// What.
+    pub value: T,
+}
+
+/// All arrivals so far. Clones share them.
+#[derive(Debug)]
+pub struct Arrivals<T> {
+    all: Arc<Mutex<Vec<Arrival<T>>>>,
+    count: watch::Receiver<usize>,
+}
+
+impl<T> Clone for Arrivals<T> {
+    fn clone(&self) -> Self {
+        Arrivals { all: Arc::clone(&self.all), count: self.count.clone() }
+    }
+}
+
+/// Where arrivals are put in.
+#[derive(Debug)]
+pub struct Inlet<T> {
+    all: Arc<Mutex<Vec<Arrival<T>>>>,
+    count: watch::Sender<usize>,
+}
+
+/// An empty list and its inlet.
+pub fn arrivals<T>() -> (Inlet<T>, Arrivals<T>) {
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let (sender, receiver) = watch::channel(0);
+    (Inlet { all: Arc::clone(&all), count: sender }, Arrivals { all, count: receiver })
+}
+
+impl<T> Inlet<T> {
+    /// Something has arrived just now.
+    pub fn put(&self, value: T) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Arrival { at: Instant::now(), value });
+        self.count.send_replace(all.len());
+    }
+}
+
+impl<T: Clone> Arrivals<T> {
+    /// What arrived from `from` on.
+    pub fn since(&self, from: Instant) -> Vec<Arrival<T>> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = all.partition_point(|arrival| arrival.at < from);
+        all[first..].to_vec()
+    }
+
+    /// The first arrival from `from` on that is `wanted`, waited for until the deadline.
+    pub async fn first(
+        &self,
+        from: Instant,
+        deadline: Duration,
+        wanted: impl Fn(&T) -> bool,
+    ) -> Option<Arrival<T>> {
+        let mut count = self.count.clone();
+        let mut seen = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.partition_point(|arrival| arrival.at < from)
+        };
+        let search = async {
+            loop {
+                {
+                    let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(hit) = all[seen..].iter().find(|arrival| wanted(&arrival.value)) {
+                        return Some(hit.clone());
+                    }
+                    seen = all.len();
+                }
+                if count.wait_for(|&n| n > seen).await.is_err() {
+                    return None;
+                }
+            }
+        };
+        timeout(deadline, search).await.ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn older_arrivals_are_not_taken_and_new_ones_are_waited_for() {
+        let (inlet, arrivals) = arrivals();
+        inlet.put("old");
+        let from = Instant::now();
+        let deadline = Duration::from_secs(30);
+        let (hit, ()) = tokio::join!(arrivals.first(from, deadline, |v| *v != "other"), async {
+            inlet.put("other");
+            tokio::task::yield_now().await;
+            inlet.put("new");
+        });
+        assert_eq!(hit.unwrap().value, "new");
+        assert_eq!(arrivals.since(from).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_closed_inlet_ends_the_wait() {
+        let (inlet, arrivals) = arrivals::<u8>();
+        drop(inlet);
+        assert!(arrivals.first(Instant::now(), Duration::from_secs(30), |_| true).await.is_none());
+    }
+}

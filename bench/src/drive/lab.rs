@@ -1,0 +1,219 @@
+//! Everything that a trial needs, up and connected: machines, guest, heartbeat, recontextualizers.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::beats::{self, Beats};
+use super::guest::{GuestControl, GuestError};
+use super::measure::Conditions;
+use super::recontextualizer::{Recontextualizer, RecontextError};
+use crate::exec::ExecError;
+use crate::scenario::{Arm, Experiment, Scenario};
+use crate::shape::ShapeError;
+use crate::testbed::address::Network;
+use crate::testbed::site::Site;
+use crate::testbed::ssh::{Ssh, SshError};
+use crate::testbed::up::{Images, Spec, Testbed, UpError, up};
+
+/// Why a trial, or the run, could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// The testbed did not come up.
+    #[error(transparent)]
+    Up(#[from] UpError),
+    /// Libvirt or a migration.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// A command on a machine.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A connection.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// A recontextualization.
+    #[error(transparent)]
+    Recontext(#[from] RecontextError),
+    /// A link is not as asked.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The run's folder.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The bench's own socket.
+    #[error("cannot listen for heartbeats: {0}")]
+    Listen(#[source] std::io::Error),
+    /// Something that had to happen did not.
+    #[error("{what} within {seconds} s{evidence}")]
+    Late {
+        /// What did not happen, e.g. `the guest sent no heartbeat`.
+        what: String,
+        /// The deadline.
+        seconds: u64,
+        /// What was seen instead.
+        evidence: String,
+    },
+    /// The workload.
+    #[error("{0}")]
+    Workload(String),
+}
+
+/// How long a guest may take to boot, nested and emulated.
+const GUEST_BOOT: Duration = Duration::from_secs(300);
+/// How long new content may take to be readable in the guest.
+pub const VISIBLE: Duration = Duration::from_secs(120);
+
+/// A testbed with the guest on it.
+pub struct Lab {
+    /// The machines.
+    pub testbed: Testbed,
+    /// The guest.
+    pub guest: GuestControl,
+    /// Its heartbeat.
+    pub beats: Beats,
+    /// The recontextualizers of both hosts.
+    pub recontextualizer: Recontextualizer,
+    /// What was asked.
+    pub scenario: Scenario,
+    /// What all samples share.
+    pub conditions: Conditions,
+}
+
+impl Lab {
+    /// Boots the machines, connects to them and starts the guest at the remote site.
+    ///
+    /// # Errors
+    /// Whatever did not come up, with evidence.
+    pub async fn up(
+        scenario: &Scenario,
+        spec: &Spec,
+        images: &Images,
+        state: &Path,
+        logs: &Path,
+    ) -> Result<Lab, DriveError> {
+        let testbed = up(spec, images, state, logs).await?;
+        let beats = beats::listen(Network::bench_address()).await.map_err(DriveError::Listen)?;
+        let guest = GuestControl::connect(&testbed, &scenario.migration).await?;
+        let recontextualizer = Recontextualizer::connect(&testbed).await?;
+        let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
+        let conditions = Conditions {
+            accelerator: testbed.accelerator.name(),
+            hypervisor: scenario.testbed.hypervisor.name(),
+            dilation: match scenario.experiment {
+                Experiment::Migration => 1.0,
+                Experiment::Gluster => scenario.testbed.dilation_on(emulated),
+            },
+        };
+        let lab = Lab { testbed, guest, beats, recontextualizer, scenario: scenario.clone(), conditions };
+        lab.boot_guest().await?;
+        Ok(lab)
+    }
+
+    async fn boot_guest(&self) -> Result<(), DriveError> {
+        let from = Instant::now();
+        self.guest.start(Site::Remote).await?;
+        if self.beats.first(from, GUEST_BOOT, |_| true).await.is_some() {
+            return Ok(());
+        }
+        let console = crate::exec::Exec::demand(
+            &self.testbed.host(Site::Remote).ssh,
+            "read the guest's console",
+            &format!("tail -n 20 /var/log/{}.console.log", self.testbed.guest.name),
+            Duration::from_secs(30),
+        )
+        .await
+        .unwrap_or_else(|e| e.to_string());
+        Err(DriveError::Late {
+            what: "the guest sent no heartbeat".into(),
+            seconds: GUEST_BOOT.as_secs(),
+            evidence: format!("; its console ended with\n{console}"),
+        })
+    }
+
+    /// A connection to the guest.
+    ///
+    /// # Errors
+    /// When SSH in the guest does not answer.
+    pub async fn guest_ssh(&self) -> Result<Ssh, DriveError> {
+        let guest = &self.testbed.guest;
+        let address = guest.member.address(Network::Management);
+        Ok(Ssh::connect(&guest.name, address, &self.testbed.keys, Duration::from_secs(120)).await?)
+    }
+
+    /// Brings the guest to the remote site with the arm's devices and daemons, whatever the trial
+    /// before left.
+    ///
+    /// # Errors
+    /// Whatever could not be put in its place.
+    pub async fn prepare(&self, arm: Arm) -> Result<(), DriveError> {
+        // Nobody reacts to the way back.
+        for site in Site::ALL {
+            self.recontextualizer.stop(site).await?;
+        }
+        match self.guest.site().await? {
+            Some(Site::Remote) => {}
+            Some(Site::Local) => {
+                self.guest.migrate(Site::Local, Site::Remote).await?;
+            }
+            None => self.boot_guest().await?,
+        }
+        match arm {
+            Arm::Plain => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
+            Arm::Recontext => {
+                let from = Instant::now();
+                self.recontextualizer.provide(&self.guest, Site::Remote).await?;
+                self.recontextualizer.start(Site::Remote).await?;
+                self.recontextualizer.trigger(Site::Remote, &self.testbed.guest.name).await?;
+                self.visible(Site::Remote, from, VISIBLE).await?;
+            }
+        }
+        self.steady().await
+    }
+
+    /// Waits until a program in the guest reads the infrastructure data of a site; the time of the
+    /// first such beat after `from`.
+    ///
+    /// # Errors
+    /// When it does not within the deadline, with what it read last.
+    pub async fn visible(&self, site: Site, from: Instant, deadline: Duration) -> Result<Instant, DriveError> {
+        let hit = self.beats.first(from, deadline, |beat| beat.content == site.name()).await;
+        hit.map(|arrival| arrival.at).ok_or_else(|| {
+            let last = self.beats.since(from).pop().map(|arrival| arrival.value);
+            let evidence = match last {
+                None => "; no heartbeat came".to_owned(),
+                Some(beat) => match beat.error {
+                    Some(error) => format!("; the probe there said: {error}"),
+                    None => format!("; it read {:?}", beat.content),
+                },
+            };
+            DriveError::Late {
+                what: format!("no program in the guest read the data of site {}", site.name()),
+                seconds: deadline.as_secs(),
+                evidence,
+            }
+        })
+    }
+
+    /// Waits until the guest beats without a gap for two seconds: what was done before has settled.
+    ///
+    /// # Errors
+    /// When it does not within two minutes.
+    pub async fn steady(&self) -> Result<(), DriveError> {
+        const QUIET: Duration = Duration::from_secs(2);
+        const LIMIT: Duration = Duration::from_secs(120);
+        let start = Instant::now();
+        let mut from = start;
+        while start.elapsed() < LIMIT {
+            let Some(_) = self.beats.first(from + QUIET, LIMIT, |_| true).await else { break };
+            let window = self.beats.since(from);
+            match beats::longest_gap(&window) {
+                Some(gap) if gap < Duration::from_millis(500) => return Ok(()),
+                _ => from = Instant::now(),
+            }
+        }
+        Err(DriveError::Late {
+            what: "the guest's heartbeat was not steady".into(),
+            seconds: LIMIT.as_secs(),
+            evidence: String::new(),
+        })
+    }
+}

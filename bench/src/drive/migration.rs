@@ -1,0 +1,87 @@
+//! One trial of the migration experiment: a live migration, with or without recontextualization.
+//!
+//! This is what happens when a guest has migrated, read from top to bottom: libvirt moves it; the
+//! destination's recontextualizer sees it arrive, and resolves, detaches, builds and attaches; the
+//! guest's file system shows the new content; a program reads it.
+
+use std::time::{Duration, Instant};
+
+use ctx::libvirt::JobStats;
+
+use super::beats::longest_gap;
+use super::guest::Migrated;
+use super::lab::{DriveError, Lab, VISIBLE};
+use super::measure::Measures;
+use crate::metric;
+use crate::plan::Trial;
+use crate::scenario::Arm;
+use crate::testbed::site::Site;
+
+/// Migrates the guest from the remote site to the local one and measures it.
+///
+/// # Errors
+/// When the guest could not be prepared, or the migration failed.
+pub async fn trial(lab: &Lab, trial: &Trial) -> Result<Measures, DriveError> {
+    lab.prepare(trial.arm).await?;
+    if trial.arm == Arm::Recontext {
+        lab.recontextualizer.start(Site::Local).await?;
+    }
+    let mut measures = Measures::default();
+    let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
+    migration(&mut measures, &moved);
+    if trial.arm == Arm::Recontext {
+        recontextualization(lab, &mut measures, &moved).await;
+    }
+    downtime_probe(lab, &mut measures, &moved).await;
+    Ok(measures)
+}
+
+/// What the migrate call and libvirt's statistics say.
+pub fn migration(measures: &mut Measures, moved: &Migrated) {
+    const MISSING: &str = "libvirt has no statistics of the completed job";
+    measures.seconds(metric::MIGRATION_TOTAL, "", moved.total());
+    let stat = |pick: fn(&JobStats) -> Option<u64>| moved.stats.as_ref().and_then(pick).map(|v| v as f64);
+    let seconds = stat(|s| s.time_elapsed_ms).map(|ms| ms / 1000.0);
+    measures.maybe(metric::MIGRATION_TIME_LIBVIRT, "", seconds, "s", MISSING);
+    measures.maybe(metric::DOWNTIME, "", stat(|s| s.downtime_ms), "ms", MISSING);
+    measures.maybe(metric::MEMORY_TRANSFERRED, "", stat(|s| s.memory_processed), "B", MISSING);
+}
+
+/// What the destination's recontextualizer recorded, and when a program in the guest could read it.
+async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
+    match lab.recontextualizer.record(Site::Local, moved.started, VISIBLE).await {
+        Ok(record) => {
+            measures.seconds(
+                metric::WITH_RECONTEXT_TOTAL,
+                "",
+                record.at.duration_since(moved.started),
+            );
+            measures.seconds(metric::RECONTEXT_TIME, "", record.value.total());
+            for (phase, took) in record.value.phases() {
+                measures.seconds(metric::RECONTEXT_PHASE, phase, took);
+            }
+        }
+        Err(error) => {
+            let reason = error.to_string();
+            measures.invalid(metric::WITH_RECONTEXT_TOTAL, "", "s", &reason);
+            measures.invalid(metric::RECONTEXT_TIME, "", "s", &reason);
+        }
+    }
+    match lab.visible(Site::Local, moved.started, VISIBLE).await {
+        Ok(at) => {
+            measures.seconds(metric::CONTENT_VISIBLE, "", at.saturating_duration_since(moved.ended));
+            measures.seconds(metric::CONTENT_VISIBLE_FROM_START, "", at.duration_since(moved.started));
+        }
+        Err(error) => measures.invalid(metric::CONTENT_VISIBLE, "", "s", &error.to_string()),
+    }
+}
+
+/// The blackout as it is seen from outside: the longest gap in the heartbeat around the switch.
+pub async fn downtime_probe(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
+    // The first beat after the switch closes the gap.
+    let arrived = lab.beats.first(moved.ended, Duration::from_secs(30), |_| true).await;
+    let until = arrived.map_or_else(Instant::now, |arrival| arrival.at);
+    let beats: Vec<_> = lab.beats.since(moved.started).into_iter().filter(|b| b.at <= until).collect();
+    let gap = longest_gap(&beats).map(|gap| gap.as_secs_f64() * 1000.0);
+    measures.maybe(metric::DOWNTIME_PROBE, "", gap, "ms", "no heartbeat came around the switch");
+}

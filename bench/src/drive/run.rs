@@ -1,0 +1,163 @@
+//! A run: the trials of the plan, one after the other, each written down before the next begins.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::gluster::GlusterLab;
+use super::lab::{DriveError, Lab};
+use super::measure::{Measures, failed};
+use super::migration;
+use crate::exec::Exec;
+use crate::plan::{Plan, Trial};
+use crate::progress::{Progress, Step};
+use crate::scenario::{Experiment, Scenario};
+use crate::store::{Outcome, RunFolder};
+use crate::testbed::node::Node;
+use crate::testbed::up::{Images, Spec};
+
+/// What became of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Trials that this call did.
+    pub trials: usize,
+    /// How many of them failed.
+    pub failed: usize,
+    /// Samples that may not be used, over the whole run.
+    pub invalid: usize,
+}
+
+/// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
+const FAILURES_IN_A_ROW: usize = 3;
+
+/// The steps of a run, with how long each takes on an emulated machine of two cores.
+pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
+    let mut steps = vec![Step::new("boot hosts and guest", 90)];
+    if scenario.experiment == Experiment::Gluster {
+        steps.push(Step::new("start servers, shape and measure links", 90));
+    }
+    for trial in trials {
+        let which = if trial.is_warmup() {
+            "warm-up".to_owned()
+        } else {
+            format!("block {} of {}", trial.block, scenario.design.blocks)
+        };
+        let seconds = match scenario.experiment {
+            Experiment::Migration => 60,
+            Experiment::Gluster if trial.file_operations => 540,
+            Experiment::Gluster => 210,
+        };
+        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
+    }
+    steps
+}
+
+/// Does the trials of the plan that have not ended yet.
+///
+/// # Errors
+/// When the testbed does not come up, a link is not as asked, the folder cannot be written, or
+/// several trials in a row fail. What was measured until then is in the folder.
+pub async fn run(
+    folder: &RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    spec: &Spec,
+    images: &Images,
+    state: &Path,
+) -> Result<Summary, DriveError> {
+    let done = folder.completed_trials();
+    let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
+    let progress = Progress::new(steps(scenario, &left));
+    progress.begin();
+    let consoles = folder.raw_file(&format!("machines-{}/.", done.len())).map(|p| p.parent().map(Path::to_owned));
+    let logs = consoles?.unwrap_or_else(|| folder.path().to_owned());
+    let lab = Lab::up(scenario, spec, images, state, &logs).await?;
+    describe(folder, &lab, images).await?;
+    let gluster = match scenario.experiment {
+        Experiment::Migration => None,
+        Experiment::Gluster => {
+            progress.begin();
+            Some(GlusterLab::up(&lab, folder).await?)
+        }
+    };
+    let mut failures = 0;
+    let mut summary = Summary { trials: 0, failed: 0, invalid: 0 };
+    for trial in &left {
+        progress.begin();
+        folder.trial_started(trial)?;
+        let measured = match &gluster {
+            None => migration::trial(&lab, trial).await,
+            Some(gluster) => gluster.trial(&lab, trial, folder).await,
+        };
+        let (measures, outcome) = outcome(measured);
+        if let Outcome::Failed { reason } = &outcome {
+            progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
+            failures += 1;
+            summary.failed += 1;
+        } else {
+            failures = 0;
+        }
+        let samples = measures.samples(trial, &lab.conditions);
+        summary.invalid += samples.iter().filter(|s| !s.valid).count();
+        summary.trials += 1;
+        folder.samples(&samples)?;
+        folder.trial_ended(trial, &outcome)?;
+        if failures == FAILURES_IN_A_ROW {
+            let Outcome::Failed { reason } = outcome else { break };
+            return Err(DriveError::Workload(format!(
+                "{FAILURES_IN_A_ROW} trials in a row failed, the last because: {reason}"
+            )));
+        }
+    }
+    progress.finish();
+    lab.testbed.down().await;
+    Ok(summary)
+}
+
+fn outcome(measured: Result<Measures, DriveError>) -> (Measures, Outcome) {
+    match measured {
+        Ok(measures) => (measures, Outcome::Completed),
+        Err(error) => {
+            let reason = error.to_string().replace('\n', " | ");
+            (failed(&reason), Outcome::Failed { reason })
+        }
+    }
+}
+
+/// Writes into the manifest what the machines are.
+async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), DriveError> {
+    let mut machines = serde_json::Map::new();
+    for node in lab.testbed.hosts.iter().chain(&lab.testbed.servers) {
+        machines.insert(node.name().to_owned(), machine(node).await?);
+    }
+    let image = |image: &crate::image::Image| serde_json::to_value(&image.manifest).unwrap_or(Value::Null);
+    folder.update_manifest(|manifest| {
+        manifest.accelerator = Some(lab.conditions.accelerator.to_owned());
+        manifest.dilation = Some(lab.conditions.dilation);
+        manifest.hosts = Value::Object(machines);
+        manifest.guests = json!({
+            lab.testbed.guest.name.clone(): {
+                "memory_mib": lab.testbed.guest.memory_mib,
+                "vcpus": lab.testbed.guest.vcpus,
+                "kernel_command_line": lab.testbed.guest_append,
+            }
+        });
+        manifest.images = json!({ "host": image(&images.host), "guest": image(&images.guest) });
+        manifest.tools = super::tools::here();
+    })?;
+    Ok(())
+}
+
+async fn machine(node: &Node) -> Result<Value, DriveError> {
+    const SCRIPT: &str = "uname -srv; cat /proc/cmdline; nproc; grep -m1 'model name' /proc/cpuinfo; \
+        dpkg-query -W -f '${Package} ${Version}\\n' libvirt-daemon qemu-system-x86 glusterfs-server iproute2 bonnie++ 2>/dev/null || true";
+    let text = node.ssh.demand("describe the machine", SCRIPT, Duration::from_secs(60)).await?;
+    Ok(json!({
+        "memory_mib": node.machine.memory_mib,
+        "vcpus": node.machine.vcpus,
+        "accelerator": node.accelerator.name(),
+        "boot_seconds": (node.boot_time.as_secs_f64() * 10.0).round() / 10.0,
+        "description": text.lines().collect::<Vec<_>>(),
+    }))
+}
