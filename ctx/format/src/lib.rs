@@ -1,1 +1,3 @@
 //! What host and guest agree on.
+
+pub mod read;
