@@ -1,0 +1,257 @@
+//! Context data in, an ISO 9660 image out: the same bytes for the same data, every time.
+//!
+//! ISO 9660 because every hypervisor can attach it and every guest can read it. Rock Ridge carries
+//! the names and modes for Unix guests, Joliet the names for others. The layout is
+//! `/.ctx/manifest.json` and `/data/**`; everything belongs to root, directories are 0700, and all
+//! times are one fixed time, so an image can be compared, cached and signed by its digest.
+
+use std::io;
+
+use hadris_fs::{Content, NoClock, Node, Owner, PathError, Permissions, SetAttr, Tree};
+use hadris_iso::{IsoId, IsoLevel};
+
+use crate::data::{ContextData, TreeConflict};
+use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Mode};
+
+/// The volume label of an image, by which a guest tells what it is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Label {
+    /// Data that a machine starts with and keeps, like the service class.
+    #[default]
+    Ctx,
+    /// Data that is replaced while the machine runs, like the infrastructure class.
+    Rectx,
+}
+
+impl Label {
+    /// The label as it stands in the volume descriptor.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ctx => "CTX",
+            Self::Rectx => "RECTX",
+        }
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Label {
+    type Err = LabelError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "CTX" => Ok(Self::Ctx),
+            "RECTX" => Ok(Self::Rectx),
+            _ => Err(LabelError { label: text.to_owned() }),
+        }
+    }
+}
+
+/// Why a string is not a [`Label`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{label}` is not a label: use CTX (initial data) or RECTX (data replaced at run time)")]
+pub struct LabelError {
+    /// The label as given.
+    pub label: String,
+}
+
+/// How to write an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// The volume label.
+    pub label: Label,
+}
+
+/// Why an image was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The paths do not make a tree.
+    #[error(transparent)]
+    Tree(#[from] TreeConflict),
+    /// No reader would accept the manifest.
+    #[error("the manifest of {files} files has {size} bytes, readers take {MAX_MANIFEST}: split the class")]
+    ManifestTooLarge {
+        /// How many files there are.
+        files: usize,
+        /// The manifest's size in bytes.
+        size: usize,
+    },
+    /// The image writer refused.
+    #[error("the ISO image cannot be written: {0}")]
+    Iso(String),
+}
+
+impl From<PathError> for WriteError {
+    fn from(error: PathError) -> Self {
+        Self::Iso(error.to_string())
+    }
+}
+
+/// What the descriptors, directories and their padding take beside the files, at most, for a small
+/// tree. Only a hint for the first allocation; the image grows when it is not enough.
+const OVERHEAD: usize = 512 << 10;
+
+/// The image of `data`, in memory.
+///
+/// # Errors
+/// [`WriteError`] when the paths do not make a tree or the data is larger than ISO 9660 level 3 or
+/// a reader allows.
+pub fn write_iso(data: &ContextData, options: &ImageOptions) -> Result<Vec<u8>, WriteError> {
+    data.check_tree()?;
+    let manifest = data.manifest().to_json();
+    if manifest.len() > MAX_MANIFEST {
+        return Err(WriteError::ManifestTooLarge { files: data.files.len(), size: manifest.len() });
+    }
+    let payload: usize = data.files.values().map(|file| file.content.len().next_multiple_of(2048)).sum();
+    let mut image = Vec::with_capacity(payload + manifest.len() + OVERHEAD);
+
+    let mut tree = Tree::new();
+    put(&mut tree, MANIFEST_PATH, &manifest, Mode::PRIVATE)?;
+    // Also when there is no file: a reader looks for it.
+    put_dir(&mut tree, DATA_DIR)?;
+    for (path, file) in &data.files {
+        for parent in path.parents() {
+            put_dir(&mut tree, &format!("{DATA_DIR}/{parent}"))?;
+        }
+        put(&mut tree, &format!("{DATA_DIR}/{path}"), &file.content, file.mode)?;
+    }
+    hadris_iso::sync::write(&mut image, &tree, &iso_options(*options))?;
+    Ok(image)
+}
+
+fn iso_options(options: ImageOptions) -> hadris_iso::IsoOptions {
+    hadris_iso::IsoOptions::new()
+        .with_id(IsoId::Volume, options.label.as_str())
+        .with_id(IsoId::Application, "CTX")
+        .with_level(IsoLevel::L3)
+        .with_joliet()
+        .with_rock_ridge()
+        .with_time(NoClock::TIME)
+}
+
+fn put(tree: &mut Tree, path: &str, content: &[u8], mode: Mode) -> Result<(), PathError> {
+    if let Some((parent, _)) = path.rsplit_once('/') {
+        put_dir(tree, parent)?;
+    }
+    tree.insert(path, Node::file(Content::bytes(content)).with_attrs(attrs(mode.bits())))
+}
+
+fn put_dir(tree: &mut Tree, path: &str) -> Result<(), PathError> {
+    match tree.get(path) {
+        Some(_) => Ok(()),
+        None => tree.insert(path, Node::dir().with_attrs(attrs(0o700))),
+    }
+}
+
+fn attrs(mode: u16) -> SetAttr {
+    SetAttr::new().with_permissions(Permissions::new(mode.into())).with_owner(Owner::new(0, 0))
+}
+
+/// Writes `bytes` to `path` so that `path` is at any time, a power cut included, either what it was
+/// or all of `bytes`: a new file of mode 0600 beside it, fsync, rename, fsync of the directory.
+///
+/// # Errors
+/// Whatever the file system answers; `path` is then unchanged and the temporary file removed.
+pub fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
+    use std::fs::{self, File, OpenOptions};
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => std::path::Path::new("."),
+    };
+    // Hidden, and unlike any finished name: a cleaner can tell leftovers of a crash by `.tmp`.
+    let mut temporary_name = std::ffi::OsString::from(".");
+    temporary_name.push(name);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    temporary_name.push(format!(".{}.{count}.tmp", std::process::id()));
+    let temporary = parent.join(temporary_name);
+
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(parent)?.sync_all()
+    })();
+    if written.is_err() {
+        // Best effort: the error that matters is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::class::Priority;
+    use crate::data::File;
+
+    fn data(files: &[(&str, &str)]) -> ContextData {
+        ContextData {
+            class: "infrastructure".parse().unwrap(),
+            priority: Priority(200),
+            generation: 3,
+            instance_id: "i-1".parse().unwrap(),
+            files: files.iter().map(|(path, text)| (path.parse().unwrap(), File::private(*text))).collect(),
+        }
+    }
+
+    #[test]
+    fn the_label_is_in_the_volume_descriptor() {
+        for label in [Label::Ctx, Label::Rectx] {
+            let image = write_iso(&data(&[]), &ImageOptions { label }).unwrap();
+            // ECMA-119 8.4: the primary descriptor is sector 16, its volume identifier bytes 40..72.
+            let descriptor = &image[16 * 2048..17 * 2048];
+            assert_eq!(&descriptor[..6], b"\x01CD001");
+            assert_eq!(String::from_utf8_lossy(&descriptor[40..72]).trim_end(), label.as_str());
+            assert_eq!(label.as_str().parse(), Ok(label));
+        }
+        assert!("CONTEXT".parse::<Label>().is_err());
+    }
+
+    #[test]
+    fn only_what_is_said_changes_the_bytes() {
+        let options = ImageOptions::default();
+        let one = write_iso(&data(&[("a/b", "x"), ("c", "y")]), &options).unwrap();
+        assert_eq!(one, write_iso(&data(&[("c", "y"), ("a/b", "x")]), &options).unwrap());
+        assert_ne!(one, write_iso(&data(&[("a/b", "x"), ("c", "z")]), &options).unwrap());
+    }
+
+    #[test]
+    fn a_file_below_a_file_is_refused() {
+        let error = write_iso(&data(&[("a", ""), ("a/b", "")]), &ImageOptions::default()).unwrap_err();
+        assert!(matches!(error, WriteError::Tree(_)), "{error}");
+    }
+
+    #[test]
+    fn an_atomic_write_leaves_the_new_file_alone_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.iso");
+        for bytes in [&b"old"[..], b"new"] {
+            write_atomically(&path, bytes).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_atomic_write_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::create_dir(&path).unwrap();
+        assert!(write_atomically(&path, b"x").is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
