@@ -17,6 +17,7 @@ pub mod class;
 pub mod data;
 pub mod manifest;
 pub mod path;
+pub mod read;
 pub mod write;
 
 pub use class::{ClassName, Priority};

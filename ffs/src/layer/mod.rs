@@ -1,0 +1,255 @@
+//! Layers: immutable snapshots of trees, from directories and from images.
+//!
+//! A layer is read once into a tree of names and attributes; file content stays where it is (in
+//! sealed memory, or behind a directory's descriptor) and is fetched when a program reads. A layer
+//! never changes: when its source does, a new snapshot takes its place in a new generation.
+
+pub mod device;
+pub mod dir;
+pub mod image;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::sealed::Sealed;
+
+/// A name in a directory, as bytes.
+pub type Name = Box<[u8]>;
+
+/// One layer of the union.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Unique among the layers of a mount; the class of a context image.
+    pub name: String,
+    /// Layers of higher priority hide lower ones; between equals the later name (by bytes) wins, so
+    /// that the order never depends on which arrived first.
+    pub priority: u16,
+    /// Where it came from, for people.
+    pub origin: String,
+    /// The generation that the image's manifest states, if it has one.
+    pub generation: Option<u64>,
+    /// Its tree.
+    pub root: Arc<LayerDir>,
+}
+
+/// A directory of one layer.
+#[derive(Debug)]
+pub struct LayerDir {
+    /// Its attributes.
+    pub meta: Meta,
+    /// Hides what lower layers have in the directory of this path.
+    pub opaque: bool,
+    /// Its entries by name.
+    pub entries: BTreeMap<Name, LayerNode>,
+}
+
+/// What a name in a layer stands for.
+#[derive(Debug, Clone)]
+pub enum LayerNode {
+    /// A directory.
+    Dir(Arc<LayerDir>),
+    /// Anything else that is visible.
+    Leaf(Arc<Leaf>),
+    /// Hides what lower layers have under this name (overlayfs's whiteout).
+    Whiteout,
+}
+
+/// A file, link or special file of one layer.
+#[derive(Debug)]
+pub struct Leaf {
+    /// Its attributes.
+    pub meta: Meta,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// Attributes, as stat(2) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// Type bits, as in `st_mode & S_IFMT`.
+    pub kind: Kind,
+    /// Permission bits with set-id and sticky bits.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes of content or of a link's target.
+    pub size: u64,
+    /// Last modification.
+    pub mtime: SystemTime,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+}
+
+/// The type of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Directory.
+    Dir,
+    /// Regular file.
+    File,
+    /// Symbolic link.
+    Symlink,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+    /// Named pipe.
+    Fifo,
+    /// Socket.
+    Socket,
+}
+
+/// Where the content of a leaf is.
+#[derive(Debug)]
+pub enum Content {
+    /// In an image in sealed memory: ranges of it, in order.
+    Sealed {
+        /// The image, shared by all its files.
+        image: Arc<Sealed>,
+        /// Offset and length of each range.
+        ranges: Box<[(u64, u64)]>,
+    },
+    /// In a file of a directory layer.
+    Path {
+        /// The layer's directory.
+        root: Arc<OwnedFd>,
+        /// The file, from there.
+        path: PathBuf,
+        /// What the file was when the layer was read.
+        stamp: Stamp,
+    },
+    /// The target of a symbolic link.
+    Target(Box<[u8]>),
+    /// Nothing, as in a device or pipe.
+    Empty,
+}
+
+/// Tells whether a file is still the one that was seen: the fields that the kernel changes with any
+/// replacement or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Device and inode number.
+    pub inode: (u64, u64),
+    /// Size in bytes.
+    pub size: u64,
+    /// Change time: seconds and nanoseconds.
+    pub ctime: (i64, i64),
+}
+
+impl Meta {
+    /// A directory of root's that everybody may read: the root of a mount that has no layer.
+    pub fn bare_dir() -> Self {
+        Self {
+            kind: Kind::Dir,
+            perm: 0o755,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: SystemTime::UNIX_EPOCH,
+            device: (0, 0),
+        }
+    }
+}
+
+impl Leaf {
+    /// Whether a program that reads both cannot tell them apart (attributes aside).
+    ///
+    /// Equal content keeps its inode across generations: caches stay warm and nobody is told of a
+    /// change that is none.
+    pub fn same_content(&self, other: &Self) -> bool {
+        if self.meta.kind != other.meta.kind
+            || self.meta.size != other.meta.size
+            || self.meta.device != other.meta.device
+        {
+            return false;
+        }
+        match (&self.content, &other.content) {
+            (Content::Sealed { image: a, ranges: x }, Content::Sealed { image: b, ranges: y }) => {
+                (Arc::ptr_eq(a, b) && x == y) || chunks_equal(a.chunks(x), b.chunks(y))
+            }
+            (Content::Path { stamp: a, .. }, Content::Path { stamp: b, .. }) => a == b,
+            (Content::Target(a), Content::Target(b)) => a == b,
+            (Content::Empty, Content::Empty) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Compares two byte strings that come in pieces cut at different places.
+fn chunks_equal<'a>(
+    mut a: impl Iterator<Item = &'a [u8]>,
+    mut b: impl Iterator<Item = &'a [u8]>,
+) -> bool {
+    let (mut x, mut y): (&[u8], &[u8]) = (&[], &[]);
+    loop {
+        if x.is_empty() {
+            x = a.find(|chunk| !chunk.is_empty()).unwrap_or_default();
+        }
+        if y.is_empty() {
+            y = b.find(|chunk| !chunk.is_empty()).unwrap_or_default();
+        }
+        let len = x.len().min(y.len());
+        if len == 0 {
+            return x.is_empty() && y.is_empty();
+        }
+        if x[..len] != y[..len] {
+            return false;
+        }
+        (x, y) = (&x[len..], &y[len..]);
+    }
+}
+
+/// Turns names that say "whiteout" into what they mean: `.wh.NAME` hides NAME, `.wh..wh..opq` makes
+/// its directory opaque (the AUFS convention that image layers use, since ISO 9660 tools drop
+/// character devices). Returns `None` for such names.
+pub(crate) fn whiteout_name(name: &[u8]) -> WhiteoutName<'_> {
+    match name.strip_prefix(b".wh.") {
+        Some(b".wh..opq") => WhiteoutName::Opaque,
+        // `.wh.` alone names nothing, and AUFS keeps its own files under `.wh..wh.`.
+        Some(b"") => WhiteoutName::Ignored,
+        Some(rest) if rest.starts_with(b".wh.") => WhiteoutName::Ignored,
+        Some(hidden) => WhiteoutName::Hides(hidden),
+        None => WhiteoutName::Plain,
+    }
+}
+
+/// What a name says about whiteouts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WhiteoutName<'a> {
+    /// An ordinary name.
+    Plain,
+    /// Hides this name in lower layers.
+    Hides(&'a [u8]),
+    /// Makes the directory opaque.
+    Opaque,
+    /// Bookkeeping of another program: not shown.
+    Ignored,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_compare_by_content() {
+        let split = |text: &'static [u8], at: usize| [&text[..at], &text[at..]].into_iter();
+        assert!(chunks_equal(split(b"abcdef", 2), split(b"abcdef", 5)));
+        assert!(chunks_equal(split(b"abc", 0), split(b"abc", 3)));
+        assert!(!chunks_equal(split(b"abcdef", 2), split(b"abcdeX", 5)));
+        assert!(!chunks_equal(split(b"abc", 1), split(b"abcd", 1)));
+    }
+
+    #[test]
+    fn whiteout_names() {
+        assert_eq!(whiteout_name(b"a"), WhiteoutName::Plain);
+        assert_eq!(whiteout_name(b".wh.a"), WhiteoutName::Hides(b"a"));
+        assert_eq!(whiteout_name(b".wh..hidden"), WhiteoutName::Hides(b".hidden"));
+        assert_eq!(whiteout_name(b".wh..wh..opq"), WhiteoutName::Opaque);
+        assert_eq!(whiteout_name(b".wh..wh.plnk"), WhiteoutName::Ignored);
+    }
+}

@@ -1,0 +1,207 @@
+//! A mount: the kernel session, and the switch from one generation to the next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use fuser::{Config, INodeNo, MountOption, Notifier, SessionACL};
+use nix::mount::{MntFlags, umount2};
+
+use crate::diff::{Change, What, diff};
+use crate::fs::{Ffs, Shared};
+use crate::generation::Generation;
+use crate::layer::Layer;
+use crate::merge::{Inodes, Node};
+
+/// Threads that answer the kernel: a cold burst from several programs runs side by side, and a
+/// thread that opens a file of a directory layer does not hold up the others.
+const THREADS: usize = 4;
+
+/// Why a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The mount point cannot be used.
+    #[error("cannot mount on `{}`: {source}", point.display())]
+    Mount {
+        /// The mount point.
+        point: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The unmount was refused.
+    #[error("cannot unmount `{}`: {source}", point.display())]
+    Unmount {
+        /// The mount point.
+        point: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A mounted union.
+pub struct Mount {
+    point: PathBuf,
+    shared: Arc<Shared>,
+    inodes: Inodes,
+    notifier: Notifier,
+    /// One switch at a time.
+    switching: Mutex<()>,
+}
+
+/// Ends when the file system was unmounted, by us or by anybody.
+pub struct Session(JoinHandle<io::Result<()>>);
+
+/// What a switch did.
+#[derive(Debug)]
+pub struct Switch {
+    /// The generation that is shown now.
+    pub generation: Arc<Generation>,
+    /// What changed, by path.
+    pub changes: Vec<Change>,
+}
+
+impl Mount {
+    /// Mounts a union of `layers` on a directory.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`].
+    pub fn new(point: &Path, layers: Vec<Arc<Layer>>) -> Result<(Self, Session), MountError> {
+        let error = |source| MountError::Mount { point: point.to_owned(), source };
+        let point = point.canonicalize().map_err(error)?;
+        let inodes = Inodes::default();
+        let generation = Generation::build(layers, None, &inodes, SystemTime::now());
+        let shared = Arc::new(Shared::new(generation));
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("ffs".to_owned()),
+            MountOption::Subtype("ffs".to_owned()),
+            MountOption::RO,
+            MountOption::DefaultPermissions,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoAtime,
+        ];
+        // Without root the kernel lets only the owner in, unless /etc/fuse.conf says otherwise.
+        config.acl = if nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let session = fuser::Session::new(Ffs(shared.clone()), &point, &config)
+            .map_err(|source| MountError::Mount { point: point.clone(), source })?;
+        let notifier = session.notifier();
+        let thread = std::thread::Builder::new()
+            .name("session".to_owned())
+            .spawn(move || session.run())
+            .map_err(|source| MountError::Mount { point: point.clone(), source })?;
+        Ok((Self { point, shared, inodes, notifier, switching: Mutex::new(()) }, Session(thread)))
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// What is shown now.
+    pub fn current(&self) -> Arc<Generation> {
+        self.shared.current.load_full()
+    }
+
+    /// Inodes that the kernel holds references to.
+    pub fn known_inodes(&self) -> usize {
+        self.shared.table.len()
+    }
+
+    /// Whether a directory layer was found to differ from its scan since this was last asked.
+    pub fn take_stale(&self) -> bool {
+        self.shared.stale.swap(false, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Shows other layers: all at once for programs that look from now on.
+    ///
+    /// `edit` gets the present layers and returns those to come. When this returns, every lookup
+    /// and every open sees the new generation; what was open keeps the old one.
+    pub fn switch(&self, edit: impl FnOnce(&[Arc<Layer>]) -> Vec<Arc<Layer>>) -> Switch {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.current();
+        let next = edit(&before.layers);
+        let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
+        let diff = diff(&before.root, &next.root);
+        {
+            let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            self.shared.current.store(next.clone());
+            for dir in &diff.dirs {
+                self.shared.table.renew(&Node::Dir(dir.clone()));
+            }
+            for node in &diff.same_inode {
+                self.shared.table.renew(node);
+            }
+        }
+        self.invalidate(&diff);
+        Switch { generation: next, changes: diff.changes }
+    }
+
+    /// Makes the kernel forget what is no longer true. Not from a request handler: the kernel waits
+    /// for directory locks that a request may hold.
+    fn invalidate(&self, diff: &crate::diff::Diff) {
+        use std::os::unix::ffi::OsStrExt;
+        let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
+        let mut failed = None;
+        for change in &diff.changes {
+            let told = match change.what {
+                What::Attributes { ino } => self.notifier.inval_inode(INodeNo(ino), -1, 0),
+                // Names below a directory that came or went are reached through it alone.
+                _ if !kept.contains(&change.parent) => continue,
+                _ => {
+                    let name = std::ffi::OsStr::from_bytes(change.name());
+                    self.notifier.inval_entry(INodeNo(change.parent), name)
+                }
+            };
+            failed = told.err().or(failed);
+        }
+        // After the names: their invalidation waited for listings under way, so none of those can
+        // fill the cache again with what was true before.
+        for dir in &diff.dirs {
+            failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
+        }
+        if let Some(error) = failed {
+            tracing::warn!(%error, "the kernel refused an invalidation: old names may show until they are dropped");
+        }
+    }
+
+    /// Unmounts. What is still open keeps working until the program ends.
+    ///
+    /// # Errors
+    /// [`MountError::Unmount`]; not when it is already unmounted.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        // fuser 0.18.0 gives up on a busy mount and leaves a dead one behind: ours is always detached.
+        let result = match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
+            Err(nix::errno::Errno::EBUSY) => umount2(&self.point, MntFlags::MNT_DETACH),
+            other => other,
+        };
+        match result {
+            // EINVAL: not a mount point any more.
+            Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(()),
+            Err(nix::errno::Errno::EPERM) => {
+                let status = std::process::Command::new("fusermount3").arg("-uz").arg(&self.point).status();
+                match status {
+                    Ok(status) if status.success() => Ok(()),
+                    Ok(status) => Err(io::Error::other(format!("fusermount3: {status}"))),
+                    Err(error) => Err(error),
+                }
+                .map_err(|source| MountError::Unmount { point: self.point.clone(), source })
+            }
+            Err(errno) => Err(MountError::Unmount { point: self.point.clone(), source: errno.into() }),
+        }
+    }
+}
+
+impl Session {
+    /// Waits until the file system is unmounted.
+    ///
+    /// # Errors
+    /// What ended the session otherwise.
+    pub fn wait(self) -> io::Result<()> {
+        self.0.join().map_err(|_| io::Error::other("the thread that answers the kernel panicked"))?
+    }
+}

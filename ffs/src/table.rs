@@ -1,0 +1,105 @@
+//! The inodes that the kernel knows, and the open files and directories.
+//!
+//! The kernel names inodes by number and counts its references; an entry stays until the last is
+//! forgotten, so an open file of an old generation keeps its content (and that keeps its image) in
+//! memory, and nothing else does.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::merge::{Dir, Node, ROOT};
+
+/// Shards: enough that the threads of a mount rarely meet.
+const SHARDS: u64 = 16;
+
+struct Known {
+    node: Node,
+    references: u64,
+}
+
+/// Inodes by number.
+pub(crate) struct Table(Vec<Mutex<HashMap<u64, Known>>>);
+
+/// A panic elsewhere leaves these maps whole: each change is one insertion or removal.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Table {
+    pub(crate) fn new(root: Arc<Dir>) -> Self {
+        let table = Self((0..SHARDS).map(|_| Mutex::default()).collect());
+        // The kernel never forgets the root: it is held from the start.
+        table.remember(&Node::Dir(root));
+        table
+    }
+
+    fn shard(&self, ino: u64) -> MutexGuard<'_, HashMap<u64, Known>> {
+        // SHARDS fits in usize; the remainder is below it.
+        locked(&self.0[(ino % SHARDS) as usize])
+    }
+
+    pub(crate) fn get(&self, ino: u64) -> Option<Node> {
+        self.shard(ino).get(&ino).map(|known| known.node.clone())
+    }
+
+    /// Counts one more reference of the kernel.
+    pub(crate) fn remember(&self, node: &Node) {
+        let mut shard = self.shard(node.ino());
+        shard.entry(node.ino()).or_insert_with(|| Known { node: node.clone(), references: 0 }).references += 1;
+    }
+
+    pub(crate) fn forget(&self, ino: u64, references: u64) {
+        if ino == ROOT {
+            return;
+        }
+        let mut shard = self.shard(ino);
+        if let Some(known) = shard.get_mut(&ino) {
+            known.references = known.references.saturating_sub(references);
+            if known.references == 0 {
+                shard.remove(&ino);
+            }
+        }
+    }
+
+    /// Lets a number stand for a newer object, if the kernel knows it.
+    pub(crate) fn renew(&self, node: &Node) {
+        if let Some(known) = self.shard(node.ino()).get_mut(&node.ino()) {
+            known.node = node.clone();
+        }
+    }
+
+    /// How many inodes the kernel holds.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|shard| locked(shard).len()).sum()
+    }
+}
+
+/// Things that are open, by handle.
+pub(crate) struct Handles<T> {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<T>>>,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        // 0 stands for "no handle".
+        Self { next: AtomicU64::new(1), open: Mutex::default() }
+    }
+}
+
+impl<T> Handles<T> {
+    pub(crate) fn insert(&self, value: T) -> u64 {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        locked(&self.open).insert(handle, Arc::new(value));
+        handle
+    }
+
+    pub(crate) fn get(&self, handle: u64) -> Option<Arc<T>> {
+        locked(&self.open).get(&handle).cloned()
+    }
+
+    pub(crate) fn remove(&self, handle: u64) {
+        locked(&self.open).remove(&handle);
+    }
+}
