@@ -267,11 +267,16 @@ fn pack(recipe: &Recipe, stage: &Path, out: &Path) -> Result<(), Error> {
     for file in &recipe.files {
         let path = place(&file.path)?;
         put(&path, file.content.as_deref().unwrap_or_default().as_bytes())?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode)).map_err(Error::io("protect", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
+            .map_err(Error::io("protect", &path))?;
     }
     for link in &recipe.symlinks {
         let path = place(&link.path)?;
         std::os::unix::fs::symlink(&link.target, &path).map_err(Error::io("create", &path))?;
+    }
+    for path in &recipe.switch_off {
+        let path = place(path)?;
+        std::os::unix::fs::symlink("/dev/null", &path).map_err(Error::io("create", &path))?;
     }
     put(&place(HOOK)?, script(recipe).as_bytes())?;
     let output = Command::new("tar")
@@ -313,13 +318,16 @@ fn script(recipe: &Recipe) -> String {
     for hook in &recipe.hooks {
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = write!(text, "echo 'I: hook: {}' >&2\n(\n{}\n)", hook.name.replace('\'', ""), hook.script.trim());
+        let _ =
+            write!(text, "echo 'I: hook: {}' >&2\n(\n{}\n)", hook.name.replace('\'', ""), hook.script.trim());
         line(&text);
     }
     line("dpkg-divert --quiet --local --no-rename --remove /usr/sbin/update-initramfs");
     line("rm -f /boot/initrd.img-* /boot/System.map-*");
     line("mkdir -p /usr/share/bench");
-    line("dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' > /usr/share/bench/packages.tsv");
+    line(
+        "dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' > /usr/share/bench/packages.tsv",
+    );
     script
 }
 
@@ -349,7 +357,10 @@ fn tool_version(tool: &str) -> String {
     let ask = |option: &str| {
         let output = Command::new(tool).arg(option).stdin(Stdio::null()).output().ok()?;
         let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-        output.status.success().then(|| String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
     };
     ask(if tool == "mke2fs" { "-V" } else { "--version" }).unwrap_or_else(|| "unknown".into())
 }
@@ -375,7 +386,7 @@ mod tests {
         pack(&Recipe::built_in("guest").unwrap(), &folder.path().join("files"), &out).unwrap();
         let output = Command::new("tar").arg("-tvf").arg(&out).output().unwrap();
         let listing = String::from_utf8(output.stdout).unwrap();
-        assert!(listing.lines().all(|line| line.starts_with("-rw-") && line.contains(" 0/0 ")), "{listing}");
+        assert!(listing.lines().all(|line| !line.starts_with('d') && line.contains(" 0/0 ")), "{listing}");
         assert!(listing.contains("etc/ssh/sshd_config.d/00-bench.conf"));
     }
 }

@@ -144,7 +144,8 @@ mod tests {
         let output = child.wait_with_output().unwrap();
         let listing = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success());
-        let line = |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_default().to_owned();
+        let line =
+            |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_default().to_owned();
         assert!(line("usr/bin/init").starts_with("-rwxr-xr-x   1 0        0              10"), "{listing}");
         assert!(line("bin -> usr/bin").starts_with("lrwxrwxrwx"), "{listing}");
         assert!(line("dev/console").starts_with("crw-------"), "{listing}");

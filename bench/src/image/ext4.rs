@@ -63,7 +63,20 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
     let at = |range: std::ops::Range<usize>| identity.get(range).unwrap_or("0");
     let uuid = [at(0..8), at(8..12), at(12..16), at(16..20), at(20..32)].join("-");
     let output = as_root("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0", "-b", "4096", "-I", "256"])
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-O",
+            "^has_journal,^resize_inode",
+            "-m",
+            "0",
+            "-b",
+            "4096",
+            "-I",
+            "256",
+        ])
         .args(["-E", &format!("hash_seed={uuid},nodiscard"), "-U", &uuid])
         .args(["-N", &inodes.to_string(), "-d"])
         .arg(tree)

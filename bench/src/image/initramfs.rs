@@ -52,7 +52,7 @@ pub fn make(image: &str, tree: &Path, modules: &[String]) -> Result<Vec<u8>, Err
         archive.add(&path, Entry::File { mode: 0o644, content: content.into_bytes() });
     };
     text(format!("{inside}/modules.dep"), closure.dependencies);
-    text("etc/modules".into(), closure.load.iter().map(|name| format!("{name}\n")).collect());
+    text("etc/modules".into(), closure.load.join("\n"));
 
     archive.add("init", Entry::File { mode: 0o755, content: INIT.as_bytes().to_vec() });
     // The kernel opens it for the script's output before anything is mounted.
@@ -72,8 +72,12 @@ pub(super) fn kernel(tree: &Path) -> Result<String, String> {
         .collect();
     match (found.pop(), found.is_empty()) {
         (Some(version), true) => Ok(version),
-        (None, _) => Err("it has no kernel; the recipe needs a package such as linux-image-cloud-amd64".into()),
-        (Some(version), false) => Err(format!("it has more than one kernel: {version}, {}", found.join(", "))),
+        (None, _) => {
+            Err("it has no kernel; the recipe needs a package such as linux-image-cloud-amd64".into())
+        }
+        (Some(version), false) => {
+            Err(format!("it has more than one kernel: {version}, {}", found.join(", ")))
+        }
     }
 }
 
@@ -107,7 +111,9 @@ impl Closure {
                 if built_in.contains(&name) {
                     continue;
                 }
-                return Err(format!("its kernel has no module `{name}`, which the recipe wants in the initramfs"));
+                return Err(format!(
+                    "its kernel has no module `{name}`, which the recipe wants in the initramfs"
+                ));
             };
             closure.files.extend(line.replace(':', " ").split_whitespace().map(str::to_owned));
             closure.load.push(name);
@@ -148,7 +154,11 @@ mod tests {
         assert_eq!(closure.load, ["virtio_blk", "erofs"]);
         assert_eq!(
             closure.files.iter().map(String::as_str).collect::<Vec<_>>(),
-            ["kernel/drivers/block/virtio_blk.ko.xz", "kernel/fs/erofs/erofs.ko.xz", "kernel/lib/libcrc32c.ko.xz"]
+            [
+                "kernel/drivers/block/virtio_blk.ko.xz",
+                "kernel/fs/erofs/erofs.ko.xz",
+                "kernel/lib/libcrc32c.ko.xz"
+            ]
         );
         assert_eq!(closure.dependencies.lines().count(), 3);
     }

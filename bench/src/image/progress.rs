@@ -107,7 +107,10 @@ mod tests {
     #[test]
     fn stages_follow_what_mmdebstrap_says() {
         assert_eq!(Stage::announced_by("I: downloading packages with apt..."), Some(Stage::Download));
-        assert_eq!(Stage::announced_by("I: running --customize-hook in shell: sh -c 'x'"), Some(Stage::Customize));
+        assert_eq!(
+            Stage::announced_by("I: running --customize-hook in shell: sh -c 'x'"),
+            Some(Stage::Customize)
+        );
         assert_eq!(Stage::announced_by("I: success in 35.5926 seconds"), None);
         assert_eq!(Stage::announced_by("W: running apt-get update"), None);
     }

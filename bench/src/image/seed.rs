@@ -95,8 +95,10 @@ impl Seed {
 /// [`Error::Program`] when the file system cannot be made.
 pub fn write(seed: &Seed, out: &Path) -> Result<(), Error> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let scratch =
-        tempfile::Builder::new().prefix(".seed-").tempdir_in(folder).map_err(Error::io("create a folder in", folder))?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".seed-")
+        .tempdir_in(folder)
+        .map_err(Error::io("create a folder in", folder))?;
     let (tree, beside) = (scratch.path().join("tree"), scratch.path().join("seed.ext4"));
     fs::create_dir(&tree).map_err(Error::io("create", &tree))?;
 
@@ -148,7 +150,8 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
 /// Every directory above `path` that is not known yet, with the bits that it must have.
 fn note_parents(path: &Path, directories: &mut BTreeMap<PathBuf, u32>) {
     for parent in path.ancestors().skip(1) {
-        let mode = PRIVATE.iter().find(|(private, _)| Path::new(private) == parent).map_or(0o755, |(_, mode)| *mode);
+        let mode =
+            PRIVATE.iter().find(|(private, _)| Path::new(private) == parent).map_or(0o755, |(_, mode)| *mode);
         directories.entry(parent.to_owned()).or_insert(mode);
     }
 }
@@ -184,7 +187,8 @@ mod tests {
 
     /// What `debugfs` says about a path in a file system.
     fn stat(image: &Path, path: &str) -> String {
-        let output = Command::new("debugfs").arg("-R").arg(format!("stat {path}")).arg(image).output().unwrap();
+        let output =
+            Command::new("debugfs").arg("-R").arg(format!("stat {path}")).arg(image).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -194,8 +198,12 @@ mod tests {
 
     #[test]
     fn a_seed_is_root_s_and_holds_what_was_put_in() {
-        if Command::new("debugfs").arg("-V").output().is_err() || Command::new("mke2fs").arg("-V").output().is_err() {
-            eprintln!("SKIPPED image::seed::a_seed_is_root_s_and_holds_what_was_put_in: e2fsprogs is not installed");
+        if Command::new("debugfs").arg("-V").output().is_err()
+            || Command::new("mke2fs").arg("-V").output().is_err()
+        {
+            eprintln!(
+                "SKIPPED image::seed::a_seed_is_root_s_and_holds_what_was_put_in: e2fsprogs is not installed"
+            );
             return;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -205,7 +213,10 @@ mod tests {
             .text("/etc/hostname", "h1\n")
             .secret("/root/.ssh/authorized_keys", "ssh-ed25519 AAAA")
             .program("/lib/bench/big", &big)
-            .symlink("/etc/systemd/system/multi-user.target.wants/x.service", "/usr/lib/systemd/system/x.service");
+            .symlink(
+                "/etc/systemd/system/multi-user.target.wants/x.service",
+                "/usr/lib/systemd/system/x.service",
+            );
         let out = folder.path().join("seed.ext4");
         write(&seed, &out).unwrap();
         write(&seed, &out).unwrap();
@@ -217,7 +228,11 @@ mod tests {
         assert!(stat(&out, "/root/.ssh").contains("Mode:  0700"));
         assert!(stat(&out, "/").contains("Mode:  0755"));
         assert!(stat(&out, "/lib").is_empty(), "a directory /lib would hide the image's link");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing but the seed and the source remains");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            2,
+            "nothing but the seed and the source remains"
+        );
     }
 
     #[test]
