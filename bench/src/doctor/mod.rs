@@ -1,1 +1,233 @@
 //! What this machine can do, found out by doing it.
+//!
+//! A device node, a processor flag and a version number are promises. Each probe here asks for the thing itself: it boots a
+//! guest under a time limit, makes a namespace with a TAP device in it, mounts a FUSE file system. What comes out
+//! is a [`Report`]: a list of findings, each with its evidence, what follows from it and what to do about it, and the
+//! [`Accelerator`] that testbeds use. Nothing falls back silently: a finding that is not [`Status::Ok`] says so.
+//!
+//! What a scenario needs is a [`Requirement`], evaluated against the report once and told whole, before anything starts.
+
+mod accelerator;
+pub mod cli;
+mod probes;
+mod requirement;
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::Recipe;
+
+pub use accelerator::{Accelerator, Boot, Virtualization};
+pub use requirement::{Lack, Machine, Requirement, Unmet, require};
+
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It works.
+    Ok,
+    /// It does not work, and something slower or narrower is used instead.
+    Degraded,
+    /// It does not work, and what needs it cannot be done.
+    Missing,
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// QEMU for x86-64, able to emulate a processor with SVM: without it there are no hosts.
+    Qemu,
+    /// Hardware virtualization, by booting a guest with it.
+    HardwareVirtualization,
+    /// Hardware virtualization inside such a guest.
+    NestedVirtualization,
+    /// A user, network and process namespace of the bench's own.
+    Namespaces,
+    /// TAP devices on a bridge, in such a namespace.
+    Networks,
+    /// FUSE.
+    Fuse,
+    /// The libvirt client library.
+    Libvirt,
+    /// What builds images.
+    ImageTools,
+    /// SSH.
+    Ssh,
+    /// Memory.
+    Memory,
+    /// Room for images.
+    Disk,
+    /// Processors.
+    Processors,
+}
+
+/// What one probe has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: Subject,
+    /// How it ended.
+    pub status: Status,
+    /// What was seen.
+    pub evidence: String,
+    /// What that means for the bench; empty when it means nothing special.
+    pub follows: String,
+    /// What a person can do about it; empty when there is nothing to do.
+    pub remedy: String,
+}
+
+/// Numbers of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Model name of the processor.
+    pub processor: String,
+    /// Processors that the bench may use.
+    pub processors: usize,
+    /// Bytes of memory that are free for new programs, control groups taken into account.
+    pub memory_available: u64,
+    /// Bytes of memory in all.
+    pub memory_total: u64,
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// Bytes that are free there.
+    pub cache_free: u64,
+    /// Version of QEMU, such as `10.0.2`; empty without QEMU.
+    pub qemu: String,
+    /// The running kernel.
+    pub kernel: String,
+    /// Whether the bench runs as root.
+    pub root: bool,
+}
+
+/// What this machine can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// One for each [`Subject`], in a fixed order.
+    pub findings: Vec<Finding>,
+    /// Numbers.
+    pub facts: Facts,
+    /// What came of booting guests.
+    pub virtualization: Virtualization,
+}
+
+/// What can be run here, as a sentence for each kind of testbed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Possibility {
+    /// What it is about, such as `nested testbed, KVM hosts`.
+    pub what: &'static str,
+    /// Whether it can be run.
+    pub possible: bool,
+    /// How, or why not.
+    pub how: String,
+}
+
+/// Least memory of a testbed of two hosts and two file servers.
+pub const TESTBED_MEMORY: u64 = 8 << 30;
+/// Room that two images and their builds take at most.
+pub const IMAGES_DISK: u64 = 4 << 30;
+
+impl Report {
+    /// What a nested testbed boots its hosts with. Hardware virtualization counts only when guests of hosts have it too.
+    pub const fn accelerator(&self) -> Accelerator {
+        self.virtualization.accelerator()
+    }
+
+    /// What was found about a subject.
+    pub fn finding(&self, subject: Subject) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.subject == subject)
+    }
+
+    /// What can be run here.
+    pub fn possibilities(&self) -> Vec<Possibility> {
+        let blocked: Vec<&str> = self
+            .findings
+            .iter()
+            .filter(|finding| finding.status == Status::Missing)
+            .map(|finding| finding.subject.label())
+            .collect();
+        let with = self.accelerator().describe();
+        let nested = |what, image: &str| {
+            let how = if !Recipe::names().contains(&image) {
+                format!("this program has no image `{image}`")
+            } else if blocked.is_empty() {
+                with.to_owned()
+            } else {
+                format!("not before this is cured: {}", blocked.join(", "))
+            };
+            Possibility { what, possible: how == with, how }
+        };
+        vec![
+            nested("nested testbed, KVM hosts", "host-kvm"),
+            nested("nested testbed, Xen hosts", "host-xen"),
+            Possibility {
+                what: "`bench report` on stored runs",
+                possible: true,
+                how: "needs nothing but the stored files".into(),
+            },
+        ]
+    }
+}
+
+impl Subject {
+    /// Its name for a person.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Qemu => "QEMU",
+            Self::HardwareVirtualization => "hardware virtualization",
+            Self::NestedVirtualization => "nested virtualization",
+            Self::Namespaces => "namespaces",
+            Self::Networks => "TAP devices and bridges",
+            Self::Fuse => "FUSE",
+            Self::Libvirt => "libvirt client",
+            Self::ImageTools => "image tools",
+            Self::Ssh => "SSH client",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Processors => "processors",
+        }
+    }
+}
+
+/// Probes everything. Takes seconds, at most 20 where a present `/dev/kvm` boots nothing; what came of booting guests is kept
+/// in the cache folder until the machine is booted again or QEMU is another.
+pub fn probe() -> Report {
+    probe_with(&Options::default())
+}
+
+/// How to probe.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Boot guests even when the answer is known.
+    pub afresh: bool,
+    /// Folder of the cache instead of the user's.
+    pub cache: Option<PathBuf>,
+}
+
+/// [`probe`] with choices.
+pub fn probe_with(options: &Options) -> Report {
+    let cache = options
+        .cache
+        .clone()
+        .or_else(|| crate::image::Cache::location().ok())
+        .unwrap_or_else(|| std::env::temp_dir().join("bench"));
+    let facts = probes::facts(&cache);
+    let virtualization = accelerator::probe(&cache, &facts.qemu, options.afresh);
+    let findings = probes::findings(&facts, &virtualization);
+    Report { findings, facts, virtualization }
+}
+
+/// Where a program is, as a shell would find it; a few folders that are not on everybody's path are looked at too.
+pub fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.is_file() && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
+}

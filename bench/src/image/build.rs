@@ -274,6 +274,10 @@ fn pack(recipe: &Recipe, stage: &Path, out: &Path) -> Result<(), Error> {
         let path = place(&link.path)?;
         std::os::unix::fs::symlink(&link.target, &path).map_err(Error::io("create", &path))?;
     }
+    for path in &recipe.switch_off {
+        let path = place(path)?;
+        std::os::unix::fs::symlink("/dev/null", &path).map_err(Error::io("create", &path))?;
+    }
     put(&place(HOOK)?, script(recipe).as_bytes())?;
     let output = Command::new("tar")
         .args(["--create", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--no-recursion"])
@@ -382,7 +386,7 @@ mod tests {
         pack(&Recipe::built_in("guest").unwrap(), &folder.path().join("files"), &out).unwrap();
         let output = Command::new("tar").arg("-tvf").arg(&out).output().unwrap();
         let listing = String::from_utf8(output.stdout).unwrap();
-        assert!(listing.lines().all(|line| line.starts_with("-rw-") && line.contains(" 0/0 ")), "{listing}");
+        assert!(listing.lines().all(|line| !line.starts_with('d') && line.contains(" 0/0 ")), "{listing}");
         assert!(listing.contains("etc/ssh/sshd_config.d/00-bench.conf"));
     }
 }

@@ -52,7 +52,7 @@ pub fn make(image: &str, tree: &Path, modules: &[String]) -> Result<Vec<u8>, Err
         archive.add(&path, Entry::File { mode: 0o644, content: content.into_bytes() });
     };
     text(format!("{inside}/modules.dep"), closure.dependencies);
-    text("etc/modules".into(), closure.load.iter().map(|name| format!("{name}\n")).collect());
+    text("etc/modules".into(), closure.load.join("\n"));
 
     archive.add("init", Entry::File { mode: 0o755, content: INIT.as_bytes().to_vec() });
     // The kernel opens it for the script's output before anything is mounted.

@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use build::{build, build_all};
 pub use cache::{Cache, Image, Manifest, Pruned};
+pub(crate) use ext4::has_subordinate_ids;
 pub use progress::{Progress, Stage};
 pub use recipe::{BUILDER_VERSION, File, Hook, Recipe, Symlink};
 

@@ -40,6 +40,8 @@ pub struct Recipe {
     pub disable: Vec<String>,
     /// systemd units that can never be started.
     pub mask: Vec<String>,
+    /// Files of systemd and udev that a link to `/dev/null` switches off: rules, generators.
+    pub switch_off: Vec<String>,
     /// Kernel modules in the initramfs, with what they depend on.
     pub initramfs: Vec<String>,
     /// Files that are put in after the packages.
@@ -93,6 +95,9 @@ pub struct Hook {
     pub script: String,
 }
 
+/// Finds a recipe by name: where it comes from (for messages) and its text.
+type Reader<'a> = dyn Fn(&str) -> Result<(String, String), String> + 'a;
+
 /// One recipe file, before what it includes is put in front of it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +115,8 @@ struct Source {
     disable: Vec<String>,
     #[serde(default)]
     mask: Vec<String>,
+    #[serde(default)]
+    switch_off: Vec<String>,
     #[serde(default)]
     initramfs: Vec<String>,
     #[serde(default, rename = "file")]
@@ -175,12 +182,7 @@ impl Recipe {
         hex(&hasher.finalize())
     }
 
-    /// What `read` gives for a name is its origin (for messages) and its text.
-    fn assemble(
-        name: &str,
-        folder: Option<&Path>,
-        read: &dyn Fn(&str) -> Result<(String, String), String>,
-    ) -> Result<Self, Error> {
+    fn assemble(name: &str, folder: Option<&Path>, read: &Reader<'_>) -> Result<Self, Error> {
         let mut recipe = Self {
             name: name.to_owned(),
             suite: String::new(),
@@ -189,6 +191,7 @@ impl Recipe {
             enable: Vec::new(),
             disable: Vec::new(),
             mask: Vec::new(),
+            switch_off: Vec::new(),
             initramfs: Vec::new(),
             files: Vec::new(),
             symlinks: Vec::new(),
@@ -203,6 +206,7 @@ impl Recipe {
             &mut recipe.enable,
             &mut recipe.disable,
             &mut recipe.mask,
+            &mut recipe.switch_off,
             &mut recipe.initramfs,
         ] {
             let mut seen = BTreeSet::new();
@@ -216,7 +220,7 @@ impl Recipe {
         &mut self,
         name: &str,
         folder: Option<&Path>,
-        read: &dyn Fn(&str) -> Result<(String, String), String>,
+        read: &Reader<'_>,
         above: &mut Vec<String>,
     ) -> Result<(), Error> {
         let invalid = |origin: &str, message: String| Error::Recipe { origin: origin.to_owned(), message };
@@ -240,6 +244,7 @@ impl Recipe {
         self.enable.extend(source.enable);
         self.disable.extend(source.disable);
         self.mask.extend(source.mask);
+        self.switch_off.extend(source.switch_off);
         self.initramfs.extend(source.initramfs);
         for mut file in source.files {
             let content = match (file.content.take(), file.source.take(), folder) {
@@ -291,8 +296,8 @@ impl Recipe {
         if let Some(module) = self.initramfs.iter().find(|module| !plain(module, "-_")) {
             return Err(format!("initramfs: `{module}` is no name of a kernel module"));
         }
-        let paths =
-            self.files.iter().map(|file| &file.path).chain(self.symlinks.iter().map(|link| &link.path));
+        let links = self.symlinks.iter().map(|link| &link.path);
+        let paths = self.files.iter().map(|file| &file.path).chain(links).chain(&self.switch_off);
         for path in paths {
             let clean = Path::new(path)
                 .components()

@@ -1,0 +1,379 @@
+//! The probes: each does the thing and says what came of it.
+
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::requirement::{existing, size};
+use super::run;
+use super::{Boot, Facts, Finding, IMAGES_DISK, Status, Subject, TESTBED_MEMORY, Virtualization, which};
+use crate::image;
+
+/// For programs that only print their version or make a namespace.
+const LIMIT: Duration = Duration::from_secs(10);
+
+const SETUP: &str = "run ci/setup, or install the Debian package";
+
+/// Numbers of the machine.
+pub(super) fn facts(cache: &Path) -> Facts {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kibibytes = |name: &str| meminfo(&memory, name) << 10;
+    let available = kibibytes("MemAvailable");
+    Facts {
+        processor: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+        processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        memory_available: cgroup_headroom().map_or(available, |headroom| headroom.min(available)),
+        memory_total: kibibytes("MemTotal"),
+        cache: cache.to_owned(),
+        cache_free: free(cache).unwrap_or_default(),
+        qemu: said(Command::new("qemu-system-x86_64").arg("--version"))
+            .map(|text| version(&text))
+            .unwrap_or_default(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        root: nix::unistd::geteuid().is_root(),
+    }
+}
+
+/// One finding for each subject.
+pub(super) fn findings(facts: &Facts, virtualization: &Virtualization) -> Vec<Finding> {
+    vec![
+        qemu(facts, &virtualization.emulated),
+        hardware(virtualization),
+        nested(&virtualization.hardware),
+        namespaces(facts.root),
+        networks(facts.root),
+        fuse(facts.root),
+        libvirt(),
+        image_tools(facts.root),
+        ssh(),
+        memory(facts),
+        disk(facts),
+        processors(facts),
+    ]
+}
+
+fn finding(subject: Subject, status: Status, evidence: impl Into<String>) -> Finding {
+    Finding { subject, status, evidence: evidence.into(), follows: String::new(), remedy: String::new() }
+}
+
+impl Finding {
+    fn so(mut self, follows: &str, remedy: impl Into<String>) -> Self {
+        follows.clone_into(&mut self.follows);
+        self.remedy = remedy.into();
+        self
+    }
+}
+
+fn qemu(facts: &Facts, emulated: &Boot) -> Finding {
+    let found = |status, evidence: String| finding(Subject::Qemu, status, evidence);
+    match emulated {
+        Boot::Up { nested: Some(true), took_ms, payload } => found(
+            Status::Ok,
+            format!("QEMU {}: {payload} on an emulated processor with SVM in {took_ms} ms", facts.qemu),
+        ),
+        Boot::Up { .. } => {
+            found(Status::Missing, format!("QEMU {}: the emulated processor has no SVM", facts.qemu))
+                .so("hosts could not run guests", "use Debian's or Ubuntu's own QEMU")
+        }
+        Boot::Impossible { reason } => found(Status::Missing, reason.clone())
+            .so("no hosts can be booted", format!("{SETUP} qemu-system-x86")),
+        other => found(Status::Missing, format!("QEMU {}: {}", facts.qemu, sentence(other)))
+            .so("no hosts can be booted", "try it again on a quieter machine, or install another QEMU"),
+    }
+}
+
+fn hardware(virtualization: &Virtualization) -> Finding {
+    // The first boot that did not come up decides; else the kernel, which proves more than the boot sector.
+    let decisive = match (&virtualization.hardware, &virtualization.kernel) {
+        (Boot::Up { .. }, Some(kernel)) => kernel,
+        (hardware, _) => hardware,
+    };
+    if let Boot::Up { .. } = decisive {
+        return finding(Subject::HardwareVirtualization, Status::Ok, sentence(decisive));
+    }
+    let remedy = match decisive {
+        Boot::Impossible { reason } if reason.contains("ermission") => {
+            "add yourself to the group kvm, then log in again"
+        }
+        Boot::Impossible { .. } => "switch it on in the firmware, or use a machine (or a runner) that has it",
+        _ => "use a machine whose /dev/kvm boots guests",
+    };
+    finding(Subject::HardwareVirtualization, Status::Degraded, sentence(decisive))
+        .so("hosts are emulated (accelerator tcg); networks are scaled with them", remedy)
+}
+
+fn nested(hardware: &Boot) -> Finding {
+    let found = |status, evidence: &str| finding(Subject::NestedVirtualization, status, evidence);
+    match hardware {
+        Boot::Up { nested: Some(true), .. } => found(Status::Ok, "a guest's processor has VMX or SVM"),
+        Boot::Up { .. } => found(Status::Degraded, "a guest's processor has neither VMX nor SVM").so(
+            "hosts are emulated (accelerator tcg), although guests boot with hardware virtualization",
+            "load kvm_intel or kvm_amd with nested=1",
+        ),
+        _ => found(Status::Degraded, "not looked at, since no guest boots with hardware virtualization"),
+    }
+}
+
+fn sentence(boot: &Boot) -> String {
+    match boot {
+        Boot::Up { payload, took_ms, .. } => format!("{payload} came up in {took_ms} ms"),
+        Boot::Hangs { payload, limit_ms } => format!("{payload} had not come up after {} s", limit_ms / 1000),
+        Boot::Fails { payload, reason } => format!("{payload} did not come up: {reason}"),
+        Boot::Impossible { reason } => reason.clone(),
+    }
+}
+
+/// As root a user namespace is not needed.
+fn unshare(root: bool, script: &str) -> Command {
+    let mut command = run::command("unshare");
+    if !root {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args([
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-euc",
+        script,
+    ]);
+    command
+}
+
+const NAMESPACE_REMEDY: &str = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces, \
+     kernel.apparmor_restrict_unprivileged_userns), or run as root";
+
+fn namespaces(root: bool) -> Finding {
+    let how = if root { "as root" } else { "without root" };
+    match run::limited(&mut unshare(root, "ip link set lo up && test -d /proc/1"), LIMIT) {
+        Ok(outcome) if outcome.success() => {
+            finding(Subject::Namespaces, Status::Ok, format!("network, mount and process namespaces, {how}"))
+        }
+        other => finding(Subject::Namespaces, Status::Missing, failure(other))
+            .so("testbeds have no network of their own", NAMESPACE_REMEDY),
+    }
+}
+
+fn networks(root: bool) -> Finding {
+    let script = "ip link add bench0 type bridge && ip link set bench0 up && \
+        ip tuntap add dev bench1 mode tap vnet_hdr && ip link set bench1 master bench0 up && \
+        ip address add 198.18.0.1/30 dev bench0";
+    match run::limited(&mut unshare(root, script), LIMIT) {
+        Ok(outcome) if outcome.success() => {
+            finding(Subject::Networks, Status::Ok, "a TAP device with offloads on a bridge, in a namespace")
+        }
+        other => finding(Subject::Networks, Status::Missing, failure(other)).so(
+            "testbeds have no networks",
+            "load the modules tun and bridge; the program ip is in Debian's iproute2",
+        ),
+    }
+}
+
+fn failure(outcome: std::io::Result<run::Outcome>) -> String {
+    match outcome {
+        Err(error) => error.to_string(),
+        Ok(run::Outcome { status: None, .. }) => format!("no answer within {} s", LIMIT.as_secs()),
+        Ok(outcome) => outcome.last_line().to_owned(),
+    }
+}
+
+fn fuse(root: bool) -> Finding {
+    let found = |status, evidence: String| finding(Subject::Fuse, status, evidence);
+    let device = match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(device) => device,
+        Err(error) => {
+            return found(Status::Degraded, format!("/dev/fuse: {error}"))
+                .so("ffs's own tests are skipped; guests have FUSE of their own", "modprobe fuse");
+        }
+    };
+    if !root {
+        return match which("fusermount3") {
+            Some(path) => found(Status::Ok, format!("/dev/fuse opens; {} mounts", path.display())),
+            None => {
+                found(Status::Degraded, "/dev/fuse opens, and nothing mounts for an ordinary user".into())
+                    .so("ffs's own tests are skipped", format!("{SETUP} fuse3"))
+            }
+        };
+    }
+    match mount_fuse(&device) {
+        Ok(()) => found(Status::Ok, "mounted and unmounted a file system".into()),
+        Err(error) => found(Status::Degraded, format!("mount: {error}"))
+            .so("ffs's own tests are skipped; guests have FUSE of their own", "run where mounts are allowed"),
+    }
+}
+
+/// Nobody serves the file system; mounting it does not ask it anything.
+fn mount_fuse(device: &fs::File) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("bench-doctor"), folder.path(), Some("fuse"), flags, Some(options.as_str()))
+        .and_then(|()| umount2(folder.path(), MntFlags::MNT_DETACH))
+        .map_err(|error| error.to_string())
+}
+
+fn libvirt() -> Finding {
+    // The program is linked against it, so a program that runs has it; its file name has its version.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let loaded =
+        maps.lines().filter_map(|line| line.rsplit('/').next()).find(|file| file.starts_with("libvirt.so"));
+    match loaded.map(str::to_owned).or_else(|| said(Command::new("virsh").arg("--version"))) {
+        Some(version) => finding(Subject::Libvirt, Status::Ok, version),
+        None => finding(Subject::Libvirt, Status::Missing, "the library libvirt.so is not there")
+            .so("hosts cannot be talked to", format!("{SETUP} libvirt0")),
+    }
+}
+
+fn image_tools(root: bool) -> Finding {
+    let needed = [
+        ("mmdebstrap", "mmdebstrap"),
+        ("mke2fs", "e2fsprogs"),
+        ("tar", "tar"),
+        ("setpriv", "util-linux"),
+        ("unshare", "util-linux"),
+    ];
+    let missing: Vec<_> = needed.iter().filter(|(program, _)| which(program).is_none()).collect();
+    if !missing.is_empty() {
+        let list = |pick: fn(&(&'static str, &'static str)) -> &'static str| {
+            missing.iter().map(|entry| pick(entry)).collect::<Vec<_>>().join(" ")
+        };
+        return finding(Subject::ImageTools, Status::Missing, format!("missing: {}", list(|entry| entry.0)))
+            .so("no images can be built", format!("{SETUP} {}", list(|entry| entry.1)));
+    }
+    if !root && (which("newuidmap").is_none() || !image::has_subordinate_ids()) {
+        return finding(Subject::ImageTools, Status::Missing, "no subordinate ids for this user").so(
+            "images cannot be built without root",
+            "install the Debian package uidmap and give yourself a range in /etc/subuid and /etc/subgid (usermod --add-subuids), or run as root",
+        );
+    }
+    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    if !Path::new(keys).exists() {
+        return finding(Subject::ImageTools, Status::Missing, format!("no {keys}"))
+            .so("Debian's packages cannot be verified", format!("{SETUP} debian-archive-keyring"));
+    }
+    let versions: Vec<String> =
+        [said(Command::new("mmdebstrap").arg("--version")), said(Command::new("mke2fs").arg("-V"))]
+            .into_iter()
+            .flatten()
+            .collect();
+    finding(Subject::ImageTools, Status::Ok, versions.join(", "))
+}
+
+fn ssh() -> Finding {
+    match (said(Command::new("ssh").arg("-V")), which("ssh-keygen")) {
+        (Some(version), Some(_)) => finding(Subject::Ssh, Status::Ok, version),
+        _ => finding(Subject::Ssh, Status::Missing, "ssh and ssh-keygen are not there")
+            .so("hosts cannot be talked to", format!("{SETUP} openssh-client")),
+    }
+}
+
+fn memory(facts: &Facts) -> Finding {
+    let evidence = format!("{} free of {}", size(facts.memory_available), size(facts.memory_total));
+    if facts.memory_available >= TESTBED_MEMORY {
+        return finding(Subject::Memory, Status::Ok, evidence);
+    }
+    finding(Subject::Memory, Status::Degraded, evidence).so(
+        "a testbed with file servers may not fit; each run checks what it needs before it starts",
+        format!("make {} free", size(TESTBED_MEMORY)),
+    )
+}
+
+fn disk(facts: &Facts) -> Finding {
+    let evidence = format!("{} free at {}", size(facts.cache_free), facts.cache.display());
+    if facts.cache_free >= IMAGES_DISK {
+        return finding(Subject::Disk, Status::Ok, evidence);
+    }
+    finding(Subject::Disk, Status::Degraded, evidence).so(
+        "images may not fit",
+        format!("make {} free, or set BENCH_CACHE to another folder", size(IMAGES_DISK)),
+    )
+}
+
+fn processors(facts: &Facts) -> Finding {
+    let evidence = format!("{} of {}", facts.processors, facts.processor);
+    if facts.processors >= 2 {
+        return finding(Subject::Processors, Status::Ok, evidence);
+    }
+    finding(Subject::Processors, Status::Degraded, evidence)
+        .so("two hosts share one processor: times say little", "use a machine with at least 2")
+}
+
+/// First line of what a program says, on either stream; nothing when it cannot be run.
+fn said(command: &mut Command) -> Option<String> {
+    let outcome = run::limited(command, LIMIT).ok()?;
+    outcome.success().then(|| outcome.output.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// `QEMU emulator version 10.0.2 (Debian …)` is `10.0.2`.
+fn version(text: &str) -> String {
+    let number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
+    text.split_whitespace().find(number).unwrap_or_default().to_owned()
+}
+
+fn meminfo(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
+        .unwrap_or_default()
+}
+
+fn processor(text: &str) -> String {
+    text.lines()
+        .find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()))
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// What the control group that we are in, or one above, still lets us take; nothing without a limit.
+fn cgroup_headroom() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = root.join(path.trim_start_matches('/'));
+    group
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root))
+        .filter_map(|folder| {
+            let limit = number(&folder.join("memory.max"))?;
+            Some(limit.saturating_sub(number(&folder.join("memory.current")).unwrap_or_default()))
+        })
+        .min()
+}
+
+/// Bytes that are free for this user where a path is or will be.
+pub(super) fn free(path: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(existing(path)?).ok()?;
+    Some(stat.blocks_available() * stat.fragment_size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_tables_are_read() {
+        assert_eq!(meminfo("MemTotal:  100 kB\nMemAvailable:   42 kB\n", "MemAvailable"), 42);
+        assert_eq!(processor("processor\t: 0\nmodel name\t: A Fast One\n"), "A Fast One");
+        assert_eq!(version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)"), "10.0.2");
+    }
+
+    #[test]
+    fn an_unusable_kvm_is_degraded_and_says_what_follows() {
+        let hangs = Boot::Hangs { payload: "a Linux kernel".into(), limit_ms: 8000 };
+        let emulated = Boot::Up { payload: "x".into(), took_ms: 1, nested: Some(true) };
+        let found = hardware(&Virtualization { hardware: hangs, kernel: None, emulated });
+        assert_eq!(found.status, Status::Degraded);
+        assert!(found.evidence.contains("8 s") && found.follows.contains("tcg") && !found.remedy.is_empty());
+    }
+
+    #[test]
+    fn free_space_is_told_of_folders_that_are_not_there_yet() {
+        assert!(free(&std::env::temp_dir().join("not/yet")).is_some_and(|bytes| bytes > 0));
+    }
+}

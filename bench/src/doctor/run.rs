@@ -1,0 +1,100 @@
+//! Runs a program for as long as it may take and no longer.
+
+use std::io;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// How it ended; nothing when it was ended by us because its time was over.
+    pub(super) status: Option<ExitStatus>,
+    /// What it wrote on standard output and standard error.
+    pub(super) output: String,
+    /// How long it ran.
+    pub(super) took: Duration,
+}
+
+impl Outcome {
+    pub(super) fn success(&self) -> bool {
+        self.status.is_some_and(|status| status.success())
+    }
+
+    /// The last line that says anything.
+    pub(super) fn last_line(&self) -> &str {
+        self.output.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default()
+    }
+}
+
+/// The program dies with us, even when we are killed.
+pub(super) fn command(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
+/// Runs it to its end or until `limit`, whichever comes first, reading all that it writes.
+pub(super) fn limited(command: &mut Command, limit: Duration) -> io::Result<Outcome> {
+    let begun = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (sender, receiver) = mpsc::channel();
+    let readers = [
+        child.stdout.take().map(|stream| spawn_reader(stream, sender.clone())),
+        child.stderr.take().map(|stream| spawn_reader(stream, sender)),
+    ];
+    // Both streams end when the program does; what is waited for is that, not a clock.
+    let mut ended = true;
+    for _ in readers.iter().flatten() {
+        ended &= receiver.recv_timeout(limit.saturating_sub(begun.elapsed())).is_ok();
+    }
+    let status = if ended { Some(child.wait()?) } else { end(&mut child)? };
+    let output =
+        readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect::<Vec<_>>().concat();
+    Ok(Outcome { status, output, took: begun.elapsed() })
+}
+
+/// Nothing when it had to be killed.
+fn end(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
+
+fn spawn_reader(
+    mut stream: impl io::Read + Send + 'static,
+    ended: mpsc::Sender<()>,
+) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = stream.read_to_end(&mut bytes);
+        let _ = ended.send(());
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_in_time_is_read_whole() {
+        let outcome =
+            limited(command("sh").args(["-c", "echo out; echo err >&2; exit 3"]), Duration::from_secs(30))
+                .unwrap();
+        assert_eq!(outcome.status.unwrap().code(), Some(3));
+        assert!(outcome.output.contains("out") && outcome.output.contains("err"));
+    }
+
+    #[test]
+    fn what_does_not_end_is_ended_and_what_it_said_is_kept() {
+        let outcome =
+            limited(command("sh").args(["-c", "echo hello; exec sleep 60"]), Duration::from_millis(300))
+                .unwrap();
+        assert!(outcome.status.is_none());
+        assert_eq!(outcome.last_line(), "hello");
+        assert!(outcome.took < Duration::from_secs(30));
+    }
+}
