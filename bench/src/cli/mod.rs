@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::image;
+use crate::{doctor, image};
 
 /// Boot hosts, migrate guests between them for real, and measure what recontextualization costs and gains.
 #[derive(Debug, Parser)]
@@ -23,6 +23,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Say what this machine can do, found out by doing it
+    Doctor(doctor::cli::Arguments),
+    /// Read a scenario and say what it would do, without starting anything
+    Check(run::CheckArguments),
+    /// Boot a testbed, do the trials of a scenario, and make its report
+    Run(run::RunArguments),
+    /// Go on with a run that was cut off
+    Resume(run::ResumeArguments),
+    /// Draw figures and report again, from stored files alone
+    Report(run::ReportArguments),
+    /// Print the JSON schema of scenarios
+    Schema,
     /// Boot a testbed of hosts, go into a machine of it, or stop it
     Testbed {
         #[command(subcommand)]
@@ -64,6 +76,12 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let ended = match cli.command {
+        Command::Doctor(arguments) => return doctor::cli::run(&arguments),
+        Command::Check(arguments) => run::check(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Resume(arguments) => run::resume(&arguments),
+        Command::Report(arguments) => run::report(&arguments),
+        Command::Schema => run::schema(),
         Command::Testbed { command } => testbed::run(&command),
         Command::Image { command } => {
             image::cli::run(&command, &image_progress).map(|()| Ended::Done).map_err(anyhow::Error::from)

@@ -1,56 +1,192 @@
-//! `bench run` and `bench resume`: from a scenario to a report.
+//! `bench check | run | resume | report | schema`: from a scenario to a report.
 
-use anyhow::Context as _;
+use std::path::{Path, PathBuf};
 
-use super::{image_progress, programs};
-use crate::image::seed::Seed;
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::{Ended, image_progress, programs};
+use crate::doctor::{self, Accelerator, Requirement, Subject};
+use crate::drive;
+use crate::drive::setup::{self, Programs};
 use crate::image::{Cache, Recipe, build_all};
-
-use crate::testbed::address::{Member, Role};
-use crate::testbed::domain::Guest;
+use crate::plan::Plan;
+use crate::progress::human;
+use crate::scenario::{Experiment, Scenario, TestbedKind};
+use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
-use crate::testbed::machine::Accelerator;
-use crate::testbed::up::{Images, Spec};
+use crate::testbed::namespace;
+use crate::testbed::up::Images;
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// The scenario file
+    scenario: PathBuf,
+    /// Lay this profile of the scenario over it
+    #[arg(long)]
+    profile: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// The scenario file
+    scenario: PathBuf,
+    /// Lay this profile of the scenario over it
+    #[arg(long)]
+    profile: Option<String>,
+    /// Where runs are kept
+    #[arg(long, default_value = "results")]
+    results: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResumeArguments {
+    /// The folder of the run
+    run: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArguments {
+    /// Folders of runs; several are shown side by side
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+}
+
+/// Reads a scenario; a wrong one has told where and why.
+fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
+    Scenario::load(path, profile).map_err(|error| anyhow::anyhow!("{}", error.render()))
+}
+
+pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
+    let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
+    scenario.testbed.hypervisor.supported()?;
+    let plan = Plan::new(&scenario);
+    println!("{}: {}", scenario.name(), scenario.title);
+    for trial in &plan.trials {
+        let files = if trial.file_operations { ", with file operations" } else { "" };
+        println!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
+    }
+    let seconds: u64 =
+        drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
+    println!("About {} on emulated hosts.", human(std::time::Duration::from_secs(seconds)));
+    Ok(Ended::Done)
+}
+
+pub(super) fn schema() -> anyhow::Result<Ended> {
+    println!("{}", serde_json::to_string_pretty(&crate::scenario::schema())?);
+    Ok(Ended::Done)
+}
+
+pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {
+    let report = crate::report::report(&arguments.runs)?;
+    println!("{}", report.display());
+    Ok(Ended::Done)
+}
+
+pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
+    let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
+    if !namespace::inside() {
+        ready(&scenario, &arguments.results)?;
+        return Err(namespace::enter().into());
+    }
+    let plan = Plan::new(&scenario);
+    let about = About { git_revision: git_revision(&arguments.scenario) };
+    let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
+    eprintln!("run {}", folder.path().display());
+    drive_and_report(folder, &scenario, &plan)
+}
+
+pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
+    let stored = StoredRun::read(&arguments.run)?;
+    if !namespace::inside() {
+        ready(&stored.scenario, &arguments.run)?;
+        return Err(namespace::enter().into());
+    }
+    let folder = RunFolder::open(&arguments.run)?;
+    drive_and_report(folder, &stored.scenario, &stored.manifest.plan)
+}
+
+/// Outside, before anything is started: can it be done here at all, and are the images there?
+fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
+    scenario.testbed.hypervisor.supported()?;
+    if scenario.testbed.kind == TestbedKind::Inventory {
+        bail!("this bench drives no given hosts yet: set `testbed.kind = \"nested\"`");
+    }
+    Programs::beside(&programs()?)?;
+    let spec = setup::memory(scenario);
+    let machine = doctor::probe();
+    doctor::require(
+        &machine,
+        &[
+            Requirement::Works(Subject::Qemu),
+            Requirement::Works(Subject::Namespaces),
+            Requirement::Works(Subject::Tap),
+            Requirement::program("mke2fs", "e2fsprogs"),
+            Requirement::program("ssh", "openssh-client"),
+            Requirement::program("ssh-keygen", "openssh-client"),
+            Requirement::program("ip", "iproute2"),
+            Requirement::program("nsenter", "util-linux"),
+            Requirement::Memory(u64::from(spec) << 20),
+            Requirement::Writable(results.to_owned()),
+        ],
+    )?;
+    images(scenario.testbed.hypervisor)?;
+    Ok(())
+}
 
 /// The images of a testbed, built when they are not in the cache.
 pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
-    let cache = Cache::open()?;
-    let mut images = build_all(
-        &[Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?],
-        &cache,
-        false,
-        &image_progress,
-    )?
-    .into_iter();
+    let recipes = [Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?];
+    let mut images = build_all(&recipes, &Cache::open()?, false, &image_progress)?.into_iter();
     let (host, guest) = images.next().zip(images.next()).context("two recipes give two images")?;
     Ok(Images { host, guest })
 }
 
-pub(super) struct Setup {
-    pub(super) spec: Spec,
-    pub(super) images: Images,
+/// What hosts run with; the probe's answer is remembered for this boot.
+pub(super) fn accelerator() -> Accelerator {
+    doctor::probe().accelerator()
 }
 
-/// A testbed without an experiment on it.
-pub(super) fn plain_testbed(hosts: usize, servers: usize) -> anyhow::Result<Setup> {
-    let _ = programs()?;
-    let guest = Guest {
-        name: "guest".into(),
-        member: Member { role: Role::Guest, index: 0 },
-        memory_mib: 256,
-        vcpus: 1,
-    };
-    let spec = Spec {
-        hypervisor: Hypervisor::Kvm,
-        accelerator: Accelerator::Tcg,
-        hosts,
-        servers,
-        guest,
-        host_memory_mib: 1536,
-        server_memory_mib: 320,
-        guest_append: String::new(),
-        host_extra: vec![],
-        guest_extra: Seed::new(),
-    };
-    Ok(Setup { spec, images: images(Hypervisor::Kvm)? })
+/// Inside: the trials, then the report.
+fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
+    let images = images(scenario.testbed.hypervisor)?;
+    let spec = setup::spec(scenario, accelerator(), &Programs::beside(&programs()?)?)?;
+    let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let summary = runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stopped = format!(
+            "stopped; what was measured is kept: `bench resume {}` goes on with it",
+            folder.path().display()
+        );
+        tokio::select! {
+            summary = drive::run::run(&folder, scenario, plan, &spec, &images, &state) => Ok(summary?),
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
+            _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
+        }
+    })?;
+    let path = folder.finish()?;
+    let report = crate::report::report(std::slice::from_ref(&path))?;
+    println!("report: {}", report.display());
+    if scenario.experiment == Experiment::Migration && summary.trials == 0 {
+        bail!("the run had no trial left to do");
+    }
+    if summary.invalid > 0 {
+        eprintln!("{} samples are invalid; the report says why", summary.invalid);
+        return Ok(Ended::Degraded);
+    }
+    Ok(Ended::Done)
+}
+
+/// The revision of the checkout that a scenario file lies in, with `-dirty` when it has changes.
+fn git_revision(scenario: &Path) -> Option<String> {
+    let folder = scenario.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let output = std::process::Command::new("git")
+        .arg("-C")
+        .arg(folder)
+        .args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }

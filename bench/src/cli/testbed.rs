@@ -15,7 +15,9 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
+use crate::drive::setup;
 use crate::image::Cache;
+use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
 
 #[derive(Debug, Subcommand)]
@@ -82,7 +84,7 @@ fn up() -> anyhow::Result<Ended> {
     if running(&path)?.is_some() {
         bail!("a testbed is up already: `bench testbed ssh a`, or `bench testbed down` first");
     }
-    super::run::images(crate::scenario::Hypervisor::Kvm)?;
+    super::run::images(Hypervisor::Kvm)?;
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
     file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     let mut holder = namespace::command(std::env::args_os().skip(1))?;
@@ -122,8 +124,9 @@ fn hold(hosts: u8, servers: u8) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let state = namespace::private_folder(&Cache::location()?.join("state"))?;
-        let setup = super::run::plain_testbed(usize::from(hosts), usize::from(servers))?;
-        let testbed = crate::testbed::up::up(&setup.spec, &setup.images, &state, &state).await?;
+        let images = super::run::images(Hypervisor::Kvm)?;
+        let spec = setup::plain(super::run::accelerator(), usize::from(hosts), usize::from(servers));
+        let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
             println!(
                 "{}: up after {:.1} s on {}",

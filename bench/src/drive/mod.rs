@@ -1,15 +1,16 @@
 //! Doing the trials of a plan on a testbed.
 //!
 //! [`run`] goes through the plan; [`migration`] and [`gluster`] each are one trial, read from top to
-//! bottom; [`lab`] is what they work with.
+//! bottom; [`lab`] is what they work with, made by [`setup`] from the scenario.
 
 pub mod arrivals;
 pub mod beats;
+pub mod gluster;
 pub mod guest;
 pub mod lab;
 pub mod measure;
 pub mod migration;
-
+pub mod recontextualizer;
 pub mod run;
-
+pub mod setup;
 pub mod tools;

@@ -6,29 +6,8 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use super::address::{Member, Network};
-
-/// What executes the hosts' instructions. It is part of every sample, and never changes silently.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accelerator {
-    /// Hardware virtualization, found to boot a guest.
-    Kvm,
-    /// QEMU's emulation; the hosts' own KVM then runs on emulated SVM.
-    Tcg,
-}
-
-impl Accelerator {
-    /// The name, as QEMU and the samples have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Tcg => "tcg",
-        }
-    }
-}
+pub use crate::doctor::Accelerator;
 
 /// A read-only disk, known inside by its serial number.
 #[derive(Debug, Clone, PartialEq, Eq)]

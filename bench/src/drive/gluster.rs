@@ -1,0 +1,341 @@
+//! One trial of the GlusterFS experiment: a file-system client migrates away from its server.
+//!
+//! A link depends on where the client is. At home (site `remote`) the client is near the remote
+//! server and has the scenario's `local` link to it; once it has migrated, that server is far
+//! away, behind the `remote` link, and the local server is near. So a trial reads, from top to
+//! bottom: Bonnie++ at home; migrate; the link to the remote server becomes the long one; Bonnie++
+//! *before* recontextualization; recontextualize, and the guest's own hook re-attaches to the local
+//! server; Bonnie++ *after*.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::lab::{DriveError, Lab, VISIBLE};
+use super::measure::Measures;
+use super::migration;
+use super::setup::{CONTEXT_MOUNT, SERVER_FILE};
+use crate::exec::Exec as _;
+use crate::image::seed::{Content, Seed};
+use crate::metric;
+use crate::plan::Trial;
+use crate::scenario::{self, Arm, Scenario};
+use crate::shape::{self, Asked, Calibration, Counters, Link, Shape, Tolerance};
+use crate::store::RunFolder;
+use crate::testbed::address::Network;
+use crate::testbed::site::Site;
+use crate::testbed::ssh::Ssh;
+use crate::workload::bonnie::{self, Run, Throughput, Value};
+use crate::workload::gluster::{self, Client, Volume, hook};
+
+/// The guest's program that re-attaches the volume through the server that the context names.
+pub const HOOK: &str = "/usr/lib/bench/gluster-attach";
+
+/// How long the client may take to re-attach after its context has changed.
+const ATTACH: Duration = Duration::from_secs(180);
+/// The longest that one run of Bonnie++ may take.
+const BONNIE: Duration = Duration::from_secs(1800);
+
+fn volume() -> Volume {
+    let servers = Site::ALL.map(Site::server_address);
+    Volume::new(0x6265_6e63_682d_766f_6c75_6d65_0000_0001, servers)
+}
+
+fn client() -> Client {
+    Client { context: format!("{CONTEXT_MOUNT}/{SERVER_FILE}"), script: HOOK.to_owned(), ..Client::default() }
+}
+
+/// What the guest's seed has for this experiment.
+pub(super) fn in_guest(seed: &mut Seed) {
+    seed.put(HOOK, 0o755, Content::Bytes(hook::hook(&volume(), &client()).into_bytes()));
+}
+
+/// A link of the scenario as the shaping takes it.
+fn link(link: &scenario::Link) -> Link {
+    Link {
+        rate: link.rate.bits_per_second(),
+        delay: link.delay.duration(),
+        variation: link.jitter.fraction(),
+        correlation: link.correlation.fraction(),
+        distribution: match link.distribution {
+            scenario::Distribution::Normal => shape::Distribution::Normal,
+            scenario::Distribution::Uniform => shape::Distribution::Uniform,
+            scenario::Distribution::Pareto => shape::Distribution::Pareto,
+            scenario::Distribution::Paretonormal => shape::Distribution::ParetoNormal,
+        },
+    }
+}
+
+/// Both links of a scenario under a dilation.
+#[derive(Debug, Clone, Copy)]
+struct Links {
+    far: Link,
+    near: Link,
+    dilation: f64,
+}
+
+impl Links {
+    fn of(scenario: &Scenario, dilation: f64) -> Result<Links, DriveError> {
+        let network = scenario.network.as_ref().ok_or_else(|| {
+            DriveError::Workload("the scenario has no [network]: the gluster experiment needs its links".into())
+        })?;
+        let dilated = |asked: &scenario::Link| {
+            link(asked).dilated(dilation).map_err(|e| DriveError::Workload(format!("network: {e}")))
+        };
+        Ok(Links { far: dilated(&network.remote)?, near: dilated(&network.local)?, dilation })
+    }
+
+    /// The link between the client and a site's server while the client is at another or the same.
+    fn between(&self, client: Site, server: Site) -> Link {
+        if client == server { self.near } else { self.far }
+    }
+}
+
+/// Servers with a volume, links that were measured, and a client that is attached.
+pub struct GlusterLab {
+    guest: Ssh,
+    devices: [String; 2],
+    block: Links,
+    files: Links,
+}
+
+impl GlusterLab {
+    /// Starts the servers, makes both links, and measures every path before anything counts.
+    ///
+    /// # Errors
+    /// When a server does not start, or a link is not as asked.
+    pub async fn up(lab: &Lab, folder: &RunFolder) -> Result<GlusterLab, DriveError> {
+        let scenario = &lab.scenario;
+        let emulated = lab.testbed.accelerator == crate::doctor::Accelerator::Tcg;
+        let block = Links::of(scenario, scenario.testbed.dilation_on(emulated))?;
+        let files = Links::of(scenario, scenario.testbed.file_dilation_on(emulated))?;
+        let guest = lab.guest_ssh().await?;
+        let servers = Site::ALL.map(|site| &lab.testbed.server(site).ssh);
+        let volume = volume();
+        for (own, server) in servers.iter().enumerate() {
+            gluster::prepare_server(*server, &volume).await.map_err(workload)?;
+            gluster::start_server(*server, &volume, own).await.map_err(workload)?;
+        }
+        for server in servers {
+            gluster::await_peer(server).await.map_err(workload)?;
+        }
+        let mut devices = Vec::new();
+        for site in Site::ALL {
+            devices.push(shape::device_of(servers[site as usize], site.server_address()).await?);
+        }
+        let devices: [String; 2] =
+            devices.try_into().map_err(|_| DriveError::Workload("a testbed has two servers".into()))?;
+        let this = GlusterLab { guest, devices, block, files };
+        this.calibrate(lab, folder).await?;
+        Ok(this)
+    }
+
+    fn shape(&self, lab: &Lab, site: Site, link: Link) -> Shape {
+        let client = lab.testbed.guest.member.address(Network::Data);
+        Shape { device: self.devices[site as usize].clone(), client, link }
+    }
+
+    /// Makes the links that a client at `client` has to both servers, and reads them back.
+    async fn place(&self, lab: &Lab, client: Site, links: &Links) -> Result<(), DriveError> {
+        for site in Site::ALL {
+            let shape = self.shape(lab, site, links.between(client, site));
+            shape::apply(&lab.testbed.server(site).ssh, &shape).await?;
+        }
+        Ok(())
+    }
+
+    /// Measures all paths without and with shaping, writes both down, and refuses what is not as asked.
+    async fn calibrate(&self, lab: &Lab, folder: &RunFolder) -> Result<(), DriveError> {
+        let servers = Site::ALL.map(|site| &lab.testbed.server(site).ssh);
+        let mut unshaped = Vec::new();
+        for site in Site::ALL {
+            unshaped.push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
+        }
+        let between = shape::measure_path(servers[0], servers[1], Site::Local.server_address()).await?;
+        // As it will be after the migration: one server far, one near.
+        self.place(lab, Site::Local, &self.block).await?;
+        let mut shaped = Vec::new();
+        for site in Site::ALL {
+            shaped.push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
+        }
+        let asked: Vec<Asked> = Site::ALL
+            .iter()
+            .map(|&site| Asked {
+                name: match site {
+                    Site::Remote => "client ↔ remote server",
+                    Site::Local => "client ↔ local server",
+                },
+                link: self.block.between(Site::Local, site),
+                before: &unshaped[site as usize],
+                after: &shaped[site as usize],
+                judge_rate: true,
+            })
+            .collect();
+        let share = lab.scenario.network.as_ref().map_or(0.3, |network| network.tolerance.fraction());
+        let tolerance = Tolerance { round_trip: share, rate: share, ..Tolerance::default() };
+        let calibration = Calibration::of(&asked, &between, tolerance);
+        let qdiscs = self.qdiscs(lab).await?;
+        folder.update_manifest(|manifest| {
+            manifest.links = json!({
+                "asked": { "remote": self.block.far, "local": self.block.near, "dilation": self.block.dilation },
+                "unshaped": { "remote": unshaped[0], "local": unshaped[1], "server-server": between },
+                "shaped": { "remote": shaped[0], "local": shaped[1] },
+                "checks": calibration,
+            });
+            manifest.qdiscs = qdiscs;
+        })?;
+        let trial = Trial { block: 0, arm: Arm::Recontext, order: 0, file_operations: false };
+        let mut measures = Measures::default();
+        for (name, path) in [("remote", &shaped[0]), ("local", &shaped[1]), ("server-server", &between)] {
+            measures.add(metric::LINK_RTT, name, path.ping.median, "ms");
+            measures.add(metric::LINK_RATE, name, path.rate() / 1e6, "Mbit/s");
+        }
+        folder.samples(&measures.samples(&trial, &lab.conditions))?;
+        calibration.verdict().map_err(|refusal| DriveError::Workload(refusal.to_string()))
+    }
+
+    /// The kernel's own words about the shaping, for the manifest.
+    async fn qdiscs(&self, lab: &Lab) -> Result<serde_json::Value, DriveError> {
+        let mut all = serde_json::Map::new();
+        for site in Site::ALL {
+            let server = &lab.testbed.server(site).ssh;
+            let text = server.demand("read the qdiscs", "tc -j qdisc show", Duration::from_secs(60)).await?;
+            all.insert(server.name().to_owned(), serde_json::from_str(&text).unwrap_or(json!(text)));
+        }
+        Ok(serde_json::Value::Object(all))
+    }
+
+    /// A whole trial.
+    ///
+    /// # Errors
+    /// When the client could not be brought home, or the migration or a run of Bonnie++ failed.
+    pub async fn trial(&self, lab: &Lab, trial: &Trial, folder: &RunFolder) -> Result<Measures, DriveError> {
+        let mut measures = Measures::default();
+        // A client on its way is not slowed down by links of the trial before.
+        self.place(lab, Site::Remote, &self.block).await?;
+        lab.prepare(trial.arm).await?;
+        self.attached(Site::Remote).await?;
+        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_HOME, Site::Remote).await?;
+
+        lab.recontextualizer.stop(Site::Remote).await?;
+        let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
+        migration::migration(&mut measures, &moved);
+        migration::downtime_probe(lab, &mut measures, &moved).await;
+        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_BEFORE, Site::Local).await?;
+
+        let from = Instant::now();
+        lab.recontextualizer.start(Site::Local).await?;
+        lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
+        let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
+        measures.seconds(metric::RECONTEXT_TIME, "", record.value.total());
+        for (phase, took) in record.value.phases() {
+            measures.seconds(metric::RECONTEXT_PHASE, phase, took);
+        }
+        lab.visible(Site::Local, from, VISIBLE).await?;
+        self.attached(Site::Local).await?;
+        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_AFTER, Site::Local).await?;
+        self.same(lab).await?;
+        Ok(measures)
+    }
+
+    /// Waits until the guest's own hook has attached the volume through a site's server.
+    async fn attached(&self, site: Site) -> Result<(), DriveError> {
+        let server = IpAddr::V4(site.server_address());
+        gluster::drive::await_attached(&self.guest, server, ATTACH).await.map(drop).map_err(workload)
+    }
+
+    /// Both bricks hold the same, and nothing waits for healing.
+    async fn same(&self, lab: &Lab) -> Result<(), DriveError> {
+        let [remote, local] = Site::ALL.map(|site| &lab.testbed.server(site).ssh);
+        let volume = volume();
+        for server in [remote, local] {
+            gluster::drive::await_clean(server, &volume, Duration::from_secs(60)).await.map_err(workload)?;
+        }
+        gluster::verify_bricks(remote, local, &volume).await.map(drop).map_err(workload)
+    }
+
+    /// Bonnie++ at one point of a trial: throughput, and file operations where the plan has them.
+    async fn bonnie(
+        &self,
+        lab: &Lab,
+        trial: &Trial,
+        folder: &RunFolder,
+        measures: &mut Measures,
+        phase: &str,
+        client_at: Site,
+    ) -> Result<(), DriveError> {
+        let Some(asked) = &lab.scenario.bonnie else {
+            return Err(DriveError::Workload("the scenario has no [bonnie]".into()));
+        };
+        let mib = |size: scenario::Size| u32::try_from(size.mib().max(1)).unwrap_or(u32::MAX);
+        let per_char = asked.per_char;
+        let name = format!("block{}-{phase}", trial.block);
+        let run = |throughput, files| Run {
+            directory: format!("{}/bonnie", client().mount),
+            name: name.clone(),
+            throughput,
+            files,
+            seed: u32::try_from(lab.scenario.design.seed & 0x7fff_ffff).unwrap_or(1).max(1),
+        };
+        let throughput = Throughput {
+            file_mib: mib(asked.size),
+            chunk_kib: u32::try_from(asked.chunk.kib()).unwrap_or(u32::MAX),
+            seeks: asked.seeks,
+            per_char_mib: (per_char.bytes() > 0).then(|| mib(per_char)),
+        };
+        let mut runs = vec![(run(Some(throughput), None), &self.block, "throughput")];
+        if trial.file_operations {
+            runs.push((run(None, Some(asked.files)), &self.files, "files"));
+        }
+        for (run, links, kind) in runs {
+            // Made anew for each run, so that its counters are this run's alone.
+            self.place(lab, client_at, links).await?;
+            let first = measures.len();
+            let result =
+                bonnie::run(&self.guest, &run, &client().mount, BONNIE).await.map_err(workload)?;
+            let raw = folder.raw_file(&format!("bonnie/{name}-{kind}.csv"))?;
+            std::fs::write(&raw, format!("{}\n", result.raw))
+                .map_err(|e| DriveError::Workload(format!("cannot write {}: {e}", raw.display())))?;
+            for row in result.rows() {
+                match row.value {
+                    Value::Measured(value) => measures.add(row.metric, phase, value, row.unit),
+                    Value::TooFast => {
+                        measures.invalid(row.metric, phase, row.unit, "too fast to measure (+++++)");
+                    }
+                }
+            }
+            if kind == "throughput" {
+                self.server_bytes(lab, measures, phase, client_at, links).await?;
+            }
+            if (links.dilation - lab.conditions.dilation).abs() > f64::EPSILON {
+                measures.dilated(first, links.dilation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which server carried the data: what each exchanged with the client since the links were made.
+    async fn server_bytes(
+        &self,
+        lab: &Lab,
+        measures: &mut Measures,
+        phase: &str,
+        client_at: Site,
+        links: &Links,
+    ) -> Result<(), DriveError> {
+        for site in Site::ALL {
+            let shape = self.shape(lab, site, links.between(client_at, site));
+            let Counters { to_client, from_client, .. } =
+                shape::counters(&lab.testbed.server(site).ssh, &shape).await?;
+            let bytes = (to_client + from_client) as f64;
+            measures.add(metric::SERVER_BYTES, &format!("{phase}:{}", site.name()), bytes, "B");
+        }
+        Ok(())
+    }
+}
+
+fn workload(error: impl std::fmt::Display) -> DriveError {
+    DriveError::Workload(error.to_string())
+}
+

@@ -1,0 +1,224 @@
+//! From a scenario to the testbed that it needs: which machines, how large, and what is on them.
+//!
+//! All of it is a function of values. The hosts of the two sites differ in one thing alone: the
+//! infrastructure data under `/etc/ctx/infrastructure`, which is what recontextualization brings
+//! to the guest.
+
+use std::path::{Path, PathBuf};
+
+use ctx_format::{ClassName, ContextData, File, ImageOptions, InstanceId, Label, Priority, RelPath, write_iso};
+
+use super::beats;
+use crate::doctor::Accelerator;
+use crate::image::seed::{Content, Seed};
+use crate::scenario::{Experiment, Scenario};
+use crate::testbed::address::{Member, Network, Role};
+use crate::testbed::domain::Guest;
+use crate::testbed::hypervisor::Hypervisor;
+use crate::testbed::seed::{text, unit};
+use crate::testbed::site::Site;
+use crate::testbed::up::Spec;
+
+/// Memory of a host besides its guest's: Debian, libvirtd, QEMU, and what is written to memory.
+const HOST_MIB: u32 = 1024;
+/// Memory of a file server: GlusterFS, and the files of the test, which stay in memory.
+const SERVER_MIB: u32 = 448;
+/// Where a guest shows its context (paper; the authors' toolkit mounted its union there, too).
+pub const CONTEXT_MOUNT: &str = "/mnt/context";
+/// The file that names the site, which the probe reads.
+pub const SITE_FILE: &str = "site";
+/// The file that names the site's file server.
+pub const SERVER_FILE: &str = "gluster/server";
+/// Where a host keeps the image of the service class.
+pub const SERVICE_IMAGE: &str = "/usr/lib/bench/service.iso";
+
+/// Our own programs, which go into seeds.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    ctx: PathBuf,
+    ffs: PathBuf,
+    probe: PathBuf,
+}
+
+/// A program that is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is missing: `ci/build` builds all programs into one folder, run `bench` from there", path.display())]
+pub struct NotBuilt {
+    path: PathBuf,
+}
+
+impl Programs {
+    /// The programs in a folder.
+    ///
+    /// # Errors
+    /// [`NotBuilt`].
+    pub fn beside(folder: &Path) -> Result<Programs, NotBuilt> {
+        let program = |name: &str| {
+            let path = folder.join(name);
+            if path.is_file() { Ok(path) } else { Err(NotBuilt { path }) }
+        };
+        Ok(Programs { ctx: program("ctx")?, ffs: program("ffs")?, probe: program("bench-probe")? })
+    }
+}
+
+/// Memory that the machines of a scenario's testbed take together, in MiB.
+pub fn memory(scenario: &Scenario) -> u32 {
+    let guest = guest(scenario).memory_mib;
+    let hosts = scenario.testbed.hosts * (HOST_MIB + guest);
+    // QEMU's own memory, translated code included, is about a quarter of a gibibyte a machine.
+    let machines = scenario.testbed.hosts + servers(scenario) as u32;
+    hosts + servers(scenario) as u32 * SERVER_MIB + machines * 256
+}
+
+fn servers(scenario: &Scenario) -> usize {
+    match scenario.experiment {
+        Experiment::Migration => 0,
+        Experiment::Gluster => 2,
+    }
+}
+
+fn guest(scenario: &Scenario) -> Guest {
+    Guest {
+        name: "guest".into(),
+        member: Member { role: Role::Guest, index: 0 },
+        memory_mib: u32::try_from(scenario.guest.memory.mib()).unwrap_or(u32::MAX),
+        vcpus: scenario.guest.vcpus,
+    }
+}
+
+/// Why the context data could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A name or path of the bench's own is not valid.
+    #[error("the bench's own context data: {0}")]
+    Invalid(String),
+    /// The image.
+    #[error("the image of the service class: {0}")]
+    Write(#[from] ctx_format::write::WriteError),
+}
+
+/// The testbed of a scenario.
+///
+/// # Errors
+/// When the context data cannot be made.
+pub fn spec(scenario: &Scenario, accelerator: Accelerator, programs: &Programs) -> Result<Spec, SetupError> {
+    let guest = guest(scenario);
+    let service = service_image()?;
+    let host_extra = Site::ALL.iter().map(|&site| host(scenario, site, programs, &service)).collect();
+    Ok(Spec {
+        hypervisor: scenario.testbed.hypervisor,
+        accelerator,
+        hosts: 2,
+        servers: servers(scenario),
+        host_memory_mib: HOST_MIB + guest.memory_mib,
+        server_memory_mib: SERVER_MIB,
+        guest_append: String::new(),
+        host_extra,
+        guest_extra: in_guest(scenario, programs),
+        guest,
+    })
+}
+
+/// A testbed without an experiment on it.
+pub fn plain(accelerator: Accelerator, hosts: usize, servers: usize) -> Spec {
+    Spec {
+        hypervisor: Hypervisor::Kvm,
+        accelerator,
+        hosts,
+        servers,
+        guest: Guest {
+            name: "guest".into(),
+            member: Member { role: Role::Guest, index: 0 },
+            memory_mib: 256,
+            vcpus: 1,
+        },
+        host_memory_mib: HOST_MIB + 256,
+        server_memory_mib: SERVER_MIB,
+        guest_append: String::new(),
+        host_extra: vec![],
+        guest_extra: Seed::new(),
+    }
+}
+
+/// What the service's developer gives the guest wherever it runs: defaults that a site replaces.
+fn service_image() -> Result<Vec<u8>, SetupError> {
+    let invalid = |e: &dyn std::fmt::Display| SetupError::Invalid(e.to_string());
+    let files = [(SITE_FILE, "nowhere\n"), (SERVER_FILE, "0.0.0.0\n"), ("service.json", "{\"name\":\"bench\"}\n")];
+    let mut data = ContextData {
+        class: ClassName::new("service").map_err(|e| invalid(&e))?,
+        priority: Priority(10),
+        generation: 1,
+        instance_id: InstanceId::new("guest").map_err(|e| invalid(&e))?,
+        files: std::collections::BTreeMap::new(),
+    };
+    for (path, content) in files {
+        data.files.insert(RelPath::new(path).map_err(|e| invalid(&e))?, File::private(content));
+    }
+    Ok(write_iso(&data, &ImageOptions { label: Label::Ctx, ..ImageOptions::default() })?)
+}
+
+/// A host: the recontextualizer and what its site knows.
+fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) -> Seed {
+    let mut seed = Seed::new().program("/usr/bin/ctx", &programs.ctx);
+    seed.put(SERVICE_IMAGE, 0o644, Content::Bytes(service.to_vec()));
+    let folder = "/etc/ctx/infrastructure";
+    text(&mut seed, format!("{folder}/{SITE_FILE}"), format!("{}\n", site.name()));
+    text(&mut seed, format!("{folder}/{SERVER_FILE}"), format!("{}\n", site.server_address()));
+    // The payload makes the image as large as the scenario asks for; its bytes differ between sites
+    // and do not compress.
+    let bytes = payload(site.name(), usize::try_from(scenario.recontext.payload.bytes()).unwrap_or(0));
+    seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
+    text(&mut seed, "/etc/ctx/ctx.toml", CTX_TOML);
+    unit(&mut seed, "ctx.service", ctx::UNIT, None);
+    seed
+}
+
+const CTX_TOML: &str = r#"# Written by the bench.
+libvirt = "qemu:///system"
+
+[[class]]
+name = "infrastructure"
+priority = 20
+directory = "/etc/ctx/infrastructure"
+"#;
+
+/// The guest: the file system that shows its context, and the probe that reads it.
+fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
+    let mut seed = Seed::new().program("/usr/bin/ffs", &programs.ffs).program("/usr/bin/bench-probe", &programs.probe);
+    seed.directories.insert(CONTEXT_MOUNT.into(), 0o755);
+    let hook = match scenario.experiment {
+        Experiment::Migration => String::new(),
+        Experiment::Gluster => format!(
+            "\n[[hook]]\nname = \"gluster\"\npath = \"{SERVER_FILE}\"\nrun = [\"{}\"]\ntimeout_ms = 120000\n",
+            super::gluster::HOOK
+        ),
+    };
+    text(&mut seed, "/etc/ffs.toml", format!("# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\n{hook}"));
+    unit(&mut seed, "ffs.service", ffs_unit(), Some("multi-user.target"));
+    unit(
+        &mut seed,
+        "bench-probe.service",
+        format!(
+            "[Unit]\nDescription=Heartbeat for the bench\nAfter=systemd-networkd.service\n\n\
+             [Service]\nExecStart=/usr/bin/bench-probe --file {CONTEXT_MOUNT}/{SITE_FILE} --to {}:{} --interval {}\n\
+             Restart=always\nRestartSec=1\n",
+            Network::bench_address(),
+            beats::PORT,
+            beats::INTERVAL.as_millis(),
+        ),
+        Some("multi-user.target"),
+    );
+    if scenario.experiment == Experiment::Gluster {
+        super::gluster::in_guest(&mut seed);
+    }
+    seed
+}
+
+/// Bytes that follow from a name, for files that shall differ and not compress.
+fn payload(name: &str, length: usize) -> Vec<u8> {
+    use rand::{Rng as _, SeedableRng as _};
+    use sha2::Digest as _;
+    let mut bytes = vec![0; length];
+    rand_chacha::ChaCha8Rng::from_seed(sha2::Sha256::digest(name).into()).fill_bytes(&mut bytes);
+    bytes
+}
