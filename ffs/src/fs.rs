@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     dirs: Handles<Mutex<Arc<Dir>>>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
     pub(crate) stale: AtomicBool,
+    /// Called when that is first seen.
+    pub(crate) on_stale: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Shared {
@@ -53,6 +55,15 @@ impl Shared {
             files: Handles::default(),
             dirs: Handles::default(),
             stale: AtomicBool::new(false),
+            on_stale: OnceLock::new(),
+        }
+    }
+
+    fn found_stale(&self) {
+        if !self.stale.swap(true, Ordering::Relaxed)
+            && let Some(tell) = self.on_stale.get()
+        {
+            tell();
         }
     }
 
@@ -149,12 +160,12 @@ impl Filesystem for Ffs {
                     Ok((open, true)) => reply.opened(FileHandle(self.0.files.insert(open)), cached),
                     // Another file than was scanned: shown as it is, past the caches of the one before.
                     Ok((open, false)) => {
-                        self.0.stale.store(true, Ordering::Relaxed);
+                        self.0.found_stale();
                         let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
                         reply.opened(FileHandle(self.0.files.insert(open)), flags);
                     }
                     Err(error) => {
-                        self.0.stale.store(true, Ordering::Relaxed);
+                        self.0.found_stale();
                         reply.error(error.into());
                     }
                 },

@@ -12,13 +12,25 @@
 //! | [`diff`](mod@diff) | what a switch changed; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
+//! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
+//! | [`hooks`] | what is run when paths change |
+//! | [`daemon`] | one loop that owns every change |
+//! | [`control`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod diff;
+pub mod events;
+pub mod follow;
 mod fs;
 pub mod generation;
+pub mod hooks;
 pub mod layer;
 pub mod merge;
 pub mod mount;
+pub mod notify;
 pub mod sealed;
 pub mod sys;
 mod table;
+pub mod uevent;

@@ -117,6 +117,12 @@ impl Mount {
         self.shared.stale.swap(false, std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Sets what is called, from a thread that answers the kernel, when a directory layer is first
+    /// found to differ from its scan. Only the first setting counts.
+    pub fn on_stale(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_stale.set(Box::new(tell));
+    }
+
     /// Shows other layers: all at once for programs that look from now on.
     ///
     /// `edit` gets the present layers and returns those to come. When this returns, every lookup

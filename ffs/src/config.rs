@@ -1,0 +1,331 @@
+//! The configuration: a TOML file, the command line over it.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::layer::device::DEFAULT_LIMIT;
+
+/// Where the configuration is looked for when none is named.
+pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
+
+/// Everything that a mount is told.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The mount point, when the command line names none.
+    pub mount: Option<PathBuf>,
+    /// Every drive that [`Config::auto_devices`] names and that has context data becomes the layer of
+    /// its class.
+    pub auto: bool,
+    /// Patterns of device names for `auto`.
+    pub auto_devices: Vec<String>,
+    /// Layers that are there from the start.
+    #[serde(rename = "layer")]
+    pub layers: Vec<LayerSpec>,
+    /// What to do when paths change.
+    #[serde(rename = "hook")]
+    pub hooks: Vec<Hook>,
+    /// The largest image that is held in memory, in bytes.
+    pub image_limit: u64,
+    /// How long the layer of a device that is gone is still shown, in milliseconds; without it until
+    /// an image takes its place. A recontextualization detaches one device and attaches the next:
+    /// programs must not see a hole between the two.
+    pub keep_removed_ms: Option<u64>,
+    /// Take images of a lower generation than the one shown.
+    pub accept_older: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mount: None,
+            auto: false,
+            auto_devices: vec!["sr*".to_owned()],
+            layers: Vec::new(),
+            hooks: Vec::new(),
+            image_limit: DEFAULT_LIMIT,
+            keep_removed_ms: None,
+            accept_older: false,
+        }
+    }
+}
+
+/// A layer that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSpec {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from: `dir:PATH`, `iso:PATH` or `device:PATH`.
+    pub source: Source,
+    /// Its rank; without it that of the manifest, or 0.
+    pub priority: Option<u16>,
+}
+
+/// Where a layer comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Source {
+    /// A directory.
+    Dir(PathBuf),
+    /// An image in a file.
+    Iso(PathBuf),
+    /// A drive, or any block device; followed.
+    Device(PathBuf),
+}
+
+/// What to do when paths change.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// Its name in the status and the log; without it the pattern.
+    pub name: Option<String>,
+    /// Pattern of paths from the root of the mount: `*` and `?` within a component, `**` across.
+    pub path: String,
+    /// A command with its arguments.
+    pub run: Option<Vec<String>>,
+    /// A systemd unit to reload, or restart where it cannot reload.
+    pub reload: Option<String>,
+    /// A signal, like `HUP`, to the process whose number is in `pid_file`.
+    pub signal: Option<String>,
+    /// See `signal`.
+    pub pid_file: Option<PathBuf>,
+    /// The hook is killed after so many milliseconds.
+    #[serde(default = "Hook::default_timeout")]
+    pub timeout_ms: u64,
+}
+
+impl Hook {
+    fn default_timeout() -> u64 {
+        30_000
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.path)
+    }
+}
+
+impl Config {
+    /// How long the layer of a device that is gone is still shown.
+    pub fn keep_removed(&self) -> Option<Duration> {
+        self.keep_removed_ms.map(Duration::from_millis)
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_owned(), message })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // The message of toml's error has line, column and a caret.
+        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let mut names = std::collections::BTreeSet::new();
+        for layer in &self.layers {
+            if layer.name.is_empty() || layer.name.contains(['/', ':', '\n']) {
+                return Err(format!("layer name {:?} is empty or has `/`, `:` or a newline", layer.name));
+            }
+            if !names.insert(&layer.name) {
+                return Err(format!("two layers are named `{}`: rename one", layer.name));
+            }
+        }
+        for hook in &self.hooks {
+            let ways = usize::from(hook.run.is_some())
+                + usize::from(hook.reload.is_some())
+                + usize::from(hook.signal.is_some());
+            if ways != 1 {
+                return Err(format!("hook `{}` needs exactly one of `run`, `reload` and `signal`", hook.name()));
+            }
+            if hook.run.as_ref().is_some_and(Vec::is_empty) {
+                return Err(format!("hook `{}` has an empty command", hook.name()));
+            }
+            if hook.signal.is_some() != hook.pid_file.is_some() {
+                return Err(format!("hook `{}`: `signal` and `pid_file` go together", hook.name()));
+            }
+            if let Some(signal) = &hook.signal {
+                signal_number(signal).ok_or(format!("hook `{}`: no signal is named `{signal}`", hook.name()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The signal of a name with or without `SIG`.
+pub(crate) fn signal_number(name: &str) -> Option<nix::sys::signal::Signal> {
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    format!("SIG{name}").parse().ok()
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file does not say what it should.
+    #[error("configuration `{}`: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column where they are known.
+        message: String,
+    },
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let made = match text.split_once(':') {
+            Some(("dir", path)) => Some((Self::Dir as fn(_) -> _, path)),
+            Some(("iso", path)) => Some((Self::Iso as fn(_) -> _, path)),
+            Some(("device", path)) => Some((Self::Device as fn(_) -> _, path)),
+            _ => None,
+        };
+        match made {
+            Some((make, path)) if path.starts_with('/') => Ok(make(PathBuf::from(path))),
+            Some(_) => Err(format!("`{text}`: the path must be absolute")),
+            None => Err(format!("`{text}` is not `dir:PATH`, `iso:PATH` or `device:PATH`")),
+        }
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+            Self::Iso(path) => write!(f, "iso:{}", path.display()),
+            Self::Device(path) => write!(f, "device:{}", path.display()),
+        }
+    }
+}
+
+/// `NAME=SOURCE[,priority=N]`, as on the command line.
+impl FromStr for LayerSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, rest) =
+            text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
+        let (source, priority) = match rest.rsplit_once(",priority=") {
+            Some((source, number)) => {
+                let number = number.parse().map_err(|_| format!("`{number}` is not a priority from 0 to 65535"))?;
+                (source, Some(number))
+            }
+            None => (rest, None),
+        };
+        Ok(Self { name: name.to_owned(), source: source.parse()?, priority })
+    }
+}
+
+/// Whether a path matches a pattern: `?` one byte and `*` any bytes of a component, `**` anything.
+pub(crate) fn matches(pattern: &[u8], path: &[u8]) -> bool {
+    match (pattern, path) {
+        ([], []) => true,
+        // `**/` also stands for no directory at all.
+        ([b'*', b'*', b'/', rest @ ..], _) if matches(rest, path) => true,
+        ([b'*', b'*', rest @ ..], _) => {
+            matches(rest, path) || path.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
+        }
+        ([b'*', rest @ ..], _) => {
+            matches(rest, path)
+                || path.split_first().is_some_and(|(first, tail)| *first != b'/' && matches(pattern, tail))
+        }
+        ([b'?', rest @ ..], [first, tail @ ..]) => *first != b'/' && matches(rest, tail),
+        ([want, rest @ ..], [first, tail @ ..]) => want == first && matches(rest, tail),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let config = Config::parse(
+            r#"
+            mount = "/mnt/context"
+            auto = true
+            keep_removed_ms = 5000
+            [[layer]]
+            name = "base"
+            source = "dir:/etc/context"
+            priority = 10
+            [[hook]]
+            path = "endpoints/**"
+            run = ["/usr/bin/remount", "--now"]
+            [[hook]]
+            path = "dns"
+            signal = "HUP"
+            pid_file = "/run/dnsmasq.pid"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.layers[0], "base=dir:/etc/context,priority=10".parse().unwrap());
+        assert_eq!(config.keep_removed(), Some(Duration::from_secs(5)));
+        assert_eq!(config.hooks[0].timeout_ms, 30_000);
+    }
+
+    #[test]
+    fn errors_point_into_the_file() {
+        let error = Config::parse("auto = true\nmuont = \"/x\"\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("muont"), "{error}");
+        for (text, says) in [
+            ("[[layer]]\nname='a'\nsource='nfs:/x'", "is not `dir:PATH`"),
+            ("[[layer]]\nname='a'\nsource='dir:x'", "absolute"),
+            ("[[hook]]\npath='a'", "exactly one"),
+            ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),
+            ("[[layer]]\nname='a'\nsource='dir:/x'\n[[layer]]\nname='a'\nsource='dir:/y'", "two layers"),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        let all = |pattern: &str, yes: &[&str], no: &[&str]| {
+            for path in yes {
+                assert!(matches(pattern.as_bytes(), path.as_bytes()), "{pattern} {path}");
+            }
+            for path in no {
+                assert!(!matches(pattern.as_bytes(), path.as_bytes()), "{pattern} {path}");
+            }
+        };
+        all("*.json", &["a.json", ".json"], &["d/a.json", "a.jsonx"]);
+        all("**", &["a", "a/b"], &[]);
+        all("**/a", &["a", "x/a", "x/y/a"], &["ba"]);
+        all("d/**", &["d/a", "d/e/f"], &["d", "e/d/a"]);
+        all("a?c", &["abc"], &["ac", "a/c"]);
+    }
+}

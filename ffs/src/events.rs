@@ -1,0 +1,168 @@
+//! What the daemon does, as it does it: one JSON line a step, stamped on both clocks.
+//!
+//! The bench measures from these lines, so a step is stamped when it happens and not when the line
+//! is written.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys;
+
+/// One line of the event log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// CLOCK_MONOTONIC in nanoseconds: to measure between lines.
+    pub mono_ns: u64,
+    /// CLOCK_REALTIME in nanoseconds since 1970: to relate to other machines.
+    pub real_ns: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    /// Mounted.
+    Mounted {
+        /// The mount point.
+        point: String,
+    },
+    /// Everything that was there at the start is shown.
+    Ready,
+    /// The kernel told of a device.
+    Uevent {
+        /// Its name, like `sr0`.
+        device: String,
+        /// `add`, `remove`, `media_change`, `eject_request`, or `poll` when nobody told.
+        action: String,
+    },
+    /// Reading a device begins.
+    Reading {
+        /// Its name.
+        device: String,
+        /// 1 for the first try after an event.
+        attempt: u32,
+    },
+    /// A device could not be read, for now.
+    NotReady {
+        /// Its name.
+        device: String,
+        /// The try.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The volume is in memory and the device closed.
+    Read {
+        /// The device.
+        device: String,
+        /// Bytes of the volume.
+        bytes: u64,
+    },
+    /// The image is what its manifest says (or is a plain image).
+    Verified {
+        /// The device.
+        device: String,
+        /// The layer that it becomes.
+        layer: String,
+        /// The manifest's generation.
+        generation: Option<u64>,
+    },
+    /// An image or layer was refused; what was shown before stays.
+    Refused {
+        /// The device or path.
+        origin: String,
+        /// Why.
+        reason: String,
+    },
+    /// Programs that look from now on see a new generation.
+    Visible {
+        /// The mount's generation.
+        generation: u64,
+        /// The layer whose change caused it.
+        layer: String,
+        /// The generation that the layer's manifest states.
+        layer_generation: Option<u64>,
+        /// Number of changed paths.
+        changes: usize,
+    },
+    /// A hook ended.
+    Hook {
+        /// Its name.
+        hook: String,
+        /// The mount's generation that it ran for.
+        generation: u64,
+        /// How long it ran, in milliseconds.
+        millis: u64,
+        /// `ok`, `exit N`, `signal N`, `timeout`, or why it did not start.
+        result: String,
+    },
+    /// All hooks for a generation ended.
+    HooksDone {
+        /// The mount's generation.
+        generation: u64,
+    },
+    /// A device is gone; its layer stays for now.
+    DeviceGone {
+        /// Its name.
+        device: String,
+    },
+    /// Unmounted.
+    Unmounted,
+}
+
+/// Where events go.
+#[derive(Debug, Default)]
+pub struct Log(Option<Mutex<File>>);
+
+impl Log {
+    /// Appends to a file.
+    ///
+    /// # Errors
+    /// What opening it returns.
+    pub fn to_file(path: &Path) -> io::Result<Self> {
+        Ok(Self(Some(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?))))
+    }
+
+    /// Stamps a step and writes it, as one write(2) so that lines never mix.
+    pub fn write(&self, step: Step) {
+        // These clocks always exist on Linux.
+        let (mono_ns, real_ns) = sys::clocks().unwrap_or_default();
+        let event = Event { mono_ns, real_ns, step };
+        tracing::info!(target: "ffs::event", step = ?event.step);
+        let Some(file) = &self.0 else { return };
+        // Strings and numbers: serializing cannot fail.
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.push(b'\n');
+        let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Err(error) = file.write_all(&line) {
+            tracing::warn!(%error, "cannot write to the event log");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let log = Log::to_file(&path).unwrap();
+        let step = Step::Visible { generation: 3, layer: "infrastructure".into(), layer_generation: Some(7), changes: 2 };
+        log.write(step.clone());
+        log.write(Step::Ready);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events[0].step, step);
+        assert!(text.starts_with("{\"mono_ns\":") && text.contains("\"step\":\"visible\""), "{text}");
+        assert!(events[0].mono_ns > 0 && events[0].mono_ns <= events[1].mono_ns);
+    }
+}

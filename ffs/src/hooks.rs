@@ -1,0 +1,184 @@
+//! Hooks: what is run when paths change.
+//!
+//! One thread runs them, one after the other in the order of the configuration, after the switch.
+//! Changes that arrive meanwhile are taken together: a hook runs once for all of them, with the
+//! newest generation.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Hook, matches, signal_number};
+use crate::events::{Log, Step};
+
+/// The list of changed paths is cut here, in bytes: an environment variable may not exceed 128 KiB.
+const CHANGED_MAX: usize = 100_000;
+
+/// The last result of a hook, for the status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The hook's name.
+    pub hook: String,
+    /// The mount's generation that it ran for.
+    pub generation: u64,
+    /// How long it ran, in milliseconds.
+    pub millis: u64,
+    /// `ok`, `exit N`, `signal N`, `timeout`, or why it did not start.
+    pub result: String,
+}
+
+/// The running of hooks.
+pub struct Hooks {
+    queue: Sender<(u64, BTreeSet<Vec<u8>>)>,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+}
+
+impl Hooks {
+    /// Starts the thread that runs `hooks`.
+    ///
+    /// # Errors
+    /// What starting a thread returns.
+    pub fn start(hooks: Vec<Hook>, point: &Path, log: Arc<Log>) -> std::io::Result<Self> {
+        let (queue, changes) = channel();
+        let outcomes = Arc::new(Mutex::new(Vec::new()));
+        let shared = outcomes.clone();
+        let point = point.to_owned();
+        std::thread::Builder::new()
+            .name("hooks".to_owned())
+            .spawn(move || work(&hooks, &point, &changes, &shared, &log))?;
+        Ok(Self { queue, outcomes })
+    }
+
+    /// Queues the changes of a switch.
+    pub fn changed(&self, generation: u64, paths: BTreeSet<Vec<u8>>) {
+        // The thread ends only with the process.
+        let _ = self.queue.send((generation, paths));
+    }
+
+    /// The last outcome of each hook that ran.
+    pub fn outcomes(&self) -> Vec<Outcome> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn work(
+    hooks: &[Hook],
+    point: &Path,
+    changes: &Receiver<(u64, BTreeSet<Vec<u8>>)>,
+    outcomes: &Mutex<Vec<Outcome>>,
+    log: &Log,
+) {
+    while let Ok((mut generation, mut paths)) = changes.recv() {
+        for (newer, more) in changes.try_iter() {
+            generation = newer;
+            paths.extend(more);
+        }
+        for hook in hooks {
+            let hit: Vec<&[u8]> =
+                paths.iter().map(Vec::as_slice).filter(|path| matches(hook.path.as_bytes(), path)).collect();
+            if hit.is_empty() {
+                continue;
+            }
+            let started = Instant::now();
+            let result = run(hook, point, generation, &hit);
+            let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let hook = hook.name().to_owned();
+            log.write(Step::Hook { hook: hook.clone(), generation, millis, result: result.clone() });
+            let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+            outcomes.retain(|outcome| outcome.hook != hook);
+            outcomes.push(Outcome { hook, generation, millis, result });
+        }
+        log.write(Step::HooksDone { generation });
+    }
+}
+
+fn run(hook: &Hook, point: &Path, generation: u64, changed: &[&[u8]]) -> String {
+    let mut command = match (&hook.run, &hook.reload, &hook.signal, &hook.pid_file) {
+        (Some(run), ..) => match run.split_first() {
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args);
+                command
+            }
+            None => return "empty command".to_owned(),
+        },
+        (_, Some(unit), ..) => {
+            let mut command = Command::new("systemctl");
+            command.args(["reload-or-restart", "--", unit]);
+            command
+        }
+        (_, _, Some(name), Some(file)) => return send(name, file),
+        _ => return "nothing to do".to_owned(),
+    };
+    let mut list = String::from_utf8_lossy(&changed.join(&b'\n')).into_owned();
+    if list.len() > CHANGED_MAX {
+        let cut = (0..=CHANGED_MAX).rev().find(|&at| list.is_char_boundary(at)).unwrap_or(0);
+        list.truncate(cut);
+    }
+    let list = list.replace('\0', "");
+    let child = command
+        .env("FFS_MOUNT", point)
+        .env("FFS_GENERATION", generation.to_string())
+        .env("FFS_CHANGED", list)
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        // A group of its own, so that a time-out ends its children too.
+        .process_group(0)
+        .spawn();
+    match child {
+        Err(error) => format!("cannot start: {error}"),
+        Ok(child) => wait(child, Duration::from_millis(hook.timeout_ms)),
+    }
+}
+
+/// Waits for a child under a time limit; what does not end is killed with its group.
+fn wait(child: Child, limit: Duration) -> String {
+    // A process number always fits.
+    let group = Pid::from_raw(child.id().cast_signed());
+    let (done, result) = channel();
+    let waiter = std::thread::spawn(move || {
+        let mut child = child;
+        let _ = done.send(child.wait());
+    });
+    let (status, late) = match result.recv_timeout(limit) {
+        Ok(status) => (status, false),
+        Err(_) => {
+            let _ = killpg(group, Signal::SIGKILL);
+            (result.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())), true)
+        }
+    };
+    let _ = waiter.join();
+    match status {
+        _ if late => "timeout".to_owned(),
+        Err(error) => format!("cannot wait: {error}"),
+        Ok(status) if status.success() => "ok".to_owned(),
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit {code}"),
+            (_, Some(signal)) => format!("signal {signal}"),
+            _ => "unknown".to_owned(),
+        },
+    }
+}
+
+fn send(name: &str, pid_file: &Path) -> String {
+    let Some(signal) = signal_number(name) else { return format!("no signal is named `{name}`") };
+    let pid = match std::fs::read_to_string(pid_file) {
+        Ok(text) => text.trim().parse::<i32>().ok().filter(|pid| *pid > 1),
+        Err(error) => return format!("cannot read `{}`: {error}", pid_file.display()),
+    };
+    match pid {
+        None => format!("no process number in `{}`", pid_file.display()),
+        Some(pid) => match kill(Pid::from_raw(pid), signal) {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("cannot signal {pid}: {error}"),
+        },
+    }
+}
