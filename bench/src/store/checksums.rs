@@ -30,6 +30,15 @@ pub enum Mismatch {
     Added(String),
 }
 
+impl Mismatch {
+    /// The file's path in the run's folder.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Changed(path) | Self::Missing(path) | Self::Added(path) => path,
+        }
+    }
+}
+
 fn digest(path: &Path) -> Result<String, StoreError> {
     Ok(hex(&Sha256::digest(fs::read(path).doing("read", path)?)))
 }
