@@ -66,7 +66,7 @@ fn nothing_to_show_is_still_a_figure() {
     let analysis = analyse(&[]);
     for figure in FigureId::ALL {
         let chart = figure.chart(&analysis, &context(None));
-        assert_eq!(chart.caption[0].contains("No samples") || chart.caption.len() > 1, true);
+        assert!(chart.caption.iter().any(|line| line == "No samples."), "{:?}", chart.caption);
         draw(&format!("{figure}-empty"), &chart);
     }
 }

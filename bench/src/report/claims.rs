@@ -74,16 +74,17 @@ fn migration(analysis: &Analysis) -> Vec<String> {
         let mean =
             |metric| analysis.row(group, metric, "", Arm::Recontext.name()).and_then(|row| row.summary.mean);
         if let Some(total) = mean(metric::MIGRATION_TOTAL) {
-            let mut sentence = format!("{}: the guest migrated in {} s", group.name(), three_digits(total));
+            let mut parts =
+                vec![format!("{}: the guest migrated in {} s", group.name(), three_digits(total))];
             for (metric, words) in [
                 (metric::RECONTEXT_TIME, "its recontextualization took"),
                 (metric::CONTENT_VISIBLE, "it saw the new content after a further"),
             ] {
                 if let Some(seconds) = mean(metric) {
-                    sentence.push_str(&format!(", {words} {} s", three_digits(seconds)));
+                    parts.push(format!("{words} {} s", three_digits(seconds)));
                 }
             }
-            sentences.push(format!("{sentence}."));
+            sentences.push(format!("{}.", parts.join(", ")));
         }
     }
     sentences

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     figures::chart::three_digits,
     metric,
-    stats::{Analysis, Warning, analysis},
+    stats::{Analysis, Interval, Warning, analysis},
     store::StoredRun,
 };
 
@@ -140,29 +140,40 @@ impl View {
     }
 }
 
+/// Bytes are shown in MiB: nine digits say nothing.
+fn scaled(unit: &str) -> (&str, f64) {
+    if unit == "B" { ("MiB", f64::from(1 << 20)) } else { (unit, 1.0) }
+}
+
 fn row(row: &analysis::Row) -> Row {
     let summary = &row.summary;
+    let (unit, size) = scaled(&row.unit);
+    let number = |value: Option<f64>| number(value.map(|value| value / size));
+    let with_interval = |value: Option<f64>, interval: Option<Interval>| {
+        value.map_or_else(
+            || "–".into(),
+            |value| with_interval(value / size, interval.map(|i| i.map(|end| end / size))),
+        )
+    };
     Row {
         group: row.group.name(),
         metric: metric::label(&row.metric).to_owned(),
         phase: row.phase.clone(),
         arm: row.arm.clone(),
-        unit: row.unit.clone(),
+        unit: unit.to_owned(),
         dilation: row.dilation,
         n: summary.n,
         invalid: summary.invalid,
-        mean: summary.mean.map_or_else(|| "–".into(), |mean| with_interval(mean, summary.mean_interval)),
+        mean: with_interval(summary.mean, summary.mean_interval),
         sd: number(summary.sd),
-        median: summary
-            .median
-            .map_or_else(|| "–".into(), |median| with_interval(median, summary.median_interval)),
-        range: match (summary.min, summary.max) {
-            (Some(min), Some(max)) => format!("{} … {}", three_digits(min), three_digits(max)),
-            _ => "–".into(),
-        },
+        median: with_interval(summary.median, summary.median_interval),
+        range: format!("{} … {}", number(summary.min), number(summary.max)),
         median_exact: summary.median_exact.map_or_else(
             || "–".into(),
-            |i| format!("[{}, {}] at {:.1} %", three_digits(i.low), three_digits(i.high), i.level * 100.0),
+            |i| {
+                let (low, high) = (three_digits(i.low / size), three_digits(i.high / size));
+                format!("[{low}, {high}] at {:.1} %", i.level * 100.0)
+            },
         ),
         notes: notes(&summary.warnings),
     }
@@ -170,13 +181,17 @@ fn row(row: &analysis::Row) -> Row {
 
 fn comparison(found: &analysis::Comparison) -> Comparison {
     let paired = &found.paired;
+    let (unit, size) = scaled(&found.unit);
     Comparison {
         group: found.group.name(),
         metric: metric::label(&found.metric).to_owned(),
         sides: format!("{} → {}", found.from, found.to),
-        unit: found.unit.clone(),
+        unit: unit.to_owned(),
         n: paired.n,
-        difference: with_interval(paired.difference, paired.difference_interval),
+        difference: with_interval(
+            paired.difference / size,
+            paired.difference_interval.map(|i| i.map(|end| end / size)),
+        ),
         ratio: paired.ratio.map_or_else(|| "–".into(), |ratio| with_interval(ratio, paired.ratio_interval)),
         above: paired.above,
         p: match (paired.test, found.p_corrected) {
@@ -185,7 +200,7 @@ fn comparison(found: &analysis::Comparison) -> Comparison {
             }
             _ => "–".into(),
         },
-        detectable: number(paired.detectable),
+        detectable: number(paired.detectable.map(|value| value / size)),
         notes: notes(&paired.warnings),
     }
 }

@@ -63,8 +63,8 @@ fn files(folder: &Path) -> Result<BTreeMap<String, PathBuf>, StoreError> {
 }
 
 fn store(folder: &Path, list: &BTreeMap<String, String>) -> Result<(), StoreError> {
-    let text: String = list.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect();
-    write_whole(&folder.join(CHECKSUMS), text.as_bytes())
+    let lines: Vec<String> = list.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect();
+    write_whole(&folder.join(CHECKSUMS), lines.concat().as_bytes())
 }
 
 /// Lists every file of a run.
