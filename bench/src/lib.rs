@@ -25,8 +25,8 @@ pub mod sample;
 pub mod scenario;
 pub mod shape;
 pub mod stats;
+pub mod store;
 #[cfg(test)]
 mod synthetic;
-pub mod store;
 pub mod testbed;
 pub mod workload;

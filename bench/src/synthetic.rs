@@ -76,21 +76,29 @@ impl Machine {
         }
         if experiment == Experiment::Gluster {
             for (phase, speed) in [("home", 1.05), ("before", 1.0), ("after", 6.2)] {
-                for (name, rate) in metric::BONNIE_THROUGHPUT.into_iter().zip([0.0, 574.0, 255.0, 0.0, 440.0]) {
+                for (name, rate) in metric::BONNIE_THROUGHPUT.into_iter().zip([0.0, 574.0, 255.0, 0.0, 440.0])
+                {
                     if rate > 0.0 {
                         let value = self.around(rate * speed, 0.08);
                         out.push(self.sample(trial, name, phase, Some(value)));
                     }
                 }
                 if trial.file_operations {
-                    for (name, rate) in metric::BONNIE_FILES.into_iter().zip([14.0, 210.0, 25.0, 14.5, 0.0, 21.0]) {
+                    for (name, rate) in
+                        metric::BONNIE_FILES.into_iter().zip([14.0, 210.0, 25.0, 14.5, 0.0, 21.0])
+                    {
                         let value = (rate > 0.0).then(|| self.around(rate * speed / 1.3, 0.08));
                         out.push(self.sample(trial, name, phase, value));
                     }
                 }
                 for (server, bytes) in [("remote", 4.0e7), ("local", 1.0e5)] {
                     let bytes = if phase == "after" { 4.01e7 - bytes } else { bytes };
-                    out.push(self.sample(trial, metric::SERVER_BYTES, &format!("{phase}:{server}"), Some(bytes)));
+                    out.push(self.sample(
+                        trial,
+                        metric::SERVER_BYTES,
+                        &format!("{phase}:{server}"),
+                        Some(bytes),
+                    ));
                 }
             }
         }

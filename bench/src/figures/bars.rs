@@ -13,7 +13,7 @@ pub(super) const SKY: Colour = (0x8c, 0xc8, 0xee);
 pub(super) const ORANGE: Colour = (0xe6, 0x9f, 0x00);
 pub(super) const GREEN: Colour = (0x00, 0x9e, 0x73);
 pub(super) const PURPLE: Colour = (0xcc, 0x79, 0xa7);
-pub(super) const GREY: Colour = (0xa9, 0xb0, 0xb7);
+pub(super) const SAND: Colour = (0xf5, 0xd2, 0x8c);
 
 /// Collects the rows that a figure shows, for its bars and for what its caption says of them.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl<'a> Used<'a> {
         let (least, most) = n.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
         let invalid: usize = self.rows.iter().map(|row| row.summary.invalid).sum();
         let n = if least == most { format!("n = {most}") } else { format!("n = {least} to {most}") };
-        format!("{n} valid a bar, {invalid} invalid in all")
+        format!("{n} valid values per bar, {invalid} invalid in all")
     }
 }
 

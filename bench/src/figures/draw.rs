@@ -31,6 +31,8 @@ fn failed(error: impl std::fmt::Display) -> FigureError {
 const WIDTH: i32 = 1440;
 const PLOT_HEIGHT: i32 = 560;
 const MARGIN: i32 = 32;
+/// How much larger than the picture a bitmap is drawn.
+const FINE: i32 = 3;
 
 /// Sizes of text: the em in pixels.
 const TITLE: f64 = 30.0;
@@ -40,6 +42,7 @@ const SMALL: f64 = 20.0;
 const INK: Colour = (0x1f, 0x24, 0x29);
 const SOFT: Colour = (0x5b, 0x64, 0x6d);
 const GRID: Colour = (0xe3, 0xe6, 0xe9);
+const PAPER: Colour = (0xff, 0xff, 0xff);
 
 /// `DejaVu` Sans where it is installed, so that what is measured is what is drawn; any sans-serif
 /// elsewhere. The bitmap's font is registered under the same name.
@@ -63,6 +66,14 @@ enum Format {
 }
 
 impl Format {
+    /// Pixels that are drawn for one of the layout.
+    const fn scale(self) -> i32 {
+        match self {
+            Self::Svg => 1,
+            Self::Png => FINE,
+        }
+    }
+
     /// plotters' size of a font whose em is this large. Its SVG divides by 1.24; its bitmap takes
     /// the size as ascent and descent together, 1.164 em in `DejaVu` Sans.
     fn size(self, em: f64) -> f64 {
@@ -102,27 +113,61 @@ pub fn svg(chart: &Chart) -> Result<String, FigureError> {
 
 /// The figure as PNG.
 ///
+/// Drawn at three times the size and averaged: plotters puts letters on whole pixels and draws
+/// circles with hard edges.
+///
 /// # Errors
 /// The built-in font cannot be read, or no temporary file can be made.
 pub fn png(chart: &Chart) -> Result<Vec<u8>, FigureError> {
     register()?;
     let layout = Layout::new(chart);
+    let (wide, high) = (WIDTH.unsigned_abs(), layout.height.unsigned_abs());
+    let fine = FINE.unsigned_abs();
+    let mut large = vec![0_u8; (3 * wide * high * fine * fine) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut large, (wide * fine, high * fine)).into_drawing_area();
+        Page { root: &root, format: Format::Png }.chart(chart, &layout)?;
+        root.present().map_err(failed)?;
+    }
+    let small = averaged(&large, wide as usize, high as usize, fine as usize);
     // plotters encodes into files only.
     let folder = tempfile::tempdir().map_err(failed)?;
     let path = folder.path().join("figure.png");
     {
-        let size = (WIDTH.unsigned_abs(), layout.height.unsigned_abs());
-        let root = BitMapBackend::new(&path, size).into_drawing_area();
-        Page { root: &root, format: Format::Png }.chart(chart, &layout)?;
-        root.present().map_err(failed)?;
+        let mut page = BitMapBackend::new(&path, (wide, high));
+        page.blit_bitmap((0, 0), (wide, high), &small).map_err(failed)?;
+        page.present().map_err(failed)?;
     }
     fs::read(&path).map_err(failed)
 }
 
+/// A picture in RGB whose pixels are the means of `fine` by `fine` pixels of a larger one.
+fn averaged(large: &[u8], wide: usize, high: usize, fine: usize) -> Vec<u8> {
+    let mut small = Vec::with_capacity(3 * wide * high);
+    let mut sums = vec![0_u32; 3 * wide];
+    let count = u32::try_from(fine * fine).unwrap_or(1);
+    for band in large.chunks_exact(3 * wide * fine * fine) {
+        sums.fill(0);
+        for row in band.chunks_exact(3 * wide * fine) {
+            for (sum, pixels) in sums.chunks_exact_mut(3).zip(row.chunks_exact(3 * fine)) {
+                for pixel in pixels.chunks_exact(3) {
+                    for (sum, part) in sum.iter_mut().zip(pixel) {
+                        *sum += u32::from(*part);
+                    }
+                }
+            }
+        }
+        // A mean of bytes fits a byte.
+        small.extend(sums.iter().map(|sum| u8::try_from((sum + count / 2) / count).unwrap_or(u8::MAX)));
+    }
+    small
+}
+
 /// Width of a text in pixels, by the metrics of our own font.
 fn width(text: &str, em: f64) -> i32 {
-    let font = (FAMILY, Format::Png.size(em)).into_font();
-    font.layout_box(text).map_or(0, |((left, _), (right, _))| right - left)
+    // Measured large, since the result is a whole number.
+    let font = (FAMILY, Format::Png.size(em * 16.0)).into_font();
+    font.layout_box(text).map_or(0, |((left, _), (right, _))| (right - left + 15) / 16)
 }
 
 /// Breaks a text into lines no wider than `limit`, at spaces.
@@ -183,7 +228,8 @@ impl Layout {
         }
         let group = (right - left) / i32::try_from(chart.groups.len().max(1)).unwrap_or(i32::MAX);
         let labels: Vec<_> = chart.groups.iter().map(|one| wrap(&one.label, LABEL, group - 16)).collect();
-        let caption = chart.caption.iter().flat_map(|line| wrap(line, SMALL, right - MARGIN)).collect::<Vec<_>>();
+        let caption =
+            chart.caption.iter().flat_map(|line| wrap(line, SMALL, right - MARGIN)).collect::<Vec<_>>();
 
         let lines = |count: usize| i32::try_from(count).unwrap_or(0) * LINE;
         let top = MARGIN + 44 + lines(legend.len()) + 36;
@@ -224,7 +270,8 @@ impl<B: DrawingBackend> Page<'_, B> {
         }
         // The axis over the feet of the bars.
         self.line((layout.left, layout.bottom), (layout.right, layout.bottom), INK, 2)?;
-        let first = layout.height - MARGIN / 2 - LINE * i32::try_from(layout.caption.len()).map_err(failed)?;
+        let first =
+            layout.height - MARGIN / 2 - LINE * i32::try_from(layout.caption.len()).map_err(failed)?;
         for (line, text) in (1..).zip(&layout.caption) {
             self.text(text, SMALL, SOFT, HPos::Left, (MARGIN, first + line * LINE - 10))?;
         }
@@ -253,14 +300,22 @@ impl<B: DrawingBackend> Page<'_, B> {
         }
         // Turned by 270° the baseline is a vertical line, and below it is to the right.
         let style = self.style(LABEL, INK, HPos::Center).transform(FontTransform::Rotate270);
-        let at = (MARGIN + 20 + self.format.drop(LABEL), i32::midpoint(layout.top, layout.bottom));
+        let (x, y) = self.pixel((MARGIN + 20, i32::midpoint(layout.top, layout.bottom)));
+        let at = (x + self.format.drop(self.em(LABEL)), y);
         self.root.draw(&Text::new(chart.y_label.as_str(), at, style)).map_err(failed)
     }
 
-    fn bars(&self, bars: &[Bar], chart: &Chart, layout: &Layout, start: i32, room: i32) -> Result<(), FigureError> {
+    fn bars(
+        &self,
+        bars: &[Bar],
+        chart: &Chart,
+        layout: &Layout,
+        start: i32,
+        room: i32,
+    ) -> Result<(), FigureError> {
         let count = i32::try_from(bars.len().max(1)).map_err(failed)?;
-        // A third of the room stays free; few bars do not become slabs.
-        let wide = (room * 2 / 3 / count).min(150);
+        // A fifth of the room stays free; few bars do not become slabs.
+        let wide = (room * 4 / 5 / count).min(150);
         let first = start + (room - wide * count) / 2;
         for (index, (bar, series)) in (0..).zip(bars.iter().zip(&chart.series)) {
             let left = first + index * wide;
@@ -269,24 +324,34 @@ impl<B: DrawingBackend> Page<'_, B> {
                 Bar::Value { mean, sd, dots, too_fast } => {
                     let y = layout.y(*mean);
                     self.rectangle((inner.0, y), (inner.1, layout.bottom), series.colour)?;
-                    self.dots(dots, layout, middle, wide)?;
-                    let mut top = y.min(dots.iter().map(|dot| layout.y(*dot)).min().unwrap_or(y) - 6);
+                    let mut top = y.min(dots.iter().map(|dot| layout.y(*dot)).min().unwrap_or(y) - 4);
+                    // Whisker and dots side by side, so that neither hides the other.
+                    let whisker = left + wide * 3 / 10;
                     if let Some(sd) = sd.filter(|sd| *sd > 0.0) {
                         let (high, low) = (layout.y(mean + sd), layout.y((mean - sd).max(0.0)));
-                        self.line((middle, high), (middle, low), INK, 3)?;
+                        self.line((whisker, high), (whisker, low), INK, 3)?;
+                        let half = (wide / 8).min(9);
                         for y in [high, low] {
-                            self.line((middle - 10, y), (middle + 10, y), INK, 3)?;
+                            self.line((whisker - half, y), (whisker + half, y), INK, 3)?;
                         }
                         top = top.min(high);
                     }
+                    let from = if sd.is_some() { wide * 5 / 10 } else { wide * 2 / 10 };
+                    self.dots(dots, layout, (left + from, left + wide * 9 / 10))?;
                     let mut number = three_digits(*mean);
                     if *too_fast > 0 {
                         number.push_str(" +++");
                     }
                     self.text(&number, self.fitting(&number, wide), INK, HPos::Center, (middle, top - 10))?;
                 }
-                Bar::TooFast { .. } => self.text("+++", LABEL, INK, HPos::Center, (middle, layout.bottom - 12))?,
-                Bar::None => self.text("none", SMALL, SOFT, HPos::Center, (middle, layout.bottom - 12))?,
+                Bar::TooFast { .. } => {
+                    let em = self.fitting("+++", wide - 12);
+                    self.text("+++", em, INK, HPos::Center, (middle, layout.bottom - 12))?;
+                }
+                Bar::None => {
+                    let em = self.fitting("none", wide - 12);
+                    self.text("none", em, SOFT, HPos::Center, (middle, layout.bottom - 12))?;
+                }
             }
         }
         Ok(())
@@ -296,38 +361,62 @@ impl<B: DrawingBackend> Page<'_, B> {
     #[expect(clippy::unused_self, reason = "reads as one with what is drawn")]
     fn fitting(&self, text: &str, room: i32) -> f64 {
         let natural = f64::from(width(text, SMALL).max(1));
-        SMALL * (f64::from(room + 6) / natural).clamp(0.6, 1.0)
+        SMALL * (f64::from(room) / natural).clamp(0.6, 1.0)
     }
 
     /// Single values from left to right in the order in which they were measured.
-    fn dots(&self, dots: &[f64], layout: &Layout, middle: i32, wide: i32) -> Result<(), FigureError> {
-        let last = i32::try_from(dots.len().max(2) - 1).map_err(failed)?;
-        let spread = wide * 5 / 10;
+    fn dots(&self, dots: &[f64], layout: &Layout, (from, to): (i32, i32)) -> Result<(), FigureError> {
+        let last = i32::try_from(dots.len()).map_err(failed)? - 1;
+        let radius = if (to - from) / last.max(1) >= 6 { 4 } else { 3 };
         for (index, dot) in (0..).zip(dots) {
-            let x = if dots.len() == 1 { middle } else { middle - spread / 2 + spread * index / last };
+            let x = if last == 0 { i32::midpoint(from, to) } else { from + (to - from) * index / last };
             let at = (x, layout.y(*dot));
-            self.root.draw(&Circle::new(at, 6, WHITE.filled())).map_err(failed)?;
-            self.root.draw(&Circle::new(at, 4, rgb(INK).filled())).map_err(failed)?;
+            self.disc(at, radius + 1, PAPER)?;
+            self.disc(at, radius, INK)?;
         }
         Ok(())
     }
 
+    fn pixel(&self, (x, y): (i32, i32)) -> (i32, i32) {
+        (x * self.format.scale(), y * self.format.scale())
+    }
+
+    fn em(&self, em: f64) -> f64 {
+        em * f64::from(self.format.scale())
+    }
+
     fn style(&self, em: f64, colour: Colour, across: HPos) -> TextStyle<'static> {
-        (FAMILY, self.format.size(em)).into_font().color(&rgb(colour)).pos(Pos::new(across, VPos::Bottom))
+        let font = (FAMILY, self.format.size(self.em(em))).into_font();
+        font.color(&rgb(colour)).pos(Pos::new(across, VPos::Bottom))
     }
 
     /// A text whose baseline is at `y`.
-    fn text(&self, text: &str, em: f64, colour: Colour, across: HPos, (x, y): (i32, i32)) -> Result<(), FigureError> {
-        let at = (x, y + self.format.drop(em));
+    fn text(
+        &self,
+        text: &str,
+        em: f64,
+        colour: Colour,
+        across: HPos,
+        at: (i32, i32),
+    ) -> Result<(), FigureError> {
+        let (x, y) = self.pixel(at);
+        let at = (x, y + self.format.drop(self.em(em)));
         self.root.draw(&Text::new(text, at, self.style(em, colour, across))).map_err(failed)
     }
 
     fn rectangle(&self, from: (i32, i32), to: (i32, i32), colour: Colour) -> Result<(), FigureError> {
-        self.root.draw(&Rectangle::new([from, to], rgb(colour).filled())).map_err(failed)
+        let corners = [self.pixel(from), self.pixel(to)];
+        self.root.draw(&Rectangle::new(corners, rgb(colour).filled())).map_err(failed)
+    }
+
+    fn disc(&self, at: (i32, i32), radius: i32, colour: Colour) -> Result<(), FigureError> {
+        let circle = Circle::new(self.pixel(at), radius * self.format.scale(), rgb(colour).filled());
+        self.root.draw(&circle).map_err(failed)
     }
 
     fn line(&self, from: (i32, i32), to: (i32, i32), colour: Colour, wide: u32) -> Result<(), FigureError> {
-        self.root.draw(&PathElement::new([from, to], rgb(colour).stroke_width(wide))).map_err(failed)
+        let style = rgb(colour).stroke_width(wide * self.format.scale().unsigned_abs());
+        self.root.draw(&PathElement::new([self.pixel(from), self.pixel(to)], style)).map_err(failed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Context,
-    bars::{BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Used},
+    bars::{BLUE, GREEN, ORANGE, PURPLE, SAND, SKY, Used},
     chart::{Bar, BarGroup, Chart, Colour, Series},
 };
 use crate::{metric, scenario::Arm, stats::Analysis};
@@ -30,7 +30,8 @@ pub(super) fn fig1(analysis: &Analysis, context: &Context) -> Chart {
     if until_attached {
         caption.insert(
             0,
-            "With recontextualization: from the start of the migration until the new device is attached.".into(),
+            "With recontextualization: from the start of the migration until the new device is attached."
+                .into(),
         );
     }
     Chart {
@@ -116,8 +117,8 @@ fn remote_and_local(
     skipped: &str,
 ) -> Chart {
     let mut used = Used::default();
-    // A server of each group, dark before and light after; hues differ between groups.
-    let hues: [(Colour, Colour); 2] = [(GREY, BLUE), (SKY, ORANGE)];
+    // One hue a group, light before and dark after.
+    let hues: [(Colour, Colour); 2] = [(SKY, BLUE), (SAND, ORANGE)];
     let phases = [
         (metric::PHASE_BEFORE, "Remote server, before recontextualization"),
         (metric::PHASE_AFTER, "Local server, after"),
@@ -125,8 +126,11 @@ fn remote_and_local(
     let mut series = Vec::new();
     for (group, (remote, local)) in analysis.groups.iter().zip(hues.into_iter().cycle()) {
         for ((_, label), colour) in phases.iter().zip([remote, local]) {
-            let label =
-                if analysis.groups.len() > 1 { format!("{}: {label}", group.name()) } else { (*label).into() };
+            let label = if analysis.groups.len() > 1 {
+                format!("{}: {label}", group.name())
+            } else {
+                (*label).into()
+            };
             series.push(Series { label, colour });
         }
     }

@@ -66,7 +66,7 @@ fn nothing_to_show_is_still_a_figure() {
     let analysis = analyse(&[]);
     for figure in FigureId::ALL {
         let chart = figure.chart(&analysis, &context(None));
-        assert_eq!(chart.caption[0].contains("No samples") || chart.caption.len() > 1, true);
+        assert!(chart.caption.iter().any(|line| line == "No samples."), "{:?}", chart.caption);
         draw(&format!("{figure}-empty"), &chart);
     }
 }
@@ -86,10 +86,13 @@ fn what_is_too_fast_is_marked_and_not_zero() {
 fn captions() {
     let scenario = synthetic::scenario("paper/gluster-kvm.toml", Some("quick"));
     let mut samples = synthetic::Machine::new("kvm", "tcg", 1.0).samples(&scenario);
-    let lost = samples.iter_mut().find(|s| s.metric == crate::metric::BONNIE_REWRITE && s.phase == "after").unwrap();
+    let lost =
+        samples.iter_mut().find(|s| s.metric == crate::metric::BONNIE_REWRITE && s.phase == "after").unwrap();
     (lost.valid, lost.reason) = (false, "lost".into());
     let analysis = analyse(&[("", &samples)]);
-    let all: Vec<_> =
-        [FigureId::Fig6, FigureId::Fig7].iter().flat_map(|f| f.chart(&analysis, &context(Some("quick"))).caption).collect();
+    let all: Vec<_> = [FigureId::Fig6, FigureId::Fig7]
+        .iter()
+        .flat_map(|f| f.chart(&analysis, &context(Some("quick"))).caption)
+        .collect();
     insta::assert_snapshot!(all.join("\n"));
 }

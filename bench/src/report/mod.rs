@@ -1,1 +1,220 @@
-//! The report of a run.
+//! The report of a run: `samples.csv`, figures and `report.html`, from the stored files alone.
+//!
+//! Nothing here measures, asks the machine or reads a clock, so the same run gives the same bytes
+//! whenever and wherever it is reported. Several runs (of KVM and of Xen, say) give one report with
+//! their groups side by side; samples of different machines are never put together.
+
+mod claims;
+mod network;
+mod view;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
+
+use crate::{
+    figures::{self, Context, FigureError, FigureId},
+    scenario::Experiment,
+    stats::{Analysis, analyse},
+    store::{self, StoreError, StoredRun},
+};
+
+static TEMPLATE: &str = include_str!("../../templates/report.html");
+
+/// A report could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// A run cannot be read, or a file cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A figure cannot be drawn.
+    #[error(transparent)]
+    Figure(#[from] FigureError),
+    /// The template is wrong.
+    #[error("the report's template cannot be filled in: {0:#}; this is a mistake in the bench, report it")]
+    Template(#[from] minijinja::Error),
+    /// No run was given.
+    #[error("no run to report; give the folder of one, e.g. results/<scenario>/<run>")]
+    Nothing,
+    /// Several runs, and no folder for what they give together.
+    #[error("a report of several runs needs a folder of its own; give one that is none of theirs")]
+    NoFolder,
+    /// Runs that have nothing in common.
+    #[error("{first} and {other} are different experiments; report them apart")]
+    Experiments {
+        /// Name of the first run.
+        first: String,
+        /// Name of a run that does not fit.
+        other: String,
+    },
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The page.
+    pub html: PathBuf,
+    /// The result in a sentence or two.
+    pub summary: Vec<String>,
+    /// Samples that statistics could not use.
+    pub invalid: usize,
+    /// Files of the runs that are not as their checksums say.
+    pub changed: Vec<String>,
+}
+
+/// Makes the report of one run in its own folder, or of several in `folder`.
+///
+/// # Errors
+/// A run cannot be read, a file cannot be written, or the runs do not fit together.
+pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportError> {
+    let stored = runs.iter().map(|path| StoredRun::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let first = stored.first().ok_or(ReportError::Nothing)?;
+    let experiment = first.scenario.experiment;
+    if let Some(other) = stored.iter().find(|run| run.scenario.experiment != experiment) {
+        return Err(ReportError::Experiments {
+            first: first.manifest.run.clone(),
+            other: other.manifest.run.clone(),
+        });
+    }
+    let own = stored.len() == 1 && folder.is_none_or(|folder| folder == first.path);
+    let folder = match folder {
+        None if own => first.path.as_path(),
+        Some(folder) if own || stored.iter().all(|run| run.path != folder) => folder,
+        _ => return Err(ReportError::NoFolder),
+    };
+    // Before anything is written: what is derived again is the same, or its line is renewed below.
+    let changed = changed(&stored)?;
+
+    let labels = labels(&stored);
+    let labelled: Vec<_> =
+        labels.iter().map(String::as_str).zip(stored.iter().map(|run| run.samples.as_slice())).collect();
+    let analysis = analyse(&labelled);
+    let context = context(&stored);
+    let mut derived = Vec::new();
+    if own {
+        store::write_samples(folder, &first.samples)?;
+        derived.push(store::SAMPLES.to_owned());
+    }
+    let pictures = pictures(&stored, &analysis, &context)?;
+    let figures = folder.join(store::FIGURES);
+    fs::create_dir_all(&figures).map_err(|source| StoreError::Io {
+        doing: "make the folder",
+        path: figures.clone(),
+        source,
+    })?;
+    for picture in &pictures {
+        for (extension, bytes) in [("svg", picture.svg.as_bytes()), ("png", &picture.png)] {
+            let name = format!("{}.{extension}", picture.id);
+            store::write_whole(&figures.join(&name), bytes)?;
+            derived.push(format!("{}/{name}", store::FIGURES));
+        }
+    }
+    let summary = claims::summary(experiment, &analysis);
+    let html = render(&view::View::new(&stored, &analysis, &summary, &changed, &pictures))?;
+    let path = folder.join(store::REPORT);
+    store::write_whole(&path, html.as_bytes())?;
+    derived.push(store::REPORT.to_owned());
+    if own {
+        store::refresh(folder, &derived)?;
+    }
+    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed })
+}
+
+/// A figure in both formats.
+struct Picture {
+    id: FigureId,
+    title: String,
+    svg: String,
+    png: Vec<u8>,
+}
+
+/// Files that were measured and are not as they were then. Derived ones are not meant: they are made
+/// anew.
+fn changed(runs: &[StoredRun]) -> Result<Vec<String>, StoreError> {
+    let mut all = Vec::new();
+    for run in runs {
+        for mismatch in store::verify(&run.path)? {
+            let path = mismatch.path();
+            let derived = path == store::SAMPLES
+                || path == store::REPORT
+                || path.strip_prefix(store::FIGURES).is_some_and(|rest| rest.starts_with('/'));
+            if !derived {
+                all.push(format!("{}: {mismatch}", run.manifest.run));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What tells runs apart where hypervisor and accelerator do not.
+fn labels(runs: &[StoredRun]) -> Vec<String> {
+    let kind = |run: &StoredRun| {
+        let mut kinds: Vec<_> =
+            run.samples.iter().map(|s| (s.hypervisor.clone(), s.accelerator.clone())).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    };
+    let kinds: Vec<_> = runs.iter().map(kind).collect();
+    let alone = |index: usize| {
+        kinds
+            .iter()
+            .enumerate()
+            .all(|(i, other)| i == index || other.iter().all(|k| !kinds[index].contains(k)))
+    };
+    runs.iter()
+        .enumerate()
+        .map(|(index, run)| if alone(index) { String::new() } else { run.manifest.run.clone() })
+        .collect()
+}
+
+fn context(runs: &[StoredRun]) -> Context {
+    let one = |values: Vec<&str>| {
+        let mut values = values;
+        values.dedup();
+        values.join(", ")
+    };
+    let profiles: Vec<&str> =
+        runs.iter().filter_map(|run| run.manifest.scenario.profile.as_deref()).collect();
+    Context {
+        scenario: one(runs.iter().map(|run| run.scenario.name()).collect()),
+        runs: runs.iter().map(|run| run.manifest.run.clone()).collect(),
+        profile: (!profiles.is_empty()).then(|| one(profiles)),
+    }
+}
+
+fn pictures(runs: &[StoredRun], analysis: &Analysis, context: &Context) -> Result<Vec<Picture>, FigureError> {
+    let wanted = |id: &FigureId| runs.iter().any(|run| run.scenario.figures.contains(id));
+    FigureId::ALL
+        .into_iter()
+        .filter(wanted)
+        .map(|id| {
+            let chart = id.chart(analysis, context);
+            let (svg, png) = (figures::svg(&chart)?, figures::png(&chart)?);
+            Ok(Picture { id, title: chart.title, svg, png })
+        })
+        .collect()
+}
+
+fn render(view: &view::View) -> Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.add_template("report.html", TEMPLATE)?;
+    environment.get_template("report.html")?.render(Serde(view))
+}
+
+/// Name of an experiment's own unit of comparison.
+const fn sides(experiment: Experiment) -> &'static str {
+    match experiment {
+        Experiment::Migration => "plain and recontextualized migrations of the same block",
+        Experiment::Gluster => "before and after recontextualization within the same migration",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The one error of a scenario: a place in the file, what is wrong there and what to do.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, NamedSource, SourceSpan};
 
@@ -15,7 +15,7 @@ pub struct ScenarioError {
     place: String,
     message: String,
     #[source_code]
-    text: Option<NamedSource<String>>,
+    text: Option<Arc<NamedSource<String>>>,
     #[label("here")]
     span: Option<SourceSpan>,
     #[help]
@@ -34,7 +34,7 @@ impl ScenarioError {
         Self {
             place: format!("{file}:{line}:{column}"),
             message,
-            text: Some(NamedSource::new(file, text.to_owned()).with_language("TOML")),
+            text: Some(Arc::new(NamedSource::new(file, text.to_owned()).with_language("TOML"))),
             span: Some((span.start, first_line - span.start).into()),
             help,
         }

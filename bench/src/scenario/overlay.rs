@@ -89,13 +89,14 @@ fn into_table<'a>(value: Spanned<DeValue<'a>>, name: &str, example: &str) -> Res
 
 fn lay_over<'a>(lower: &mut DeTable<'a>, upper: &DeTable<'a>) {
     for (key, value) in upper {
-        match (lower.get_mut(key).map(Spanned::get_mut), value.get_ref()) {
-            (Some(DeValue::Table(lower)), DeValue::Table(upper)) => lay_over(lower, upper),
-            _ => {
-                // Removed first: a map keeps an equal key, whose span would be the lower one's.
-                lower.remove(key);
-                lower.insert(key.clone(), value.clone());
-            }
+        if let (Some(DeValue::Table(lower)), DeValue::Table(upper)) =
+            (lower.get_mut(key).map(Spanned::get_mut), value.get_ref())
+        {
+            lay_over(lower, upper);
+        } else {
+            // Removed first: a map keeps an equal key, whose span would be the lower one's.
+            lower.remove(key);
+            lower.insert(key.clone(), value.clone());
         }
     }
 }
@@ -130,9 +131,10 @@ fn plain(message: &str) -> String {
         message.to_owned(),
         |text, (rust, word)| {
             // Only the words, never what a person wrote between quotation marks.
-            match text.rsplit_once(&format!("expected {rust}")) {
-                Some((head, tail)) if tail.is_empty() => format!("{head}expected {word}"),
-                _ => text.strip_prefix(rust).map_or(text.clone(), |tail| format!("{word}{tail}")),
+            if let Some(head) = text.strip_suffix(&format!("expected {rust}")) {
+                format!("{head}expected {word}")
+            } else {
+                text.strip_prefix(rust).map_or(text.clone(), |tail| format!("{word}{tail}"))
             }
         },
     )

@@ -1,6 +1,6 @@
 //! The bias-corrected and accelerated bootstrap (Efron 1987; Efron and Tibshirani 1993, §14.3).
 //!
-//! BCa rather than percentiles: for skewed times and small n its coverage is nearer to nominal, and
+//! `BCa` rather than percentiles: for skewed times and small n its coverage is nearer to nominal, and
 //! it gives the same interval for any monotone scale, so that seconds and log-seconds agree.
 
 use rand::{RngExt as _, SeedableRng};
@@ -16,9 +16,9 @@ const RESAMPLES: usize = 4999;
 pub const NEEDS: usize = 5;
 
 /// Any fixed number does; results must not depend on a clock.
-const SEED: u64 = 0x5eed_0f_b007;
+const SEED: u64 = 0x5eed_b007;
 
-/// The 95 % BCa interval of a statistic; none with fewer than [`NEEDS`] values.
+/// The 95 % `BCa` interval of a statistic; none with fewer than [`NEEDS`] values.
 ///
 /// With all values equal, it is that value alone.
 pub fn interval(values: &[f64], statistic: impl Fn(&[f64]) -> f64) -> Option<Interval> {
@@ -80,12 +80,12 @@ fn acceleration(values: &[f64], statistic: impl Fn(&[f64]) -> f64) -> f64 {
     if squares == 0.0 { 0.0 } else { cubes / (6.0 * f64::powf(squares, 1.5)) }
 }
 
-/// The 95 % BCa interval of the mean.
+/// The 95 % `BCa` interval of the mean.
 pub fn of_mean(values: &[f64]) -> Option<Interval> {
     interval(values, super::mean)
 }
 
-/// The 95 % BCa interval of the median.
+/// The 95 % `BCa` interval of the median.
 pub fn of_median(values: &[f64]) -> Option<Interval> {
     interval(values, super::median)
 }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!((interval.low.to_bits(), interval.high.to_bits()), (3.0_f64.to_bits(), 3.0_f64.to_bits()));
     }
 
-    /// With ten normal values BCa covers the mean in about 90 % (it is a little narrow at small n).
+    /// With ten normal values `BCa` covers the mean in about 90 % (it is a little narrow at small n).
     #[test]
     fn coverage_on_normal_data() {
         let normal = Normal::standard();

@@ -5,7 +5,7 @@
 //!   heaps, so that drift over the run cancels. Nothing is compared across accelerators,
 //!   hypervisors or dilations.
 //! - No distribution is assumed. Times of migrations have long tails and few repetitions, so
-//!   intervals come from the bootstrap ([`bootstrap`], BCa) and from order statistics
+//!   intervals come from the bootstrap ([`bootstrap`], `BCa`) and from order statistics
 //!   ([`order`]), and the test of a difference is Wilcoxon's exact one ([`wilcoxon`]).
 //! - The interval is the result; a p value stands beside it, corrected for the number of metrics
 //!   that were looked at ([`multiple`]).
@@ -101,6 +101,7 @@ impl fmt::Display for Warning {
             Self::Invalid { count, of } => write!(f, "{count} of {of} invalid"),
             Self::Censored { count } => write!(f, "{count} too fast to measure"),
             Self::Outliers { count } => write!(f, "{count} far from the rest (kept)"),
+            Self::Unpaired { count: 1 } => f.write_str("1 block without a pair"),
             Self::Unpaired { count } => write!(f, "{count} blocks without a pair"),
             Self::Constant => f.write_str("all values are equal"),
         }

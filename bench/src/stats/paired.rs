@@ -13,11 +13,11 @@ pub struct Paired {
     pub difference: f64,
     /// Standard deviation of b − a.
     pub sd: Option<f64>,
-    /// 95 % BCa interval of the mean difference.
+    /// 95 % `BCa` interval of the mean difference.
     pub difference_interval: Option<Interval>,
     /// Geometric mean of b ÷ a; none when a value is not positive.
     pub ratio: Option<f64>,
-    /// 95 % BCa interval of it, from log-ratios.
+    /// 95 % `BCa` interval of it, from log-ratios.
     pub ratio_interval: Option<Interval>,
     /// Wilcoxon's signed-rank test of the differences.
     pub test: Option<wilcoxon::Test>,
@@ -74,15 +74,15 @@ pub struct Overhead {
     pub n: usize,
     /// Mean of W − P, in seconds.
     pub added: f64,
-    /// 95 % BCa interval of it.
+    /// 95 % `BCa` interval of it.
     pub added_interval: Option<Interval>,
     /// Median of (W − P) ÷ P.
     pub recontext_increase: f64,
-    /// 95 % BCa interval of it.
+    /// 95 % `BCa` interval of it.
     pub increase_interval: Option<Interval>,
     /// Median of (W − P) ÷ W.
     pub recontext_share: f64,
-    /// 95 % BCa interval of it.
+    /// 95 % `BCa` interval of it.
     pub share_interval: Option<Interval>,
 }
 

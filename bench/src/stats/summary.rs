@@ -26,9 +26,9 @@ pub struct Summary {
     pub min: Option<f64>,
     /// Greatest value.
     pub max: Option<f64>,
-    /// 95 % BCa interval of the mean.
+    /// 95 % `BCa` interval of the mean.
     pub mean_interval: Option<Interval>,
-    /// 95 % BCa interval of the median.
+    /// 95 % `BCa` interval of the median.
     pub median_interval: Option<Interval>,
     /// Distribution-free interval of the median, at its own level.
     pub median_exact: Option<Interval>,
@@ -71,7 +71,7 @@ impl Summary {
             let what = "a distribution-free interval of the median";
             warnings.push(Warning::TooFew { n, what, needs: order::NEEDS });
         }
-        if n > 1 && sorted[0] == sorted[n - 1] {
+        if n > 1 && sorted[0] >= sorted[n - 1] {
             warnings.push(Warning::Constant);
         }
         let outliers = outliers(&sorted);

@@ -30,6 +30,15 @@ pub enum Mismatch {
     Added(String),
 }
 
+impl Mismatch {
+    /// The file's path in the run's folder.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Changed(path) | Self::Missing(path) | Self::Added(path) => path,
+        }
+    }
+}
+
 fn digest(path: &Path) -> Result<String, StoreError> {
     Ok(hex(&Sha256::digest(fs::read(path).doing("read", path)?)))
 }
@@ -54,8 +63,8 @@ fn files(folder: &Path) -> Result<BTreeMap<String, PathBuf>, StoreError> {
 }
 
 fn store(folder: &Path, list: &BTreeMap<String, String>) -> Result<(), StoreError> {
-    let text: String = list.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect();
-    write_whole(&folder.join(CHECKSUMS), text.as_bytes())
+    let lines: Vec<String> = list.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect();
+    write_whole(&folder.join(CHECKSUMS), lines.concat().as_bytes())
 }
 
 /// Lists every file of a run.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -54,8 +54,7 @@ impl Event {
         let mut line = serde_json::to_string(self).unwrap_or_default();
         line.pop();
         let crc = crc32fast::hash(line.as_bytes());
-        line.push_str(&format!("{CRC}{crc:08x}\"}}\n"));
-        line
+        format!("{line}{CRC}{crc:08x}\"}}\n")
     }
 
     fn from_line(line: &str) -> Result<Self, String> {
@@ -127,8 +126,7 @@ impl Now {
     pub(super) fn read() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Linux always has this clock; without it the times would just be zero.
-        let mono = clock_gettime(ClockId::CLOCK_MONOTONIC)
-            .map_or_else(|_| Default::default(), std::time::Duration::from);
+        let mono = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         Self {
             wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
             mono_ns: u64::try_from(mono.as_nanos()).unwrap_or(u64::MAX),
@@ -141,15 +139,15 @@ impl Now {
 
     /// `2026-11-22T13:15:00.123456Z`
     pub(super) fn utc(&self) -> String {
-        let (date, time) = civil(self.wall_us / 1_000_000);
-        let ((y, m, d), (h, min, s)) = (date, time);
-        format!("{y:04}-{m:02}-{d:02}T{h:02}:{min:02}:{s:02}.{:06}Z", self.wall_us % 1_000_000)
+        let ((year, month, day), (hour, minute, second)) = civil(self.wall_us / 1_000_000);
+        let micros = self.wall_us % 1_000_000;
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
     }
 
     /// `20261122T131500Z`, for names.
     pub(super) fn compact_utc(&self) -> String {
-        let ((y, m, d), (h, min, s)) = civil(self.wall_us / 1_000_000);
-        format!("{y:04}{m:02}{d:02}T{h:02}{min:02}{s:02}Z")
+        let ((year, month, day), (hour, minute, second)) = civil(self.wall_us / 1_000_000);
+        format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
     }
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn write(folder: &Path, samples: &[Sample]) -> Result<(), StoreError>
     for sample in samples {
         writer.serialize(sample).map_err(io).doing("write", &path)?;
     }
-    let bytes = writer.into_inner().map_err(|error| error.into_error()).doing("write", &path)?;
+    let bytes = writer.into_inner().map_err(csv::IntoInnerError::into_error).doing("write", &path)?;
     write_whole(&path, &bytes)
 }
 
