@@ -1,0 +1,171 @@
+//! Boots the cached images under emulation: what the initramfs promises, seen from inside.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bench::doctor::which;
+use bench::image::seed::{self, Seed};
+use bench::image::{Cache, Image, Recipe};
+
+/// A boot takes 10 s on a quiet machine; this is for a very busy one.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The image, when this machine can boot it; else it says why not.
+fn image(test: &str, name: &str) -> Option<Image> {
+    let skip = |reason: &str| {
+        eprintln!("SKIPPED boot::{test}: {reason}");
+        None
+    };
+    if which("qemu-system-x86_64").is_none() || which("setpriv").is_none() {
+        return skip("qemu-system-x86_64 or setpriv is not installed");
+    }
+    match Cache::open().unwrap().find(&Recipe::built_in(name).unwrap().digest()).unwrap() {
+        Some(image) => Some(image),
+        None => skip(&format!("the image {name} is not built (bench image build {name})")),
+    }
+}
+
+/// Boots a machine until it ends by itself, and gives what it wrote on its console.
+fn boot(image: &Image, disks: &[(&str, &Path)], append: &str) -> String {
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,-la57",
+    ]);
+    command.args(["-M", "q35", "-m", "768", "-smp", "2", "-nodefaults", "-display", "none", "-nic", "none"]);
+    command
+        .args(["-no-reboot", "-serial", "stdio", "-kernel"])
+        .arg(image.kernel())
+        .arg("-initrd")
+        .arg(image.initrd());
+    command.args(["-append", &format!("console=ttyS0 quiet panic=-1 mitigations=off {append}")]);
+    for (serial, file) in disks {
+        let drive = format!("if=none,id={serial},format=raw,readonly=on,file={}", file.display());
+        command.args([
+            "-drive",
+            &drive,
+            "-device",
+            &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+        ]);
+    }
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let process = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let (sender, receiver) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let output = child.wait_with_output().unwrap();
+        let _ = sender.send(());
+        output
+    });
+    let ended = receiver.recv_timeout(LIMIT).is_ok();
+    if !ended {
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    let output = reader.join().unwrap();
+    let console = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(ended, "it did not end within {LIMIT:?}; its console:\n{console}");
+    format!("{console}{}", String::from_utf8_lossy(&output.stderr))
+}
+
+/// A seed with a name and a unit that runs `script` when all others are up, and then ends the machine.
+fn examiner(script: &str) -> Seed {
+    let unit = "[Unit]\nAfter=bench-ready.service\n[Service]\nType=oneshot\nStandardOutput=tty\nTTYPath=/dev/ttyS0\n\
+        ExecStart=/usr/local/bin/examine\nExecStopPost=/usr/bin/systemctl poweroff --force --force\n";
+    let mut seed = Seed::new()
+        .text("/etc/hostname", "examined\n")
+        .text("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+        .text("/etc/systemd/system/examine.service", unit)
+        .secret("/root/.ssh/authorized_keys", "ssh-ed25519 AAAA\n")
+        .symlink(
+            "/etc/systemd/system/multi-user.target.wants/examine.service",
+            "/etc/systemd/system/examine.service",
+        );
+    seed.put(
+        "/usr/local/bin/examine",
+        0o755,
+        seed::Content::Bytes(format!("#!/bin/sh\n{script}\n").into_bytes()),
+    );
+    seed
+}
+
+fn examine(image: &Image, script: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("seed.ext4");
+    seed::write(&examiner(script), &disk).unwrap();
+    boot(image, &[("seed", &disk), ("root", &image.root())], "bench.seed=seed bench.upper=64m")
+}
+
+#[test]
+fn a_guest_comes_up_with_its_seed_laid_over_its_image() {
+    let Some(image) = image("a_guest_comes_up_with_its_seed_laid_over_its_image", "guest") else { return };
+    let console = examine(
+        &image,
+        "echo \"name=$(hostname)\"; echo \"id=$(cat /etc/machine-id)\"; echo \"ssh=$(stat -c %a:%U /root/.ssh /root/.ssh/authorized_keys | tr '\\n' ' ')\"
+         echo \"failed=$(systemctl --failed --no-legend --plain | wc -l)\"; echo \"sshd=$(systemctl is-active ssh.service)\"
+         echo \"lib=$(readlink /lib)\"; echo written > /usr/bin/new && echo \"write=$(cat /usr/bin/new)\"
+         echo \"upper=$(df -m / | awk 'NR == 2 { print $2 }')\"; echo \"bonnie=$(command -v bonnie++)\"; echo \"gluster=$(command -v glusterfsd)\"
+         test -c /dev/fuse && echo fuse=yes",
+    );
+    assert!(console.contains("bench: ready after"), "{console}");
+    for line in [
+        "name=examined",
+        "id=0123456789abcdef0123456789abcdef",
+        "ssh=700:root 600:root",
+        "failed=0",
+        "sshd=active",
+        "lib=usr/lib",
+        "write=written",
+        "upper=64",
+        "bonnie=/usr/sbin/bonnie++",
+        "gluster=/usr/sbin/glusterfsd",
+        "fuse=yes",
+    ] {
+        assert!(console.contains(line), "no {line:?} in:\n{console}");
+    }
+}
+
+#[test]
+fn a_host_comes_up_with_kvm_libvirt_and_what_shaping_needs() {
+    let Some(image) = image("a_host_comes_up_with_kvm_libvirt_and_what_shaping_needs", "host-kvm") else {
+        return;
+    };
+    let console = examine(
+        &image,
+        "echo \"failed=$(systemctl --failed --no-legend --plain | wc -l)\"; test -c /dev/kvm && echo kvm=yes
+         echo \"poll=$(cat /sys/module/kvm/parameters/halt_poll_ns)\"; test -c /dev/vhost-net && echo vhost=yes
+         echo \"libvirt=$(virsh -q -c qemu:///system uri)\"; ip link set lo up; echo \"tcp=$(virsh -q -c qemu+tcp://127.0.0.1/system uri)\"
+         echo \"uuid=$(virsh -q -c qemu:///system capabilities | sed -n 's,.*<uuid>\\(.*\\)</uuid>,\\1,p')\"
+         ip link add d0 type dummy && tc qdisc add dev d0 root netem delay 10ms && echo \"tc=$(tc qdisc show dev d0 | cut -d' ' -f2)\"
+         virsh -q -c qemu:///system domcapabilities --virttype kvm >/dev/null && echo domains=kvm",
+    );
+    for line in [
+        "failed=0",
+        "kvm=yes",
+        "poll=0",
+        "vhost=yes",
+        "libvirt=qemu:///system",
+        "tcp=qemu+tcp://127.0.0.1/system",
+        "uuid=01234567-89ab-cdef-0123-456789abcdef",
+        "tc=netem",
+        "domains=kvm",
+    ] {
+        assert!(console.contains(line), "no {line:?} in:\n{console}");
+    }
+}
+
+#[test]
+fn a_machine_without_its_disk_says_so_and_ends() {
+    let Some(image) = image("a_machine_without_its_disk_says_so_and_ends", "guest") else { return };
+    let console = boot(&image, &[("other", &image.root())], "bench.wait=1");
+    assert!(
+        console.contains("bench-init: failed: no disk with the serial number 'root' within 1 s"),
+        "{console}"
+    );
+    assert!(console.contains("disks seen: vda(other)"), "{console}");
+}
