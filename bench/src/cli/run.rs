@@ -12,7 +12,8 @@ use crate::drive::setup::{self, Programs};
 use crate::image::{Cache, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
-use crate::scenario::{Experiment, Scenario, TestbedKind};
+use crate::report::Report;
+use crate::scenario::{Scenario, TestbedKind};
 use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
@@ -50,6 +51,9 @@ pub(super) struct ReportArguments {
     /// Folders of runs; several are shown side by side
     #[arg(required = true)]
     runs: Vec<PathBuf>,
+    /// Where the report of several runs is put
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 /// Reads a scenario; a wrong one has told where and why.
@@ -78,9 +82,9 @@ pub(super) fn schema() -> anyhow::Result<Ended> {
 }
 
 pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {
-    let report = crate::report::report(&arguments.runs)?;
-    println!("{}", report.display());
-    Ok(Ended::Done)
+    let runs: Vec<&Path> = arguments.runs.iter().map(PathBuf::as_path).collect();
+    let report = crate::report::report(&runs, arguments.out.as_deref())?;
+    Ok(tell(&report))
 }
 
 pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
@@ -120,7 +124,7 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
         &[
             Requirement::Works(Subject::Qemu),
             Requirement::Works(Subject::Namespaces),
-            Requirement::Works(Subject::Tap),
+            Requirement::Works(Subject::Networks),
             Requirement::program("mke2fs", "e2fsprogs"),
             Requirement::program("ssh", "openssh-client"),
             Requirement::program("ssh-keygen", "openssh-client"),
@@ -166,16 +170,27 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
         }
     })?;
     let path = folder.finish()?;
-    let report = crate::report::report(std::slice::from_ref(&path))?;
-    println!("report: {}", report.display());
-    if scenario.experiment == Experiment::Migration && summary.trials == 0 {
+    let report = crate::report::report(&[&path], None)?;
+    if summary.trials == 0 {
         bail!("the run had no trial left to do");
     }
-    if summary.invalid > 0 {
-        eprintln!("{} samples are invalid; the report says why", summary.invalid);
-        return Ok(Ended::Degraded);
+    Ok(tell(&report))
+}
+
+/// Prints the result and where the report is.
+fn tell(report: &Report) -> Ended {
+    for sentence in &report.summary {
+        println!("{sentence}");
     }
-    Ok(Ended::Done)
+    for file in &report.changed {
+        eprintln!("changed since the run: {file}");
+    }
+    println!("report: {}", report.html.display());
+    if report.invalid == 0 && report.changed.is_empty() {
+        return Ended::Done;
+    }
+    eprintln!("{} samples are invalid; the report says why", report.invalid);
+    Ended::Degraded
 }
 
 /// The revision of the checkout that a scenario file lies in, with `-dirty` when it has changes.

@@ -218,14 +218,13 @@ impl GlusterLab {
         self.attached(Site::Remote).await?;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_HOME, Site::Remote).await?;
 
-        lab.recontextualizer.stop(Site::Remote).await?;
+        lab.recontextualizer.start(Site::Local).await?;
         let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
         migration::migration(&mut measures, &moved);
         migration::downtime_probe(lab, &mut measures, &moved).await;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_BEFORE, Site::Local).await?;
 
         let from = Instant::now();
-        lab.recontextualizer.start(Site::Local).await?;
         lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
         let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
         measures.seconds(metric::RECONTEXT_TIME, "", record.value.total());

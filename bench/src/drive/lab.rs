@@ -93,7 +93,12 @@ impl Lab {
         let testbed = up(spec, images, state, logs).await?;
         let beats = beats::listen(Network::bench_address()).await.map_err(DriveError::Listen)?;
         let guest = GuestControl::connect(&testbed, &scenario.migration).await?;
-        let recontextualizer = Recontextualizer::connect(&testbed).await?;
+        // The GlusterFS experiment measures before recontextualization, so there it runs by request.
+        let on = match scenario.experiment {
+            Experiment::Migration => "migrated",
+            Experiment::Gluster => "",
+        };
+        let recontextualizer = Recontextualizer::connect(&testbed, on).await?;
         let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
         let conditions = Conditions {
             accelerator: testbed.accelerator.name(),
@@ -145,9 +150,11 @@ impl Lab {
     /// # Errors
     /// Whatever could not be put in its place.
     pub async fn prepare(&self, arm: Arm) -> Result<(), DriveError> {
-        // Nobody reacts to the way back.
-        for site in Site::ALL {
-            self.recontextualizer.stop(site).await?;
+        if self.scenario.experiment == Experiment::Migration {
+            // Nobody reacts to the way back.
+            for site in Site::ALL {
+                self.recontextualizer.stop(site).await?;
+            }
         }
         match self.guest.site().await? {
             Some(Site::Remote) => {}

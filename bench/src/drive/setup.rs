@@ -169,7 +169,7 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     let bytes = payload(site.name(), usize::try_from(scenario.recontext.payload.bytes()).unwrap_or(0));
     seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
     text(&mut seed, "/etc/ctx/ctx.toml", CTX_TOML);
-    unit(&mut seed, "ctx.service", ctx::UNIT, None);
+    unit(&mut seed, "ctx.service", include_str!("../../../ctx/units/ctx.service"), None);
     seed
 }
 
@@ -181,6 +181,8 @@ name = "infrastructure"
 priority = 20
 directory = "/etc/ctx/infrastructure"
 "#;
+
+const FFS_UNIT: &str = include_str!("../../../ffs/units/ffs.service");
 
 /// The guest: the file system that shows its context, and the probe that reads it.
 fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
@@ -194,7 +196,7 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
         ),
     };
     text(&mut seed, "/etc/ffs.toml", format!("# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\n{hook}"));
-    unit(&mut seed, "ffs.service", ffs_unit(), Some("multi-user.target"));
+    unit(&mut seed, "ffs.service", FFS_UNIT, Some("multi-user.target"));
     unit(
         &mut seed,
         "bench-probe.service",
