@@ -199,6 +199,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         daemon.ready();
     }
     let result = daemon.serve(&rx);
+    // Unanswered requests end with the channel; then the socket can wait for the one under way.
+    drop(rx);
     drop(server);
     result
 }
