@@ -149,7 +149,10 @@ impl Server {
     ///
     /// # Errors
     /// What bind(2) returns; [`io::ErrorKind::AddrInUse`] when another `ffs` answers there.
-    pub fn start(path: &Path, handle: impl Fn(Request, Sender<Response>) + Send + Sync + 'static) -> io::Result<Self> {
+    pub fn start(
+        path: &Path,
+        handle: impl Fn(Request, Sender<Response>) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }

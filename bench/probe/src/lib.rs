@@ -87,9 +87,9 @@ impl Seen {
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo; offset basis and prime of draft-eastlake-fnv).
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -98,8 +98,11 @@ mod tests {
 
     #[test]
     fn beats_read_back() {
-        for seen in [Seen::content(b"{\"site\": \"local\"}\n"), Seen::content(&[0xff; 5000]), Seen::Error("EIO".into())]
-        {
+        for seen in [
+            Seen::content(b"{\"site\": \"local\"}\n"),
+            Seen::content(&[0xff; 5000]),
+            Seen::Error("EIO".into()),
+        ] {
             let beat = Beat { seq: 7, skipped: 2, mono_ns: u64::MAX, real_ns: 1, read_ns: 9, seen };
             let datagram = beat.encode();
             // One datagram in one Ethernet frame: never fragmented.

@@ -80,10 +80,8 @@ fn now(clock: ClockId) -> io::Result<u64> {
 }
 
 fn sleep_until(deadline: u64) -> io::Result<()> {
-    let until = TimeSpec::new(
-        (deadline / 1_000_000_000).cast_signed(),
-        (deadline % 1_000_000_000).cast_signed(),
-    );
+    let until =
+        TimeSpec::new((deadline / 1_000_000_000).cast_signed(), (deadline % 1_000_000_000).cast_signed());
     loop {
         match clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &until) {
             Ok(_) => return Ok(()),
