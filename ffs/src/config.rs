@@ -151,7 +151,10 @@ impl Config {
                 + usize::from(hook.reload.is_some())
                 + usize::from(hook.signal.is_some());
             if ways != 1 {
-                return Err(format!("hook `{}` needs exactly one of `run`, `reload` and `signal`", hook.name()));
+                return Err(format!(
+                    "hook `{}` needs exactly one of `run`, `reload` and `signal`",
+                    hook.name()
+                ));
             }
             if hook.run.as_ref().is_some_and(Vec::is_empty) {
                 return Err(format!("hook `{}` has an empty command", hook.name()));
@@ -160,7 +163,8 @@ impl Config {
                 return Err(format!("hook `{}`: `signal` and `pid_file` go together", hook.name()));
             }
             if let Some(signal) = &hook.signal {
-                signal_number(signal).ok_or(format!("hook `{}`: no signal is named `{signal}`", hook.name()))?;
+                signal_number(signal)
+                    .ok_or(format!("hook `{}`: no signal is named `{signal}`", hook.name()))?;
             }
         }
         Ok(())
@@ -238,7 +242,8 @@ impl FromStr for LayerSpec {
             text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
         let (source, priority) = match rest.rsplit_once(",priority=") {
             Some((source, number)) => {
-                let number = number.parse().map_err(|_| format!("`{number}` is not a priority from 0 to 65535"))?;
+                let number =
+                    number.parse().map_err(|_| format!("`{number}` is not a priority from 0 to 65535"))?;
                 (source, Some(number))
             }
             None => (rest, None),

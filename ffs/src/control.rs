@@ -8,7 +8,10 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -121,13 +124,23 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Response> {
     Ok(serde_json::from_str(&answer)?)
 }
 
-/// The socket, removed when dropped.
+/// The socket; when dropped, the answer under way is written, then it is removed.
 #[derive(Debug)]
-pub struct Server(PathBuf);
+pub struct Server {
+    path: PathBuf,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        self.stopping.store(true, Ordering::Release);
+        // Wakes the thread if it waits for a connection.
+        let woken = UnixStream::connect(&self.path).is_ok();
+        if let (true, Some(thread)) = (woken, self.thread.take()) {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -136,7 +149,10 @@ impl Server {
     ///
     /// # Errors
     /// What bind(2) returns; [`io::ErrorKind::AddrInUse`] when another `ffs` answers there.
-    pub fn start(path: &Path, handle: impl Fn(Request, Sender<Response>) + Send + Sync + 'static) -> io::Result<Self> {
+    pub fn start(
+        path: &Path,
+        handle: impl Fn(Request, Sender<Response>) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
@@ -148,16 +164,20 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
-        let server = Self(path.to_owned());
-        std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             for stream in listener.incoming() {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
                 // One after the other: requests are rare and quick.
                 if let Err(error) = stream.and_then(|stream| serve(stream, &handle)) {
                     tracing::debug!(%error, "control connection");
                 }
             }
         })?;
-        Ok(server)
+        Ok(Self { path: path.to_owned(), stopping, thread: Some(thread) })
     }
 }
 

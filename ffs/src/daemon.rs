@@ -150,25 +150,34 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     };
     let started = (|| {
         let to = tx.clone();
-        spawn("signals", Box::new(move || {
-            while let Ok(signal) = signals.wait() {
-                let _ = to.send(if signal == Signal::SIGHUP { Message::Reload } else { Message::Stop });
-            }
-        }))?;
+        spawn(
+            "signals",
+            Box::new(move || {
+                while let Ok(signal) = signals.wait() {
+                    let _ = to.send(if signal == Signal::SIGHUP { Message::Reload } else { Message::Stop });
+                }
+            }),
+        )?;
         let to = tx.clone();
-        spawn("session-end", Box::new(move || {
-            let _ = to.send(Message::SessionEnded(session.wait()));
-        }))?;
+        spawn(
+            "session-end",
+            Box::new(move || {
+                let _ = to.send(Message::SessionEnded(session.wait()));
+            }),
+        )?;
         if let Some(uevents) = uevents {
             let to = tx.clone();
-            spawn("uevents", Box::new(move || {
-                loop {
-                    match uevents.next() {
-                        Ok(event) => drop(to.send(Message::Uevent(event))),
-                        Err(error) => return tracing::error!(%error, "no more events about devices"),
+            spawn(
+                "uevents",
+                Box::new(move || {
+                    loop {
+                        match uevents.next() {
+                            Ok(event) => drop(to.send(Message::Uevent(event))),
+                            Err(error) => return tracing::error!(%error, "no more events about devices"),
+                        }
                     }
-                }
-            }))?;
+                }),
+            )?;
         }
         Hooks::start(config.hooks.clone(), mount.point(), log.clone())
     })();
@@ -199,6 +208,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         daemon.ready();
     }
     let result = daemon.serve(&rx);
+    // Unanswered requests end with the channel; then the socket can wait for the one under way.
+    drop(rx);
     drop(server);
     result
 }
@@ -238,7 +249,8 @@ impl Daemon {
     fn serve(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
         loop {
             let next = self.due.iter().map(|(at, _)| *at).min();
-            let wait = next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+            let wait =
+                next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match rx.recv_timeout(wait) {
                 Ok(Message::SessionEnded(result)) => {
                     self.log.write(Step::Unmounted);
@@ -463,7 +475,10 @@ impl Daemon {
                     Step::Refused { origin: format!("device:/dev/{device}"), reason: failure.reason.clone() }
                 };
                 self.log.write(step);
-                if failure.passes && !again && let Some(wait) = backoff(attempt.saturating_add(1)) {
+                if failure.passes
+                    && !again
+                    && let Some(wait) = backoff(attempt.saturating_add(1))
+                {
                     self.at(wait, Due::Retry(device.to_owned()));
                 }
                 failure.reason

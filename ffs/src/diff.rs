@@ -150,7 +150,12 @@ fn below(diff: &mut Diff, path: &mut Vec<u8>, node: &Node, what: impl Fn(u64) ->
         path.push(b'/');
         path.extend_from_slice(name);
         let is_dir = matches!(child, Node::Dir(_));
-        diff.changes.push(Change { path: path.clone(), parent: dir.ino, what: what(child.ino()), dir: is_dir });
+        diff.changes.push(Change {
+            path: path.clone(),
+            parent: dir.ino,
+            what: what(child.ino()),
+            dir: is_dir,
+        });
         below(diff, path, child, what);
         path.truncate(len);
     }

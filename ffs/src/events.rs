@@ -156,7 +156,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let log = Log::to_file(&path).unwrap();
-        let step = Step::Visible { generation: 3, layer: "infrastructure".into(), layer_generation: Some(7), changes: 2 };
+        let step = Step::Visible {
+            generation: 3,
+            layer: "infrastructure".into(),
+            layer_generation: Some(7),
+            changes: 2,
+        };
         log.write(step.clone());
         log.write(Step::Ready);
         let text = std::fs::read_to_string(&path).unwrap();

@@ -32,9 +32,10 @@ pub enum Verdict {
 /// same disc after a re-attachment.
 pub fn judge(shown: Option<&Layer>, arrived: &Layer, accept_older: bool) -> Verdict {
     match (shown.and_then(|layer| layer.generation), arrived.generation) {
-        (Some(shown), Some(new)) if new < shown && !accept_older => {
-            Verdict::Refuse(format!("generation {new} of `{}` is older than {shown}, which is shown", arrived.name))
-        }
+        (Some(shown), Some(new)) if new < shown && !accept_older => Verdict::Refuse(format!(
+            "generation {new} of `{}` is older than {shown}, which is shown",
+            arrived.name
+        )),
         (Some(shown), None) if !accept_older => Verdict::Refuse(format!(
             "the image for `{}` has no manifest, generation {shown} is shown: a plain image cannot take its place",
             arrived.name

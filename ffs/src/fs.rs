@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use crate::generation::Generation;
@@ -196,7 +196,8 @@ impl Filesystem for Ffs {
         match self.0.file(ino).map(|file| file.leaf.clone()) {
             Err(error) => reply.error(error),
             Ok(leaf) => match &leaf.content {
-                Content::Sealed { image, ranges } => match slice(image.chunks(ranges), offset, size as usize) {
+                Content::Sealed { image, ranges } => match slice(image.chunks(ranges), offset, size as usize)
+                {
                     Piece::One(bytes) => reply.data(bytes),
                     Piece::Joined(bytes) => reply.data(&bytes),
                 },
@@ -248,7 +249,14 @@ impl Filesystem for Ffs {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let _gate = self.0.enter();
         match self.listing(ino, fh, offset) {
             Err(error) => reply.error(error),
@@ -269,7 +277,14 @@ impl Filesystem for Ffs {
         }
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.0.dirs.remove(fh.0);
         reply.ok();
     }

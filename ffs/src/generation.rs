@@ -29,7 +29,12 @@ pub struct Totals {
 
 impl Generation {
     /// Merges layers into the generation after `before`.
-    pub fn build(mut layers: Vec<Arc<Layer>>, before: Option<&Self>, inodes: &Inodes, now: SystemTime) -> Self {
+    pub fn build(
+        mut layers: Vec<Arc<Layer>>,
+        before: Option<&Self>,
+        inodes: &Inodes,
+        now: SystemTime,
+    ) -> Self {
         layers.sort_by(|a, b| (b.priority, &b.name).cmp(&(a.priority, &a.name)));
         let root = merge(&layers, before.map(|before| &before.root), inodes, now);
         Self { number: before.map_or(0, |before| before.number + 1), layers, root, totals: OnceLock::new() }

@@ -146,7 +146,8 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FFS_LOG").unwrap_or_else(|_| "warn".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("FFS_LOG").unwrap_or_else(|_| "warn,fuser=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -195,7 +196,11 @@ fn spell(spec: &LayerSpec) -> String {
 fn request(mount: &Path, at: &At, request: &Request) -> anyhow::Result<Status> {
     let socket = at.socket(mount);
     let response = ask(&socket, request).with_context(|| {
-        format!("no ffs answers for `{}` at `{}`: is it mounted, and may you?", mount.display(), socket.display())
+        format!(
+            "no ffs answers for `{}` at `{}`: is it mounted, and may you?",
+            mount.display(),
+            socket.display()
+        )
     })?;
     match response {
         Response::Status(status) => Ok(*status),

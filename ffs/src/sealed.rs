@@ -59,18 +59,16 @@ impl Sealed {
     }
 
     fn seal(file: File, len: u64) -> io::Result<Self> {
-        let seals = SealFlag::F_SEAL_WRITE
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_SEAL;
+        let seals =
+            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let map = match NonZeroUsize::new(len) {
             // SAFETY: a new private read-only mapping at an address of the kernel's choice aliases
             // nothing; the file has `len` bytes and is sealed against shrinking, so no access faults.
-            Some(len) => Some(
-                unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }?.cast(),
-            ),
+            Some(len) => {
+                Some(unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }?.cast())
+            }
             None => None,
         };
         Ok(Self { fd: file.into(), map, len })

@@ -60,7 +60,8 @@ pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     // XATTR_SIZE_MAX is 64 KiB.
     let mut value = vec![0; 1 << 16];
     // SAFETY: both strings end in NUL, and the buffer has as many bytes as is said.
-    let len = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let len =
+        unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(usize::try_from(len).ok()?);
     Some(value)
 }
@@ -75,8 +76,5 @@ pub fn clocks() -> io::Result<(u64, u64)> {
         // Both clocks are positive on any machine that runs.
         u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
     };
-    Ok((
-        nanos(clock_gettime(ClockId::CLOCK_MONOTONIC)?),
-        nanos(clock_gettime(ClockId::CLOCK_REALTIME)?),
-    ))
+    Ok((nanos(clock_gettime(ClockId::CLOCK_MONOTONIC)?), nanos(clock_gettime(ClockId::CLOCK_REALTIME)?)))
 }

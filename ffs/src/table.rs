@@ -46,7 +46,8 @@ impl Table {
     /// Counts one more reference of the kernel.
     pub(crate) fn remember(&self, node: &Node) {
         let mut shard = self.shard(node.ino());
-        shard.entry(node.ino()).or_insert_with(|| Known { node: node.clone(), references: 0 }).references += 1;
+        shard.entry(node.ino()).or_insert_with(|| Known { node: node.clone(), references: 0 }).references +=
+            1;
     }
 
     pub(crate) fn forget(&self, ino: u64, references: u64) {

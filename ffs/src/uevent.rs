@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt,
+    socket, sockopt,
 };
 
 /// What happened to a block device.
@@ -146,7 +146,10 @@ mod tests {
     #[test]
     fn other_subsystems_and_garbage_are_ignored() {
         assert_eq!(parse(&message(&["ACTION=add", "SUBSYSTEM=net", "DEVNAME=x", "DEVTYPE=disk"])), None);
-        assert_eq!(parse(&message(&["ACTION=add", "SUBSYSTEM=block", "DEVNAME=vda1", "DEVTYPE=partition"])), None);
+        assert_eq!(
+            parse(&message(&["ACTION=add", "SUBSYSTEM=block", "DEVNAME=vda1", "DEVTYPE=partition"])),
+            None
+        );
         assert_eq!(parse(&[0xff, 0, 1]), None);
         assert_eq!(parse(b""), None);
     }

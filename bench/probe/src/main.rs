@@ -1,101 +1,92 @@
-//! Runs in a guest: reads a file as any program would, many times a second, and tells the bench
-//! what it read.
-//!
-//! Beats are due at multiples of the interval on the monotonic clock, so they do not drift; after a
-//! pause of the guest the missed ones are left out instead of sent in a burst.
+//! `bench-probe`: reads a file at a steady rate, as any program would, and tells a UDP port.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use bench_probe::{Beat, CONTENT};
+use anyhow::Context;
+use bench_probe::schedule::Schedule;
+use bench_probe::{Beat, Seen};
 use clap::Parser;
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 
-/// Tell the bench, many times a second, what a program in this guest reads.
-#[derive(Debug, Parser)]
+/// Reads a file every so often and sends what it saw, and when, to a UDP port.
+#[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// The file to read
+    /// The file to read.
     #[arg(long)]
     file: PathBuf,
-    /// Where the bench listens, ADDRESS:PORT
-    #[arg(long)]
+    /// Where to send: an address and a port, no name (names would need a resolver).
+    #[arg(long, value_name = "ADDR:PORT")]
     to: SocketAddr,
-    /// Milliseconds between beats
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Milliseconds between beats.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     interval: u64,
+    /// Stop after so many beats.
+    #[arg(long)]
+    count: Option<u64>,
 }
 
 fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
-    let socket = UdpSocket::bind("0.0.0.0:0").context("cannot make a UDP socket")?;
-    let interval = Duration::from_millis(cli.interval);
-    let start = Instant::now();
-    let mut due = Duration::ZERO;
-    for seq in 0.. {
-        let (content, error) = read(&cli.file);
-        let beat = Beat {
-            seq,
-            mono_ns: nanoseconds(ClockId::CLOCK_MONOTONIC),
-            real_ns: nanoseconds(ClockId::CLOCK_REALTIME),
-            content,
-            error,
-        };
-        // A network that is away for a moment is what the bench wants to see: a missing beat.
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let code = if error.use_stderr() { 64 } else { 0 };
+        let _ = error.print();
+        std::process::exit(code)
+    });
+    let any: SocketAddr = if cli.to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
+    let socket = UdpSocket::bind(any).context("cannot open a UDP socket")?;
+    // A full queue loses the beat; it must not hold up the next.
+    socket.set_nonblocking(true)?;
+    let mut schedule = Schedule::new(now(ClockId::CLOCK_MONOTONIC)?, cli.interval * 1_000_000);
+    let mut content = Vec::new();
+    for seq in 0..cli.count.unwrap_or(u64::MAX) {
+        sleep_until(schedule.next(now(ClockId::CLOCK_MONOTONIC)?))?;
+        let started = now(ClockId::CLOCK_MONOTONIC)?;
+        let seen = read(&cli.file, &mut content);
+        let mono_ns = now(ClockId::CLOCK_MONOTONIC)?;
+        let real_ns = now(ClockId::CLOCK_REALTIME)?;
+        let read_ns = mono_ns.saturating_sub(started);
+        let beat = Beat { seq, skipped: schedule.skipped(), mono_ns, real_ns, read_ns, seen };
+        // Unreachable while the network moves with the machine: the gap is the measurement.
         let _ = socket.send_to(&beat.encode(), cli.to);
-        due = next_due(due, start.elapsed(), interval);
-        thread::sleep(due.saturating_sub(start.elapsed()));
     }
     Ok(())
 }
 
-/// The next multiple of the interval that is still to come.
-fn next_due(due: Duration, now: Duration, interval: Duration) -> Duration {
-    let next = due + interval;
-    if next > now {
-        return next;
-    }
-    let beats = now.as_nanos() / interval.as_nanos() + 1;
-    interval * u32::try_from(beats).unwrap_or(u32::MAX)
-}
-
-fn read(path: &Path) -> (String, Option<String>) {
-    let mut content = Vec::with_capacity(CONTENT);
-    let read = File::open(path).and_then(|file| file.take(CONTENT as u64).read_to_end(&mut content));
-    match read {
-        Ok(_) => (String::from_utf8_lossy(&content).trim_end().to_owned(), None),
-        Err(e) => (String::new(), Some(e.to_string())),
+fn read(path: &Path, content: &mut Vec<u8>) -> Seen {
+    content.clear();
+    match File::open(path).and_then(|mut file| file.read_to_end(content)) {
+        Ok(_) => Seen::content(content),
+        Err(error) => Seen::Error(name(&error)),
     }
 }
 
-fn nanoseconds(clock: ClockId) -> u64 {
-    // Both clocks exist on every Linux.
-    clock_gettime(clock).map_or(0, |time| {
-        u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
-    })
+/// The name of an error, like `ENOENT`.
+fn name(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => format!("{:?}", nix::errno::Errno::from_raw(number)),
+        None => error.kind().to_string(),
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn now(clock: ClockId) -> io::Result<u64> {
+    let time = clock_gettime(clock)?;
+    // Both clocks are positive on any machine that runs.
+    let (secs, nanos) = (time.tv_sec().unsigned_abs(), time.tv_nsec().unsigned_abs());
+    Ok(secs * 1_000_000_000 + nanos)
+}
 
-    #[test]
-    fn beats_keep_to_their_grid_and_a_pause_makes_no_burst() {
-        let ms = Duration::from_millis;
-        assert_eq!(next_due(ms(100), ms(101), ms(50)), ms(150));
-        assert_eq!(next_due(ms(100), ms(1260), ms(50)), ms(1300));
-        assert_eq!(next_due(ms(100), ms(150), ms(50)), ms(200));
-    }
-
-    #[test]
-    fn a_file_that_is_not_there_is_an_error_that_is_told() {
-        let (content, error) = read(Path::new("/nonexistent/context"));
-        assert!(content.is_empty());
-        assert!(error.unwrap().contains("No such file"));
+fn sleep_until(deadline: u64) -> io::Result<()> {
+    let until =
+        TimeSpec::new((deadline / 1_000_000_000).cast_signed(), (deadline % 1_000_000_000).cast_signed());
+    loop {
+        match clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &until) {
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }

@@ -126,20 +126,15 @@ fn node(
 /// What openat2(2) and fstat(2) return; `ELOOP` when a link is in the way.
 pub fn open(root: &impl AsFd, path: &Path, expected: &Stamp) -> io::Result<(File, bool)> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let how = OpenHow::new()
-        .flags(flags)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let how =
+        OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     let file = File::from(openat2(root, path, how)?);
     let same = stamp(&file.metadata()?) == *expected;
     Ok((file, same))
 }
 
 fn stamp(meta: &std::fs::Metadata) -> Stamp {
-    Stamp {
-        inode: (meta.dev(), meta.ino()),
-        size: meta.size(),
-        ctime: (meta.ctime(), meta.ctime_nsec()),
-    }
+    Stamp { inode: (meta.dev(), meta.ino()), size: meta.size(), ctime: (meta.ctime(), meta.ctime_nsec()) }
 }
 
 fn attributes(meta: &std::fs::Metadata) -> Meta {

@@ -108,20 +108,23 @@ fn verify(manifest: &Manifest, data: &Entry, image: &[u8]) -> Result<(), ImageEr
     let mut found = 0;
     // A crafted image could name one range a million times: what is hashed stays within its length.
     let mut left = image.len() as u64;
-    let mut stack: Vec<(String, &Entry)> =
-        data.children().iter().map(|entry| (String::from_utf8_lossy(&entry.name).into_owned(), entry)).collect();
+    let mut stack: Vec<(String, &Entry)> = data
+        .children()
+        .iter()
+        .map(|entry| (String::from_utf8_lossy(&entry.name).into_owned(), entry))
+        .collect();
     while let Some((path, entry)) = stack.pop() {
         let unvouched = |what| ImageError::Unvouched { path: format!("{DATA_DIR}/{path}"), what };
         match &entry.kind {
             read::Kind::Dir(children) => {
-                stack.extend(children.iter().map(|child| {
-                    (format!("{path}/{}", String::from_utf8_lossy(&child.name)), child)
-                }));
+                stack.extend(
+                    children
+                        .iter()
+                        .map(|child| (format!("{path}/{}", String::from_utf8_lossy(&child.name)), child)),
+                );
             }
             read::Kind::File(_) => {
-                left = left
-                    .checked_sub(entry.size)
-                    .ok_or(ImageError::Overlap { len: image.len() as u64 })?;
+                left = left.checked_sub(entry.size).ok_or(ImageError::Overlap { len: image.len() as u64 })?;
                 let content = entry.content(image).ok_or(unvouched("outside of it"))?;
                 manifest.verify_file(&path, &content)?;
                 found += 1;

@@ -181,10 +181,7 @@ impl Leaf {
 }
 
 /// Compares two byte strings that come in pieces cut at different places.
-fn chunks_equal<'a>(
-    mut a: impl Iterator<Item = &'a [u8]>,
-    mut b: impl Iterator<Item = &'a [u8]>,
-) -> bool {
+fn chunks_equal<'a>(mut a: impl Iterator<Item = &'a [u8]>, mut b: impl Iterator<Item = &'a [u8]>) -> bool {
     let (mut x, mut y): (&[u8], &[u8]) = (&[], &[]);
     loop {
         if x.is_empty() {
