@@ -96,7 +96,8 @@ impl<'a> Used<'a> {
         let (least, most) = n.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
         let invalid: usize = self.rows.iter().map(|row| row.summary.invalid).sum();
         let n = if least == most { format!("n = {most}") } else { format!("n = {least} to {most}") };
-        format!("{n} valid values per bar, {invalid} invalid in all")
+        let values = if most == 1 { "value" } else { "values" };
+        format!("{n} valid {values} per bar, {invalid} invalid in all")
     }
 }
 
