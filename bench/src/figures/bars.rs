@@ -73,7 +73,10 @@ impl<'a> Used<'a> {
         dilations.dedup();
         if dilations.iter().any(|d| (d - 1.0).abs() > f64::EPSILON) {
             let all: Vec<_> = dilations.iter().map(ToString::to_string).collect();
-            machine.push(format!("links dilated by {0}: rates ÷ {0}, delays × {0}", all.join(" and ")));
+            machine.push(match all.as_slice() {
+                [one] => format!("links dilated by {one}: rates ÷ {one}, delays × {one}"),
+                _ => format!("links dilated by {} (rates divided, delays multiplied)", all.join(" and ")),
+            });
         }
         if let Some(profile) = &context.profile {
             machine.push(format!("profile \u{201c}{profile}\u{201d}"));
@@ -93,7 +96,8 @@ impl<'a> Used<'a> {
         let (least, most) = n.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
         let invalid: usize = self.rows.iter().map(|row| row.summary.invalid).sum();
         let n = if least == most { format!("n = {most}") } else { format!("n = {least} to {most}") };
-        format!("{n} valid values per bar, {invalid} invalid in all")
+        let values = if most == 1 { "value" } else { "values" };
+        format!("{n} valid {values} per bar, {invalid} invalid in all")
     }
 }
 

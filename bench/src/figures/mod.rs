@@ -1,7 +1,7 @@
 //! Figures, drawn from samples alone: samples → [`Analysis`] → [`Chart`] → SVG and PNG.
 //!
 //! A [`Chart`] is a plain description (bars, whiskers, dots, words), so what a figure says is tested
-//! without drawing it; [`draw`] lays it out the same way for both formats. The same samples give the
+//! without drawing it; `draw` lays it out the same way for both formats. The same samples give the
 //! same bytes: the font is our own file, and nothing depends on the machine or the clock.
 //!
 //! A new figure is a name in [`FigureId`] and a function from an [`Analysis`] to a [`Chart`].

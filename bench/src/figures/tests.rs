@@ -23,7 +23,6 @@ fn context(profile: Option<&str>) -> Context {
 fn draw(name: &str, chart: &Chart) {
     let (first_svg, first_png) = (svg(chart).unwrap(), png(chart).unwrap());
     assert_eq!(svg(chart).unwrap(), first_svg);
-    assert_eq!(png(chart).unwrap(), first_png);
     assert!(first_svg.contains("font-family=\"DejaVu Sans, sans-serif\""));
     assert!(first_png.starts_with(b"\x89PNG"));
     keep(name, &first_svg, &first_png);

@@ -114,9 +114,10 @@ fn gluster(analysis: &Analysis) -> Vec<String> {
         if !parts.is_empty() {
             sentences.push(format!(
                 "{}: after recontextualization the migrated client is on the local server, and its throughput against \
-                 before is: {}. Brackets: 95 % intervals.",
+                 before is: {}.{}",
                 group.name(),
                 parts.join(", "),
+                if parts.iter().any(|part| part.contains('[')) { " Brackets: 95 % intervals." } else { "" },
             ));
         }
     }
@@ -183,7 +184,12 @@ pub(super) fn claims(experiment: Experiment, analysis: &Analysis) -> Vec<Claim> 
                     what: format!("{}: gain by the local server", metric::label(&found.metric)),
                     paper: "considerable; its numbers \u{201c}should not be emphasized\u{201d} (Figs. 6, 7)"
                         .into(),
-                    ours: format!("× {}", with_interval(ratio, interval)),
+                    ours: format!(
+                        "× {}, faster in {} of {} blocks",
+                        with_interval(ratio, interval),
+                        found.paired.above,
+                        found.paired.n
+                    ),
                     verdict: match interval {
                         Some(Interval { low, .. }) if low > 1.0 => "gain shown",
                         Some(Interval { high, .. }) if high < 1.0 => "loss shown",

@@ -51,7 +51,7 @@ pub(super) fn links(runs: &[StoredRun]) -> Vec<Link> {
                 _ => None,
             });
             let words =
-                |link: &crate::scenario::Link| format!("{}, {}, ± {}", link.rate, link.delay, link.jitter);
+                |link: &crate::scenario::Link| format!("{}, {} ± {}", link.rate, link.delay, link.jitter);
             let dilation =
                 run.samples.iter().find(|s| of_link(s) && s.phase == name).map_or(1.0, |s| s.dilation);
             links.push(Link {

@@ -84,7 +84,7 @@ fn a_gain_is_said_with_its_blocks() {
     // One of the ten trials failed.
     assert!(made.summary[0].contains("(faster in 9 of 9 blocks)"), "{}", made.summary[0]);
     let html = fs::read_to_string(&made.html).unwrap();
-    for needed in ["gain shown", "25 Mbit&#x2f;s, 10 ms, ± 2 %", "52.0 ms", "before</td><td>remote"] {
+    for needed in ["gain shown", "25 Mbit&#x2f;s, 10 ms ± 2 %", "52.0 ms", "before</td><td>remote"] {
         assert!(html.contains(needed), "{needed}");
     }
 }

@@ -51,7 +51,8 @@ struct Row {
     phase: String,
     arm: String,
     unit: String,
-    dilation: f64,
+    /// Empty in real time.
+    dilation: String,
     n: usize,
     invalid: usize,
     mean: String,
@@ -161,7 +162,7 @@ fn row(row: &analysis::Row) -> Row {
         phase: row.phase.clone(),
         arm: row.arm.clone(),
         unit: unit.to_owned(),
-        dilation: row.dilation,
+        dilation: if row.dilation > 1.0 { row.dilation.to_string() } else { String::new() },
         n: summary.n,
         invalid: summary.invalid,
         mean: with_interval(summary.mean, summary.mean_interval),

@@ -1,7 +1,7 @@
 //! What the fields of a scenario mean together, beyond their types.
 
 use super::{
-    Arm, Bonnie, Class, Experiment, Scenario, Size, TestbedKind,
+    Arm, Bonnie, Class, Experiment, Scenario, Size, TestbedKind, Time,
     overlay::{Fault, Table, place},
 };
 use crate::figures::FigureId;
@@ -172,6 +172,10 @@ fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         if link.rate.bits_per_second() < 8000 {
             let message = format!("a link of {} carries nothing", link.rate);
             return at.fail(&["network", name, "rate"], None, &message, "use at least \"8 kbit/s\"");
+        }
+        if link.delay > Time::from_secs(4) {
+            let message = format!("a delay of {} is more than netem keeps", link.delay);
+            return at.fail(&["network", name, "delay"], None, &message, "use at most \"4 s\"");
         }
         for (field, value) in [("jitter", link.jitter), ("correlation", link.correlation)] {
             if value > hundred {

@@ -1,7 +1,7 @@
 //! A scenario: what a person asks the bench to measure, as a TOML file.
 //!
 //! Reading goes in three steps, and each error points into the file: the syntax, the fields and
-//! their types (`toml` and serde), then what the fields mean together ([`check`]). A profile, such
+//! their types (`toml` and serde), then what the fields mean together (`check`). A profile, such
 //! as `quick`, is a table `[profile.quick.…]` laid over the others before the second step. All
 //! profiles of a file are read whichever is asked for, so that a mistake in one is found at once.
 //!
@@ -283,15 +283,15 @@ const fn thirty_percent() -> Percent {
     Percent::from_percent(30)
 }
 
-/// One shaped link, as netem is told.
+/// One shaped link.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// Data rate in each direction.
     pub rate: Rate,
-    /// Delay added in each direction.
+    /// What the link adds to a round trip, half of it in each direction.
     pub delay: Time,
-    /// Variation of the delay, as a share of it.
+    /// Standard deviation of that delay, as a share of it.
     #[serde(default)]
     pub jitter: Percent,
     /// How much a packet's delay depends on the one before.
@@ -311,11 +311,6 @@ impl Link {
             delay: self.delay.multiplied_by(dilation),
             ..self.clone()
         }
-    }
-
-    /// The variation of the delay as a time.
-    pub fn jitter_time(&self) -> Time {
-        self.delay.multiplied_by(self.jitter.fraction())
     }
 }
 

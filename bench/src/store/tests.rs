@@ -232,3 +232,36 @@ fn a_read_only_file_system_is_said() {
     let error = outcome.unwrap_err().to_string();
     assert!(error.contains("choose a results folder that you can write to"), "{error}");
 }
+
+#[test]
+fn a_log_cut_at_any_byte_is_read_up_to_its_last_whole_line() {
+    let root = tempfile::tempdir().unwrap();
+    let run = new(root.path());
+    go_on(&run);
+    let whole = fs::read(run.path().join(EVENTS)).unwrap();
+    let events = read_log(&run.path().join(EVENTS)).unwrap().events;
+    let cut = root.path().join("cut.jsonl");
+    for length in 0..=whole.len() {
+        fs::write(&cut, &whole[..length]).unwrap();
+        let log = read_log(&cut).unwrap();
+        assert_eq!(log.events, events[..log.events.len()]);
+        let lines = whole[..length].split(|byte| *byte == b'\n').count() - 1;
+        assert_eq!((log.events.len(), log.torn), (lines, log.whole_bytes < length as u64), "cut at {length}");
+    }
+}
+
+#[test]
+fn any_changed_byte_before_the_last_line_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    let run = new(root.path());
+    go_on(&run);
+    let mut bytes = fs::read(run.path().join(EVENTS)).unwrap();
+    let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap();
+    let changed = root.path().join("changed.jsonl");
+    for at in 0..last {
+        bytes[at] ^= 1;
+        fs::write(&changed, &bytes).unwrap();
+        assert!(matches!(read_log(&changed), Err(StoreError::Damaged { .. })), "byte {at}");
+        bytes[at] ^= 1;
+    }
+}
