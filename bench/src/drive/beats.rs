@@ -55,10 +55,12 @@ pub fn longest_gap(beats: &[Arrival<Beat>]) -> Option<Duration> {
 mod tests {
     use std::time::Instant;
 
+    use bench_probe::Seen;
+
     use super::*;
 
     fn beat(text: &str) -> Beat {
-        Beat { seq: 0, mono_ns: 0, real_ns: 0, content: text.to_owned(), error: None }
+        Beat { seq: 0, skipped: 0, mono_ns: 0, real_ns: 0, read_ns: 0, seen: Seen::content(text.as_bytes()) }
     }
 
     #[test]
@@ -80,6 +82,6 @@ mod tests {
         sender.send_to(b"noise", (Ipv4Addr::LOCALHOST, PORT)).await.unwrap();
         sender.send_to(&beat("new").encode(), (Ipv4Addr::LOCALHOST, PORT)).await.unwrap();
         let arrival = beats.first(from, Duration::from_secs(30), |_| true).await.unwrap();
-        assert_eq!(arrival.value.content, "new");
+        assert_eq!(arrival.value.seen, Seen::content(b"new"));
     }
 }

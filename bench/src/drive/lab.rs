@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bench_probe::{Beat, Seen};
+
 use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
@@ -61,6 +63,14 @@ pub enum DriveError {
 const GUEST_BOOT: Duration = Duration::from_secs(300);
 /// How long new content may take to be readable in the guest.
 pub const VISIBLE: Duration = Duration::from_secs(120);
+
+/// What a program in the guest read, without the line's end.
+fn read(beat: &Beat) -> Option<&str> {
+    match &beat.seen {
+        Seen::Content { head, .. } => Some(head.trim_end()),
+        Seen::Error(_) => None,
+    }
+}
 
 /// A testbed with the guest on it.
 pub struct Lab {
@@ -182,14 +192,14 @@ impl Lab {
     /// # Errors
     /// When it does not within the deadline, with what it read last.
     pub async fn visible(&self, site: Site, from: Instant, deadline: Duration) -> Result<Instant, DriveError> {
-        let hit = self.beats.first(from, deadline, |beat| beat.content == site.name()).await;
+        let hit = self.beats.first(from, deadline, |beat| read(beat) == Some(site.name())).await;
         hit.map(|arrival| arrival.at).ok_or_else(|| {
             let last = self.beats.since(from).pop().map(|arrival| arrival.value);
             let evidence = match last {
                 None => "; no heartbeat came".to_owned(),
-                Some(beat) => match beat.error {
-                    Some(error) => format!("; the probe there said: {error}"),
-                    None => format!("; it read {:?}", beat.content),
+                Some(beat) => match beat.seen {
+                    Seen::Error(error) => format!("; reading there failed: {error}"),
+                    Seen::Content { head, .. } => format!("; it read {head:?}"),
                 },
             };
             DriveError::Late {

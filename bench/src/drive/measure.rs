@@ -50,7 +50,12 @@ impl Measures {
         self.push(metric, phase, value, unit, reason);
     }
 
-    /// Adds a value that was censored or could not be had.
+    /// Adds a value that is larger than could be measured: a valid sample without a number.
+    pub fn censored(&mut self, metric: &'static str, phase: &str, unit: &str) {
+        self.push(metric, phase, None, unit, "");
+    }
+
+    /// Adds a value that could not be had.
     pub fn invalid(&mut self, metric: &'static str, phase: &str, unit: &str, reason: &str) {
         self.push(metric, phase, None, unit, reason);
     }

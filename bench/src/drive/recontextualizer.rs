@@ -140,9 +140,10 @@ impl Recontextualizer {
     /// What libvirt refused.
     pub async fn provide(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
         let domain = guest.domain(site).await?;
+        // Libvirt itself puts the namespace on it.
         let metadata = format!(
-            "<{PREFIX}:context xmlns:{PREFIX}=\"{NAMESPACE}\"><{PREFIX}:device class=\"infrastructure\" \
-             target=\"{INFRASTRUCTURE}\" bus=\"scsi\" strategy=\"replace\" on=\"{}\"/></{PREFIX}:context>",
+            "<context><device class=\"infrastructure\" target=\"{INFRASTRUCTURE}\" bus=\"scsi\" \
+             strategy=\"replace\" on=\"{}\"/></context>",
             self.on
         );
         let name = domain.name().to_owned();
