@@ -257,7 +257,10 @@ pub(crate) fn matches(pattern: &[u8], path: &[u8]) -> bool {
     match (pattern, path) {
         ([], []) => true,
         // `**/` also stands for no directory at all.
-        ([b'*', b'*', b'/', rest @ ..], _) if matches(rest, path) => true,
+        ([b'*', b'*', b'/', rest @ ..], _) => {
+            let after_slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            matches(rest, path) || after_slashes.into_iter().any(|(at, _)| matches(rest, &path[at + 1..]))
+        }
         ([b'*', b'*', rest @ ..], _) => {
             matches(rest, path) || path.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
         }

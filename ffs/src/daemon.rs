@@ -397,7 +397,7 @@ impl Daemon {
         }
         self.log.write(Step::Uevent { device: device.clone(), action: event.action.as_str().to_owned() });
         match event.action {
-            Action::Add | Action::MediaChange => self.arrived(device),
+            Action::Add | Action::MediaChange | Action::Change => self.arrived(device),
             // The tray is never locked by us: the drive opens it by itself.
             Action::EjectRequest => {}
             Action::Remove => self.gone(device),

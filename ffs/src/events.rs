@@ -39,7 +39,8 @@ pub enum Step {
     Uevent {
         /// Its name, like `sr0`.
         device: String,
-        /// `add`, `remove`, `media_change`, `eject_request`, or `poll` when nobody told.
+        /// `add`, `remove`, `media_change`, `change`, `eject_request`; `coldplug`, `lost_events` or
+        /// `reload` when all devices are looked at.
         action: String,
     },
     /// Reading a device begins.

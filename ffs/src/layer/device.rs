@@ -93,6 +93,9 @@ pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
         sys::forget_pages(&file);
     }
     let len = volume_len(&mut file).map_err(classify)?;
+    if len == 0 {
+        return Err(DeviceError::Empty { device: device.to_owned() });
+    }
     if len > limit {
         return Err(DeviceError::TooLarge { device: device.to_owned(), len, limit });
     }
