@@ -37,7 +37,8 @@ fn a_disc_is_followed_through_eject_and_insert() {
     // In order, each stamped: the event, reading, verified, visible, and the hook after that.
     let events = eventually("the hook", || {
         let events = mounted.events();
-        events.iter().any(|event| matches!(event.step, Step::Hook { .. })).then_some(events)
+        let done = |event: &ffs::events::Event| matches!(event.step, Step::Hook { generation: 2, .. });
+        events.iter().any(done).then_some(events)
     });
     let last = |pick: fn(&Step) -> bool| events.iter().rposition(|event| pick(&event.step)).unwrap();
     let read = last(|step| matches!(step, Step::Read { .. }));
