@@ -303,7 +303,9 @@ impl Daemon {
             }
             Message::Stale => self.rescan(),
             Message::Reload => {
-                let _ = notify("RELOADING=1");
+                // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
+                let (mono_ns, _) = crate::sys::clocks().unwrap_or_default();
+                let _ = notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", mono_ns / 1000));
                 self.reload();
                 let _ = notify("READY=1");
             }

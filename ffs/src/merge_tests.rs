@@ -45,7 +45,7 @@ fn layer(priority: u16, tree: &Tree) -> Arc<Layer> {
 fn model(layers: &[&Tree]) -> BTreeMap<String, Option<String>> {
     fn show(stack: &[&Tree], path: &str, out: &mut BTreeMap<String, Option<String>>) {
         // `stack`: what each layer has at this path, highest first, as far down as it matters.
-        let dirs: Vec<_> = stack.iter().map_while(|tree| match tree {
+        let dirs = stack.iter().map_while(|tree| match tree {
             Tree::Dir { opaque, entries } => Some((opaque, entries)),
             _ => None,
         });
