@@ -202,13 +202,13 @@ impl FromStr for Source {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let made = match text.split_once(':') {
+        let kind = match text.split_once(':') {
             Some(("dir", path)) => Some((Self::Dir as fn(_) -> _, path)),
             Some(("iso", path)) => Some((Self::Iso as fn(_) -> _, path)),
             Some(("device", path)) => Some((Self::Device as fn(_) -> _, path)),
             _ => None,
         };
-        match made {
+        match kind {
             Some((make, path)) if path.starts_with('/') => Ok(make(PathBuf::from(path))),
             Some(_) => Err(format!("`{text}`: the path must be absolute")),
             None => Err(format!("`{text}` is not `dir:PATH`, `iso:PATH` or `device:PATH`")),

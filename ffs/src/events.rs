@@ -15,9 +15,9 @@ use crate::sys;
 /// One line of the event log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// CLOCK_MONOTONIC in nanoseconds: to measure between lines.
+    /// `CLOCK_MONOTONIC` in nanoseconds: to measure between lines.
     pub mono_ns: u64,
-    /// CLOCK_REALTIME in nanoseconds since 1970: to relate to other machines.
+    /// `CLOCK_REALTIME` in nanoseconds since 1970: to relate to other machines.
     pub real_ns: u64,
     /// What happened.
     #[serde(flatten)]
