@@ -202,13 +202,13 @@ impl FromStr for Source {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let made = match text.split_once(':') {
+        let kind = match text.split_once(':') {
             Some(("dir", path)) => Some((Self::Dir as fn(_) -> _, path)),
             Some(("iso", path)) => Some((Self::Iso as fn(_) -> _, path)),
             Some(("device", path)) => Some((Self::Device as fn(_) -> _, path)),
             _ => None,
         };
-        match made {
+        match kind {
             Some((make, path)) if path.starts_with('/') => Ok(make(PathBuf::from(path))),
             Some(_) => Err(format!("`{text}`: the path must be absolute")),
             None => Err(format!("`{text}` is not `dir:PATH`, `iso:PATH` or `device:PATH`")),
@@ -257,7 +257,10 @@ pub(crate) fn matches(pattern: &[u8], path: &[u8]) -> bool {
     match (pattern, path) {
         ([], []) => true,
         // `**/` also stands for no directory at all.
-        ([b'*', b'*', b'/', rest @ ..], _) if matches(rest, path) => true,
+        ([b'*', b'*', b'/', rest @ ..], _) => {
+            let after_slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            matches(rest, path) || after_slashes.into_iter().any(|(at, _)| matches(rest, &path[at + 1..]))
+        }
         ([b'*', b'*', rest @ ..], _) => {
             matches(rest, path) || path.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
         }

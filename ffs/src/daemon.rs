@@ -23,7 +23,7 @@ use crate::events::{Log, Step};
 use crate::follow::{Verdict, backoff, judge};
 use crate::hooks::Hooks;
 use crate::layer::{Layer, device, dir, image};
-use crate::mount::{Mount, MountError};
+use crate::mount::{Mount, MountError, Session};
 use crate::notify::notify;
 use crate::uevent::{Action, Uevent, Uevents};
 
@@ -145,42 +145,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         })
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?
     };
-    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-    };
-    let started = (|| {
-        let to = tx.clone();
-        spawn(
-            "signals",
-            Box::new(move || {
-                while let Ok(signal) = signals.wait() {
-                    let _ = to.send(if signal == Signal::SIGHUP { Message::Reload } else { Message::Stop });
-                }
-            }),
-        )?;
-        let to = tx.clone();
-        spawn(
-            "session-end",
-            Box::new(move || {
-                let _ = to.send(Message::SessionEnded(session.wait()));
-            }),
-        )?;
-        if let Some(uevents) = uevents {
-            let to = tx.clone();
-            spawn(
-                "uevents",
-                Box::new(move || {
-                    loop {
-                        match uevents.next() {
-                            Ok(event) => drop(to.send(Message::Uevent(event))),
-                            Err(error) => return tracing::error!(%error, "no more events about devices"),
-                        }
-                    }
-                }),
-            )?;
-        }
-        Hooks::start(config.hooks.clone(), mount.point(), log.clone())
-    })();
+    let started = start_threads(&tx, signals, session, uevents)
+        .and_then(|()| Hooks::start(config.hooks.clone(), mount.point(), log.clone()));
     let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
     let stale = tx.clone();
     mount.on_stale(move || {
@@ -212,6 +178,47 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     drop(rx);
     drop(server);
     result
+}
+
+/// Starts the threads that only wait and pass on what comes.
+fn start_threads(
+    tx: &Sender<Message>,
+    signals: SigSet,
+    session: Session,
+    uevents: Option<Uevents>,
+) -> io::Result<()> {
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+    };
+    let to = tx.clone();
+    spawn(
+        "signals",
+        Box::new(move || {
+            while let Ok(signal) = signals.wait() {
+                let _ = to.send(if signal == Signal::SIGHUP { Message::Reload } else { Message::Stop });
+            }
+        }),
+    )?;
+    let to = tx.clone();
+    spawn(
+        "session-end",
+        Box::new(move || {
+            let _ = to.send(Message::SessionEnded(session.wait()));
+        }),
+    )?;
+    let Some(uevents) = uevents else { return Ok(()) };
+    let to = tx.clone();
+    spawn(
+        "uevents",
+        Box::new(move || {
+            loop {
+                match uevents.next() {
+                    Ok(event) => drop(to.send(Message::Uevent(event))),
+                    Err(error) => return tracing::error!(%error, "no more events about devices"),
+                }
+            }
+        }),
+    )
 }
 
 /// Reads a layer that is no device; `None` for devices, which are read when they are there.
@@ -303,7 +310,9 @@ impl Daemon {
             }
             Message::Stale => self.rescan(),
             Message::Reload => {
-                let _ = notify("RELOADING=1");
+                // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
+                let (mono_ns, _) = crate::sys::clocks().unwrap_or_default();
+                let _ = notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", mono_ns / 1000));
                 self.reload();
                 let _ = notify("READY=1");
             }
@@ -358,15 +367,12 @@ impl Daemon {
             Source::Device(path) => device_name(path).as_deref() == Some(device),
             _ => false,
         });
-        match explicit {
-            Some(spec) => Some((Some(&spec.name), spec.priority)),
-            None => {
-                let patterns = &self.config.auto_devices;
-                let auto = self.config.auto
-                    && patterns.iter().any(|pattern| matches(pattern.as_bytes(), device.as_bytes()));
-                auto.then_some((None, None))
-            }
+        if let Some(spec) = explicit {
+            return Some((Some(&spec.name), spec.priority));
         }
+        let mut patterns = self.config.auto_devices.iter();
+        let auto = self.config.auto && patterns.any(|pattern| matches(pattern.as_bytes(), device.as_bytes()));
+        auto.then_some((None, None))
     }
 
     fn look_at_all(&mut self, why: &str) {
@@ -397,7 +403,7 @@ impl Daemon {
         }
         self.log.write(Step::Uevent { device: device.clone(), action: event.action.as_str().to_owned() });
         match event.action {
-            Action::Add | Action::MediaChange => self.arrived(device),
+            Action::Add | Action::MediaChange | Action::Change => self.arrived(device),
             // The tray is never locked by us: the drive opens it by itself.
             Action::EjectRequest => {}
             Action::Remove => self.gone(device),

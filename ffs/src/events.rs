@@ -15,9 +15,9 @@ use crate::sys;
 /// One line of the event log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// CLOCK_MONOTONIC in nanoseconds: to measure between lines.
+    /// `CLOCK_MONOTONIC` in nanoseconds: to measure between lines.
     pub mono_ns: u64,
-    /// CLOCK_REALTIME in nanoseconds since 1970: to relate to other machines.
+    /// `CLOCK_REALTIME` in nanoseconds since 1970: to relate to other machines.
     pub real_ns: u64,
     /// What happened.
     #[serde(flatten)]
@@ -39,7 +39,8 @@ pub enum Step {
     Uevent {
         /// Its name, like `sr0`.
         device: String,
-        /// `add`, `remove`, `media_change`, `eject_request`, or `poll` when nobody told.
+        /// `add`, `remove`, `media_change`, `change`, `eject_request`; `coldplug`, `lost_events` or
+        /// `reload` when all devices are looked at.
         action: String,
     },
     /// Reading a device begins.

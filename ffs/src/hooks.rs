@@ -148,12 +148,11 @@ fn wait(child: Child, limit: Duration) -> String {
         let mut child = child;
         let _ = done.send(child.wait());
     });
-    let (status, late) = match result.recv_timeout(limit) {
-        Ok(status) => (status, false),
-        Err(_) => {
-            let _ = killpg(group, Signal::SIGKILL);
-            (result.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())), true)
-        }
+    let (status, late) = if let Ok(status) = result.recv_timeout(limit) {
+        (status, false)
+    } else {
+        let _ = killpg(group, Signal::SIGKILL);
+        (result.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into())), true)
     };
     let _ = waiter.join();
     match status {

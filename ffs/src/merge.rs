@@ -228,3 +228,7 @@ fn pending(sources: &[Source]) -> BTreeMap<Name, Pending> {
 fn same_entries(a: &[(Name, Node)], b: &[(Name, Node)]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((x, m), (y, n))| x == y && m.ino() == n.ino())
 }
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;

@@ -1,4 +1,4 @@
-//! Telling systemd (sd_notify(3)): a datagram to the socket that it names.
+//! Telling systemd (`sd_notify(3)`): a datagram to the socket that it names.
 
 use std::ffi::OsString;
 use std::io;

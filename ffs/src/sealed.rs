@@ -35,7 +35,7 @@ impl Sealed {
     ///
     /// # Errors
     /// What reading returns; [`io::ErrorKind::FileTooLarge`] when there is more than `limit`;
-    /// what memfd_create(2), fcntl(2) or mmap(2) return.
+    /// what `memfd_create(2)`, fcntl(2) or mmap(2) return.
     pub fn read_from(from: &mut impl Read, limit: u64) -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let mut file = File::from(memfd_create(c"ffs-image", flags)?);

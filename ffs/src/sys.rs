@@ -46,7 +46,7 @@ pub fn drive_status(device: &impl AsRawFd) -> DriveStatus {
 }
 
 /// Drops what the kernel has cached of a block device, so that a disc that was changed behind
-/// somebody's open descriptor is not read from the cache of the one before. Needs CAP_SYS_ADMIN;
+/// somebody's open descriptor is not read from the cache of the one before. Needs `CAP_SYS_ADMIN`;
 /// without it nothing happens.
 pub fn forget_pages(device: &impl AsRawFd) {
     // SAFETY: this ioctl takes no argument.
@@ -66,10 +66,10 @@ pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     Some(value)
 }
 
-/// Reads from the start of CLOCK_MONOTONIC and CLOCK_REALTIME, in nanoseconds.
+/// Reads from the start of `CLOCK_MONOTONIC` and `CLOCK_REALTIME`, in nanoseconds.
 ///
 /// # Errors
-/// What clock_gettime(2) returns; it cannot fail for these clocks.
+/// What `clock_gettime(2)` returns; it cannot fail for these clocks.
 pub fn clocks() -> io::Result<(u64, u64)> {
     use nix::time::{ClockId, clock_gettime};
     let nanos = |time: nix::sys::time::TimeSpec| {

@@ -27,6 +27,8 @@ pub enum Action {
     Remove,
     /// Its medium was changed: a disc in, or out.
     MediaChange,
+    /// Something else about it changed: what a loop device tells when it gets a file.
+    Change,
     /// Somebody wants the tray open.
     EjectRequest,
 }
@@ -38,6 +40,7 @@ impl Action {
             Self::Add => "add",
             Self::Remove => "remove",
             Self::MediaChange => "media_change",
+            Self::Change => "change",
             Self::EjectRequest => "eject_request",
         }
     }
@@ -106,6 +109,7 @@ fn parse(message: &[u8]) -> Option<Uevent> {
         "remove" => Action::Remove,
         "change" if keys.contains_key("DISK_MEDIA_CHANGE") => Action::MediaChange,
         "change" if keys.contains_key("DISK_EJECT_REQUEST") => Action::EjectRequest,
+        "change" => Action::Change,
         _ => return None,
     };
     Some(Uevent { device, action })
@@ -135,7 +139,7 @@ mod tests {
             (&["ACTION=remove"], Some(Action::Remove)),
             (&["ACTION=change", "DISK_MEDIA_CHANGE=1"], Some(Action::MediaChange)),
             (&["ACTION=change", "DISK_EJECT_REQUEST=1"], Some(Action::EjectRequest)),
-            (&["ACTION=change"], None),
+            (&["ACTION=change"], Some(Action::Change)),
             (&["ACTION=bind"], None),
         ] {
             let event = parse(&message(&[&block[..], extra].concat()));

@@ -18,9 +18,9 @@ pub struct Beat {
     /// Beats that were due before this one and left out, since the start: time that the guest or the
     /// program did not run.
     pub skipped: u64,
-    /// CLOCK_MONOTONIC of the guest when the file had been read, in nanoseconds.
+    /// `CLOCK_MONOTONIC` of the guest when the file had been read, in nanoseconds.
     pub mono_ns: u64,
-    /// CLOCK_REALTIME of the guest at the same moment, in nanoseconds since 1970.
+    /// `CLOCK_REALTIME` of the guest at the same moment, in nanoseconds since 1970.
     pub real_ns: u64,
     /// How long open, read and close took, in nanoseconds.
     pub read_ns: u64,

@@ -48,8 +48,8 @@ fn main() -> anyhow::Result<()> {
         let seen = read(&cli.file, &mut content);
         let mono_ns = now(ClockId::CLOCK_MONOTONIC)?;
         let real_ns = now(ClockId::CLOCK_REALTIME)?;
-        let read_ns = mono_ns.saturating_sub(started);
-        let beat = Beat { seq, skipped: schedule.skipped(), mono_ns, real_ns, read_ns, seen };
+        let took = mono_ns.saturating_sub(started);
+        let beat = Beat { seq, skipped: schedule.skipped(), mono_ns, real_ns, read_ns: took, seen };
         // Unreachable while the network moves with the machine: the gap is the measurement.
         let _ = socket.send_to(&beat.encode(), cli.to);
     }

@@ -93,6 +93,9 @@ pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
         sys::forget_pages(&file);
     }
     let len = volume_len(&mut file).map_err(classify)?;
+    if len == 0 {
+        return Err(DeviceError::Empty { device: device.to_owned() });
+    }
     if len > limit {
         return Err(DeviceError::TooLarge { device: device.to_owned(), len, limit });
     }
@@ -105,6 +108,9 @@ pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
 /// and of a large disc only the volume is read.
 fn volume_len(file: &mut File) -> io::Result<u64> {
     let device = file.seek(SeekFrom::End(0))?;
+    if device == 0 {
+        return Ok(0);
+    }
     let mut descriptor = [0; 2048];
     file.seek(SeekFrom::Start(16 * 2048))?;
     if let Err(error) = file.read_exact(&mut descriptor) {

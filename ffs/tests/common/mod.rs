@@ -1,0 +1,229 @@
+//! What the end-to-end tests share: a real mount, made by the real program, gone when dropped.
+
+#![allow(dead_code, unreachable_pub)] // Not every test uses all of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ctx_format::{ContextData, ImageOptions, Label};
+use ffs::control::Status;
+use ffs::events::{Event, Step};
+
+/// A mounted `ffs`.
+pub struct Mounted {
+    pub dir: tempfile::TempDir,
+    child: Child,
+}
+
+/// Why no mount can be made here, if so.
+pub fn cannot_mount() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root");
+    }
+    (!Path::new("/dev/fuse").exists()).then_some("needs /dev/fuse")
+}
+
+/// Returns from a test that cannot run here, and says so.
+#[macro_export]
+macro_rules! needs_mount {
+    ($name:literal) => {
+        if let Some(reason) = common::cannot_mount() {
+            eprintln!("SKIPPED {}: {reason}", $name);
+            return;
+        }
+    };
+}
+
+/// Waits until `check` gives something; fails after 20 s.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Writes files into a new directory.
+pub fn tree(at: &Path, files: &[(&str, &str)]) -> PathBuf {
+    for (path, content) in files {
+        let path = at.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    at.to_owned()
+}
+
+/// A context image.
+pub fn image(class: &str, priority: u16, generation: u64, files: &[(&str, &str)]) -> Vec<u8> {
+    let data = ContextData {
+        class: class.parse().unwrap(),
+        priority: ctx_format::Priority(priority),
+        generation,
+        instance_id: "test".parse().unwrap(),
+        files: files
+            .iter()
+            .map(|(path, content)| (path.parse().unwrap(), ctx_format::File::private(*content)))
+            .collect(),
+    };
+    ctx_format::write_iso(&data, &ImageOptions { label: Label::Rectx }).unwrap()
+}
+
+impl Mounted {
+    /// Mounts in the foreground and waits until it is ready.
+    pub fn new(args: &[&str]) -> Self {
+        Self::with_config(args, "")
+    }
+
+    pub fn with_config(args: &[&str], config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        std::fs::write(dir.path().join("ffs.toml"), config).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_ffs"))
+            .arg("mount")
+            .arg("--foreground")
+            .arg("--config")
+            .arg(dir.path().join("ffs.toml"))
+            .arg("--socket")
+            .arg(dir.path().join("socket"))
+            .arg("--event-log")
+            .arg(dir.path().join("events"))
+            .args(args)
+            .arg(dir.path().join("mnt"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut mounted = Self { dir, child };
+        eventually("ready", || {
+            assert!(mounted.child.try_wait().unwrap().is_none(), "ffs ended early");
+            mounted.events().iter().any(|event| event.step == Step::Ready).then_some(())
+        });
+        mounted
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join("mnt").join(path)
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.at(path)).unwrap()
+    }
+
+    /// Runs `ffs` with the mount's socket.
+    pub fn ffs(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ffs"));
+        command.args(args).arg("--socket").arg(self.dir.path().join("socket"));
+        command.output().unwrap()
+    }
+
+    pub fn layer(&self, verb: &str, what: &str) {
+        let output = self.ffs(&["layer", verb, self.at("").to_str().unwrap(), what]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    pub fn status(&self) -> Status {
+        let output = self.ffs(&["status", "--json", self.at("").to_str().unwrap()]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        let text = std::fs::read_to_string(self.dir.path().join("events")).unwrap_or_default();
+        // The last line may be half written.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    pub fn names(&self, dir: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.at(dir)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Ends it by a signal and returns its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        eventually("the end of ffs", || self.child.try_wait().unwrap()).code()
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        let point = self.dir.path().join("mnt");
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let _ = nix::mount::umount2(&self.dir.path().join("mnt"), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// A loop device with an image on it, as a drive with a disc; detached when dropped.
+pub struct Drive {
+    pub device: PathBuf,
+    files: Vec<tempfile::NamedTempFile>,
+}
+
+impl Drive {
+    /// `None` where loop devices cannot be had.
+    pub fn with(image: &[u8]) -> Option<Self> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), image).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().ok()?;
+        if !output.status.success() {
+            return None;
+        }
+        let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+        Some(Self { device, files: vec![file] })
+    }
+
+    pub fn name(&self) -> &str {
+        self.device.file_name().unwrap().to_str().unwrap()
+    }
+
+    pub fn eject(&self) {
+        assert!(Command::new("losetup").arg("-d").arg(&self.device).status().unwrap().success());
+    }
+
+    pub fn insert(&mut self, image: &[u8]) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), image).unwrap();
+        // The last user of the old disc may still be closing it.
+        eventually("the insertion", || {
+            let status = Command::new("losetup")
+                .arg(&self.device)
+                .arg(file.path())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
+            status.success().then_some(())
+        });
+        self.files.push(file);
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).stderr(Stdio::null()).status();
+    }
+}
