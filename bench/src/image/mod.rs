@@ -19,6 +19,7 @@ mod build;
 mod cache;
 pub mod cli;
 pub mod cpio;
+mod display;
 mod ext4;
 pub mod initramfs;
 mod progress;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 pub use build::{build, build_all};
 pub use cache::{Cache, Image, Manifest, Pruned};
+pub use display::Display;
 pub(crate) use ext4::has_subordinate_ids;
 pub use progress::{Progress, Stage};
 pub use recipe::{BUILDER_VERSION, File, Hook, Recipe, Symlink};
