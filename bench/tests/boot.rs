@@ -1,5 +1,7 @@
 //! Boots the cached images under emulation: what the initramfs promises, seen from inside.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
