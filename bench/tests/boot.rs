@@ -1,5 +1,7 @@
 //! Boots the cached images under emulation: what the initramfs promises, seen from inside.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use bench::doctor::which;
 use bench::image::seed::{self, Seed};
-use bench::image::{Cache, Image, Recipe};
+use bench::image::{Cache, Image, KERNEL_ARGUMENTS, Recipe};
 
 /// A boot takes 10 s on a quiet machine; this is for a very busy one.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -45,7 +47,7 @@ fn boot(image: &Image, disks: &[(&str, &Path)], append: &str) -> String {
         .arg(image.kernel())
         .arg("-initrd")
         .arg(image.initrd());
-    command.args(["-append", &format!("console=ttyS0 quiet panic=-1 mitigations=off {append}")]);
+    command.args(["-append", &format!("console=ttyS0 {KERNEL_ARGUMENTS} {append}")]);
     for (serial, file) in disks {
         let drive = format!("if=none,id={serial},format=raw,readonly=on,file={}", file.display());
         command.args([

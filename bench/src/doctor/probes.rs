@@ -189,8 +189,13 @@ fn fuse(root: bool) -> Finding {
     let device = match fs::File::options().read(true).write(true).open("/dev/fuse") {
         Ok(device) => device,
         Err(error) => {
+            let remedy = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                "let this user open /dev/fuse (Debian's and Ubuntu's default is mode 0666)"
+            } else {
+                "modprobe fuse"
+            };
             return found(Status::Degraded, format!("/dev/fuse: {error}"))
-                .so("ffs's own tests are skipped; guests have FUSE of their own", "modprobe fuse");
+                .so("ffs's own tests are skipped; guests have FUSE of their own", remedy);
         }
     };
     if !root {

@@ -1,11 +1,11 @@
 //! `bench image build | list | prune`.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Subcommand;
 
-use super::{Cache, Error, Image, Manifest, Progress, Recipe, build_all};
+use super::{Cache, Display, Error, Image, Manifest, Recipe, build_all};
 
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
@@ -28,16 +28,17 @@ pub enum Command {
     },
 }
 
-/// Does it; prints results on standard output and gives each step of a build to `progress`.
+/// Does it; prints results on standard output and shows builds on standard error.
 ///
 /// # Errors
 /// Any of [`Error`].
-pub fn run(command: &Command, progress: &(dyn Fn(&Progress) + Sync)) -> Result<(), Error> {
+pub fn run(command: &Command) -> Result<(), Error> {
     let cache = Cache::open()?;
     match command {
         Command::Build { recipes, afresh } => {
             let recipes = resolve(recipes)?;
-            for image in build_all(&recipes, &cache, *afresh, progress)? {
+            let display = Display::default();
+            for image in build_all(&recipes, &cache, *afresh, &|progress| display.show(progress))? {
                 println!("{}", describe(&image));
             }
         }
@@ -73,7 +74,7 @@ pub fn resolve(names: &[String]) -> Result<Vec<Recipe>, Error> {
     let one = |name: &String| {
         let path = Path::new(name);
         if path.extension().is_some_and(|ending| ending == "toml") {
-            Recipe::load(&PathBuf::from(path))
+            Recipe::load(path)
         } else {
             Recipe::built_in(name)
         }

@@ -3,7 +3,6 @@
 //! No journal: the machines mount it read-only, and a journal would only be bytes to read past.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -19,31 +18,44 @@ struct Usage {
 }
 
 impl Usage {
+    /// `find` looks, not we: parts of a tree that was built without root belong to subordinate ids.
     fn of(tree: &Path) -> Result<Self, Error> {
-        let mut usage = Self::default();
-        let mut folders = vec![tree.to_owned()];
-        while let Some(folder) = folders.pop() {
-            usage.inodes += 1;
-            let mut names = 0;
-            for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
-                let entry = entry.map_err(Error::io("list", &folder))?;
-                let meta = entry.metadata().map_err(Error::io("look at", &entry.path()))?;
-                // An entry of a directory takes eight bytes and its name, padded to four.
-                names += 8 + (entry.file_name().len() as u64).next_multiple_of(4);
-                if meta.is_dir() {
-                    folders.push(entry.path());
-                } else {
-                    usage.inodes += 1;
-                    // Short targets of symbolic links are kept in the inode.
-                    if meta.is_file() || meta.size() >= 60 {
-                        usage.blocks += meta.size().div_ceil(BLOCK);
-                    }
-                }
-            }
-            // Directories are split in halves when they grow, so count them double.
-            usage.blocks += 2 * names.div_ceil(BLOCK).max(1);
+        let output = as_root("find")
+            .arg(tree)
+            .args(["-printf", "%y %s %f\\0"])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|_| Error::Missing { program: "find".into(), package: "findutils" })?;
+        if output.status.success() {
+            Ok(Self::listed(&String::from_utf8_lossy(&output.stdout)))
+        } else {
+            let source = std::io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+            Err(Error::Io { action: "list", path: tree.to_owned(), source })
         }
-        Ok(usage)
+    }
+
+    /// From lines `TYPE SIZE NAME`, each ended by a zero byte.
+    fn listed(lines: &str) -> Self {
+        let mut usage = Self::default();
+        let mut names = 0;
+        for line in lines.split_terminator('\0') {
+            let mut fields = line.splitn(3, ' ');
+            let (kind, size, name) = (fields.next(), fields.next(), fields.next().unwrap_or_default());
+            let size: u64 = size.and_then(|size| size.parse().ok()).unwrap_or_default();
+            usage.inodes += 1;
+            usage.blocks += match kind {
+                Some("d") => 1,
+                // Short targets of symbolic links are kept in the inode.
+                Some("l") if size < 60 => 0,
+                Some("f" | "l") => size.div_ceil(BLOCK),
+                _ => 0,
+            };
+            // An entry of a directory takes eight bytes and its name, padded to four.
+            names += 8 + (name.len() as u64).next_multiple_of(4);
+        }
+        // Directories are split in halves when they grow, so count their entries double.
+        usage.blocks += 2 * names.div_ceil(BLOCK);
+        usage
     }
 
     /// Inodes and bytes of a file system that holds it, with a little to spare.
@@ -147,13 +159,16 @@ mod tests {
 
     #[test]
     fn every_file_is_counted_in_whole_blocks() {
+        let listing = "d 4096 tree\0d 4096 d\0f 1 one\0f 4097 two\0l 3 link\0l 60 long link\0c 0 null\0";
+        assert_eq!(Usage::listed(listing), Usage { inodes: 7, blocks: 2 + 1 + 2 + 1 + 2 });
+    }
+
+    #[test]
+    fn a_tree_is_listed() {
         let tree = tempfile::tempdir().unwrap();
-        fs::create_dir(tree.path().join("d")).unwrap();
-        fs::write(tree.path().join("d/one"), [0; 1]).unwrap();
-        fs::write(tree.path().join("two"), [0; 4097]).unwrap();
-        std::os::unix::fs::symlink("two", tree.path().join("link")).unwrap();
-        let usage = Usage::of(tree.path()).unwrap();
-        assert_eq!(usage, Usage { inodes: 5, blocks: 1 + 2 + 4 });
+        fs::write(tree.path().join("a name\nof two lines"), [0; 5000]).unwrap();
+        assert_eq!(Usage::of(tree.path()).unwrap(), Usage { inodes: 2, blocks: 1 + 2 + 2 });
+        assert!(Usage::of(&tree.path().join("none")).is_err());
     }
 
     proptest::proptest! {

@@ -12,9 +12,11 @@ pub enum Stage {
     Waiting,
     /// Package lists.
     Lists,
-    /// Packages.
+    /// The essential packages.
     Download,
-    /// The essential packages are unpacked and configured.
+    /// They are unpacked.
+    Extract,
+    /// They are configured.
     Essential,
     /// All others.
     Packages,
@@ -29,15 +31,16 @@ pub enum Stage {
 }
 
 /// Every stage with the share of a build that has passed when it begins, as seen for both images.
-const BEGINS: [(Stage, f64); 9] = [
+const BEGINS: [(Stage, f64); 10] = [
     (Stage::Waiting, 0.0),
     (Stage::Lists, 0.0),
-    (Stage::Download, 0.06),
-    (Stage::Essential, 0.22),
-    (Stage::Packages, 0.36),
-    (Stage::Customize, 0.74),
-    (Stage::Unpack, 0.78),
-    (Stage::FileSystem, 0.88),
+    (Stage::Download, 0.08),
+    (Stage::Extract, 0.10),
+    (Stage::Essential, 0.33),
+    (Stage::Packages, 0.45),
+    (Stage::Customize, 0.88),
+    (Stage::Unpack, 0.89),
+    (Stage::FileSystem, 0.93),
     (Stage::Done, 1.0),
 ];
 
@@ -48,7 +51,7 @@ impl Stage {
         [
             ("running apt-get update", Self::Lists),
             ("downloading packages", Self::Download),
-            ("extracting archives", Self::Essential),
+            ("extracting archives", Self::Extract),
             ("installing essential packages", Self::Essential),
             ("installing remaining packages", Self::Packages),
             ("running --customize-hook", Self::Customize),
@@ -63,7 +66,8 @@ impl Stage {
         match self {
             Self::Waiting => "waiting for another build of the same image",
             Self::Lists => "reading package lists",
-            Self::Download => "downloading packages",
+            Self::Download => "downloading the essential packages",
+            Self::Extract => "unpacking the essential packages",
             Self::Essential => "installing the essential packages",
             Self::Packages => "installing packages",
             Self::Customize => "configuring",
@@ -125,7 +129,7 @@ mod tests {
     fn time_left_is_extrapolated_from_time_passed() {
         let begun = Progress::at("guest", Stage::Lists, Duration::ZERO);
         assert_eq!(begun.left, None);
-        let late = Progress::at("guest", Stage::FileSystem, Duration::from_secs(44));
-        assert!((late.left.unwrap().as_secs_f64() - 6.0).abs() < 0.01);
+        let late = Progress::at("guest", Stage::FileSystem, Duration::from_secs(93));
+        assert!((late.left.unwrap().as_secs_f64() - 7.0).abs() < 0.01);
     }
 }
