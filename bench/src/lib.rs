@@ -13,6 +13,7 @@
 
 pub mod doctor;
 pub mod drive;
+pub mod exec;
 pub mod figures;
 pub mod image;
 pub mod plan;

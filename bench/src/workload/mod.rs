@@ -1,1 +1,7 @@
-//! What runs in the guest: GlusterFS and Bonnie++.
+//! What runs in the guest: a GlusterFS client, and Bonnie++ on its mount.
+//!
+//! [`gluster`] makes a replicated volume on two servers and re-attaches its client when the
+//! infrastructure's context names another server; [`bonnie`] runs Bonnie++ and reads its results.
+
+pub mod bonnie;
+pub mod gluster;
