@@ -208,8 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_script_is_an_error_with_its_deadline() {
-        let error =
-            Program::here().demand("wait", "sleep 30", Duration::from_millis(200)).await.unwrap_err();
+        let error = Program::here().demand("wait", "sleep 30", Duration::from_millis(200)).await.unwrap_err();
         assert_eq!(error.to_string(), "localhost: wait did not end within 0.2 s");
     }
 

@@ -7,7 +7,7 @@
 //! The two directions vary independently, so each has the round trip's deviation over √2.
 //!
 //! On an emulated machine the processor would be measured instead of the network. Then the network is
-//! scaled with the machine (time dilation, Gupta et al., "DieCast", NSDI 2008): rates divided by d,
+//! scaled with the machine (time dilation: Gupta et al., NSDI 2008): rates divided by d,
 //! delays multiplied by d. Ratios between links stay as they are; absolute numbers are d times slower,
 //! so d stands in every sample and caption.
 

@@ -72,8 +72,7 @@ impl Run {
             return Err(RunError::Zero("number of files"));
         }
         // Empty files: as in the paper it is the operation that counts, not its data.
-        words.push_str(&format!(" -n {} -z {}", self.files.unwrap_or(0), self.seed));
-        Ok(words)
+        Ok(format!("{words} -n {} -z {}", self.files.unwrap_or(0), self.seed))
     }
 }
 
@@ -219,30 +218,29 @@ impl Bonnie {
             .find(results)
             .ok_or_else(|| BonnieError::Missing(crate::exec::last_lines(text, 3)))?;
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
-        let record = match reader.records().next() {
-            Some(Ok(record)) => record,
-            _ => return Err(BonnieError::Missing(line.to_owned())),
+        let Some(Ok(record)) = reader.records().next() else {
+            return Err(BonnieError::Missing(line.to_owned()));
         };
         let fields: Vec<&str> = record.iter().collect();
         if fields.len() != FIELDS {
             return Err(BonnieError::Fields(fields.len()));
         }
-        let test = |what, rate, latency| read_test(&fields, what, rate, latency);
+        let read = |what, rate, latency| read_test(&fields, what, rate, latency);
         Ok(Self {
             version: fields[1].into(),
             name: fields[2].into(),
-            putc: test("putc", 9, 38)?,
-            block_write: test("block write", 11, 39)?,
-            rewrite: test("rewrite", 13, 40)?,
-            getc: test("getc", 15, 41)?,
-            block_read: test("block read", 17, 42)?,
-            seeks: test("seeks", 19, 43)?,
-            seq_create: test("sequential create", 26, 44)?,
-            seq_stat: test("sequential stat", 28, 45)?,
-            seq_delete: test("sequential delete", 30, 46)?,
-            ran_create: test("random create", 32, 47)?,
-            ran_stat: test("random stat", 34, 48)?,
-            ran_delete: test("random delete", 36, 49)?,
+            putc: read("putc", 9, 38)?,
+            block_write: read("block write", 11, 39)?,
+            rewrite: read("rewrite", 13, 40)?,
+            getc: read("getc", 15, 41)?,
+            block_read: read("block read", 17, 42)?,
+            seeks: read("seeks", 19, 43)?,
+            seq_create: read("sequential create", 26, 44)?,
+            seq_stat: read("sequential stat", 28, 45)?,
+            seq_delete: read("sequential delete", 30, 46)?,
+            ran_create: read("random create", 32, 47)?,
+            ran_stat: read("random stat", 34, 48)?,
+            ran_delete: read("random delete", 36, 49)?,
             raw: line.to_owned(),
         })
     }

@@ -127,11 +127,13 @@ pub async fn remount(
 ) -> Result<ClientState, GlusterError> {
     let deadline = Duration::from_secs(u64::from(client.patience) * 2 + 60);
     let run = guest.demand("attach the volume", &quote(&client.script), deadline).await;
-    match (run, client_state(guest).await) {
-        (Err(error @ (ExecError::Unreachable { .. } | ExecError::Late { .. })), _) => Err(error.into()),
-        (Err(error), Err(_)) => Err(error.into()),
-        (_, state) => attached_through(guest.name(), state?, wanted),
-    }
+    // The state is whole even when the script failed, and says more than its status.
+    let state = match run {
+        Ok(_) => client_state(guest).await?,
+        Err(failed @ ExecError::Failed { .. }) => client_state(guest).await.map_err(|_| failed)?,
+        Err(error) => return Err(error.into()),
+    };
+    attached_through(guest.name(), state, wanted)
 }
 
 /// How the client's last attach went, whoever ran it.

@@ -54,11 +54,7 @@ impl Volume {
     /// The id as RFC 9562 writes it.
     pub fn uuid(&self) -> String {
         let hex = format!("{:032x}", self.id);
-        let (a, rest) = hex.split_at(8);
-        let (b, rest) = rest.split_at(4);
-        let (c, rest) = rest.split_at(4);
-        let (d, e) = rest.split_at(4);
-        format!("{a}-{b}-{c}-{d}-{e}")
+        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
     }
 }
 
