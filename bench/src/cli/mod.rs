@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
         Command::Schema => run::schema(),
         Command::Testbed { command } => testbed::run(&command),
         Command::Image { command } => {
-            image::cli::run(&command, &image_progress).map(|()| Ended::Done).map_err(anyhow::Error::from)
+            image::cli::run(&command).map(|()| Ended::Done).map_err(anyhow::Error::from)
         }
     };
     match ended {
@@ -96,13 +96,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// One line a step of an image build, on standard error.
-fn image_progress(progress: &image::Progress) {
-    let left =
-        progress.left.map_or(String::new(), |left| format!(" (about {} left)", crate::progress::human(left)));
-    eprintln!("image {}: {:3.0} % {}{left}", progress.image, progress.done * 100.0, progress.stage.label());
 }
 
 /// The folder in which our own programs stand: beside this one.

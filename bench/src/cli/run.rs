@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Ended, image_progress, programs};
+use super::{Ended, programs};
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
 use crate::drive::setup::{self, Programs};
-use crate::image::{Cache, Recipe, build_all};
+use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
 use crate::report::Report;
@@ -141,7 +141,8 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 /// The images of a testbed, built when they are not in the cache.
 pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
     let recipes = [Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?];
-    let mut images = build_all(&recipes, &Cache::open()?, false, &image_progress)?.into_iter();
+    let display = Display::default();
+    let mut images = build_all(&recipes, &Cache::open()?, false, &|progress| display.show(progress))?.into_iter();
     let (host, guest) = images.next().zip(images.next()).context("two recipes give two images")?;
     Ok(Images { host, guest })
 }

@@ -227,10 +227,7 @@ impl GlusterLab {
         let from = Instant::now();
         lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
         let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
-        measures.seconds(metric::RECONTEXT_TIME, "", record.value.total());
-        for (phase, took) in record.value.phases() {
-            measures.seconds(metric::RECONTEXT_PHASE, phase, took);
-        }
+        migration::recorded(&mut measures, &record.value);
         lab.visible(Site::Local, from, VISIBLE).await?;
         self.attached(Site::Local).await?;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_AFTER, Site::Local).await?;

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use ctx::libvirt::JobStats;
+use ctx::recontext::Record;
 
 use super::beats::longest_gap;
 use super::guest::Migrated;
@@ -47,6 +48,15 @@ pub fn migration(measures: &mut Measures, moved: &Migrated) {
     measures.maybe(metric::MEMORY_TRANSFERRED, "", stat(|s| s.memory_processed), "B", MISSING);
 }
 
+/// What a recontextualizer wrote down about one run.
+pub fn recorded(measures: &mut Measures, record: &Record) {
+    measures.seconds(metric::RECONTEXT_TIME, "", Duration::from_nanos(record.total_ns));
+    for phase in &record.phases {
+        let took = Duration::from_nanos(phase.end_ns.saturating_sub(phase.start_ns));
+        measures.seconds(metric::RECONTEXT_PHASE, phase.name.name(), took);
+    }
+}
+
 /// What the destination's recontextualizer recorded, and when a program in the guest could read it.
 async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
     match lab.recontextualizer.record(Site::Local, moved.started, VISIBLE).await {
@@ -56,10 +66,7 @@ async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrate
                 "",
                 record.at.duration_since(moved.started),
             );
-            measures.seconds(metric::RECONTEXT_TIME, "", record.value.total());
-            for (phase, took) in record.value.phases() {
-                measures.seconds(metric::RECONTEXT_PHASE, phase, took);
-            }
+            recorded(measures, &record.value);
         }
         Err(error) => {
             let reason = error.to_string();

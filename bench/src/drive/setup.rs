@@ -146,7 +146,7 @@ fn service_image() -> Result<Vec<u8>, SetupError> {
     let files = [(SITE_FILE, "nowhere\n"), (SERVER_FILE, "0.0.0.0\n"), ("service.json", "{\"name\":\"bench\"}\n")];
     let mut data = ContextData {
         class: ClassName::new("service").map_err(|e| invalid(&e))?,
-        priority: Priority(10),
+        priority: Priority(100),
         generation: 1,
         instance_id: InstanceId::new("guest").map_err(|e| invalid(&e))?,
         files: std::collections::BTreeMap::new(),
@@ -174,11 +174,11 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
 }
 
 const CTX_TOML: &str = r#"# Written by the bench.
-libvirt = "qemu:///system"
+uri = "qemu:///system"
 
 [[class]]
 name = "infrastructure"
-priority = 20
+priority = 200
 directory = "/etc/ctx/infrastructure"
 "#;
 

@@ -30,6 +30,18 @@ pub enum Phase {
     Attach,
 }
 
+impl Phase {
+    /// The phase's name, as in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Resolve => "resolve",
+            Phase::Detach => "detach",
+            Phase::Build => "build",
+            Phase::Attach => "attach",
+        }
+    }
+}
+
 /// When a phase was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
