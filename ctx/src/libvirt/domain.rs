@@ -17,7 +17,7 @@ use super::migrate::MigrateOptions;
 #[derive(Clone)]
 pub struct Domain {
     connection: Connection,
-    domain: virt::domain::Domain,
+    handle: virt::domain::Domain,
     id: DomainId,
 }
 
@@ -47,11 +47,10 @@ impl Scope {
 #[non_exhaustive]
 pub enum State {
     /// Its CPUs run.
-    Running {
-        /// Whether it runs here because an outgoing migration was cancelled.
-        migration_cancelled: bool,
-    },
-    /// Its CPUs stand still, for the reason `virDomainPausedReason`.
+    Running(Running),
+    /// Its CPUs stand still for a migration, to or from here.
+    Migrating,
+    /// Its CPUs stand still, for another reason (`virDomainPausedReason`).
     Paused(u32),
     /// It is shutting down.
     Shutdown,
@@ -65,11 +64,25 @@ pub enum State {
     Other(u32),
 }
 
+/// Why a domain runs (`virDomainRunningReason`), as far as it tells of migrations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Running {
+    /// It has migrated here.
+    Migrated,
+    /// It was to migrate away, which was cancelled or failed.
+    MigrationCancelled,
+    /// It runs here while memory is still fetched from the source.
+    Postcopy,
+    /// Another reason.
+    Other(u32),
+}
+
 impl Domain {
     pub(super) fn new(connection: Connection, domain: virt::domain::Domain) -> Result<Self, Error> {
         let id = (|| Ok(DomainId { name: domain.name()?, uuid: domain.uuid_string()? }))()
             .map_err(|error: VirtError| at(connection.uri(), None, "read the name", &error))?;
-        Ok(Self { connection, domain, id })
+        Ok(Self { connection, handle: domain, id })
     }
 
     /// Its name.
@@ -97,7 +110,7 @@ impl Domain {
     /// # Errors
     /// When it is gone or the connection is lost.
     pub fn xml(&self) -> Result<String, Error> {
-        self.domain.xml_desc(0).map_err(self.fail("read the XML"))
+        self.handle.xml_desc(0).map_err(self.fail("read the XML"))
     }
 
     /// Its XML in the form that can be given to a migration (`VIR_DOMAIN_XML_MIGRATABLE`).
@@ -105,7 +118,7 @@ impl Domain {
     /// # Errors
     /// When it is gone or the connection is lost.
     pub fn migratable_xml(&self) -> Result<String, Error> {
-        self.domain.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE).map_err(self.fail("read the migratable XML"))
+        self.handle.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE).map_err(self.fail("read the migratable XML"))
     }
 
     /// How it stands.
@@ -113,12 +126,22 @@ impl Domain {
     /// # Errors
     /// When it is gone or the connection is lost.
     pub fn state(&self) -> Result<State, Error> {
-        let (state, reason) = ffi::state(&self.domain).map_err(self.fail("read the state"))?;
+        let (state, reason) = ffi::state(&self.handle).map_err(self.fail("read the state"))?;
         Ok(match state {
-            sys::VIR_DOMAIN_RUNNING => {
-                State::Running { migration_cancelled: reason == sys::VIR_DOMAIN_RUNNING_MIGRATION_CANCELED }
-            }
-            sys::VIR_DOMAIN_PAUSED => State::Paused(reason),
+            sys::VIR_DOMAIN_RUNNING => State::Running(match reason {
+                sys::VIR_DOMAIN_RUNNING_MIGRATED => Running::Migrated,
+                sys::VIR_DOMAIN_RUNNING_MIGRATION_CANCELED => Running::MigrationCancelled,
+                sys::VIR_DOMAIN_RUNNING_POSTCOPY | sys::VIR_DOMAIN_RUNNING_POSTCOPY_FAILED => {
+                    Running::Postcopy
+                }
+                other => Running::Other(other),
+            }),
+            sys::VIR_DOMAIN_PAUSED => match reason {
+                sys::VIR_DOMAIN_PAUSED_MIGRATION
+                | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+                | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => State::Migrating,
+                other => State::Paused(other),
+            },
             sys::VIR_DOMAIN_SHUTDOWN => State::Shutdown,
             sys::VIR_DOMAIN_SHUTOFF => State::ShutOff,
             sys::VIR_DOMAIN_CRASHED => State::Crashed,
@@ -134,7 +157,7 @@ impl Domain {
     pub fn attach_device(&self, xml: &str, scope: Scope) -> Result<(), Error> {
         const ACTION: &str = "attach a device";
         self.text(ACTION, xml)?;
-        self.domain.attach_device_flags(xml, scope.bits()).map_err(self.fail(ACTION))
+        self.handle.attach_device_flags(xml, scope.bits()).map_err(self.fail(ACTION))
     }
 
     /// Asks for a device to be detached. For a running domain that is only the request: the guest
@@ -145,7 +168,7 @@ impl Domain {
     pub fn detach_device(&self, xml: &str, scope: Scope) -> Result<(), Error> {
         const ACTION: &str = "detach a device";
         self.text(ACTION, xml)?;
-        self.domain.detach_device_flags(xml, scope.bits()).map(drop).map_err(self.fail(ACTION))
+        self.handle.detach_device_flags(xml, scope.bits()).map(drop).map_err(self.fail(ACTION))
     }
 
     /// The same, by the device's alias.
@@ -156,7 +179,7 @@ impl Domain {
         const ACTION: &str = "detach a device";
         let alias =
             CString::new(alias).map_err(|_| with_nul(self.connection.uri(), Some(self.name()), ACTION))?;
-        ffi::detach_alias(&self.domain, &alias, scope.bits()).map_err(self.fail(ACTION))
+        ffi::detach_alias(&self.handle, &alias, scope.bits()).map_err(self.fail(ACTION))
     }
 
     /// Changes a device, mostly the medium of a CD-ROM. With `force`, a tray that the guest has
@@ -168,7 +191,7 @@ impl Domain {
         const ACTION: &str = "update a device";
         self.text(ACTION, xml)?;
         let force = if force { sys::VIR_DOMAIN_DEVICE_MODIFY_FORCE } else { 0 };
-        self.domain.update_device_flags(xml, scope.bits() | force).map(drop).map_err(self.fail(ACTION))
+        self.handle.update_device_flags(xml, scope.bits() | force).map(drop).map_err(self.fail(ACTION))
     }
 
     /// The metadata element of namespace `uri` in the domain's XML as it is now.
@@ -178,7 +201,7 @@ impl Domain {
     pub fn metadata(&self, uri: &str) -> Result<String, Error> {
         const ACTION: &str = "read the metadata";
         self.text(ACTION, uri)?;
-        self.domain
+        self.handle
             .metadata(METADATA_ELEMENT, Some(uri), sys::VIR_DOMAIN_AFFECT_CURRENT)
             .map_err(self.fail(ACTION))
     }
@@ -190,7 +213,7 @@ impl Domain {
     pub fn set_metadata(&self, xml: &str, prefix: &str, uri: &str, scope: Scope) -> Result<(), Error> {
         const ACTION: &str = "set the metadata";
         [xml, prefix, uri].into_iter().try_for_each(|text| self.text(ACTION, text))?;
-        self.domain
+        self.handle
             .set_metadata(METADATA_ELEMENT, Some(xml), Some(prefix), Some(uri), scope.bits())
             .map(drop)
             .map_err(self.fail(ACTION))
@@ -217,7 +240,7 @@ impl Domain {
 
     fn read_job_stats(&self, flags: u32, none: &str) -> Result<JobStats, Error> {
         const ACTION: &str = "read the job statistics";
-        let stats = ffi::job_stats(&self.domain, flags).map_err(self.fail(ACTION))?;
+        let stats = ffi::job_stats(&self.handle, flags).map_err(self.fail(ACTION))?;
         if stats.kind == JobKind::None {
             return Err(Error {
                 kind: ErrorKind::NoJob,
@@ -236,7 +259,7 @@ impl Domain {
     /// # Errors
     /// [`ErrorKind::InvalidState`] when there is none.
     pub fn abort_job(&self) -> Result<(), Error> {
-        ffi::abort_job(&self.domain).map_err(self.fail("abort the job"))
+        ffi::abort_job(&self.handle).map_err(self.fail("abort the job"))
     }
 
     /// The longest that the guest may stand still at the end of a migration, in milliseconds.
@@ -244,7 +267,7 @@ impl Domain {
     /// # Errors
     /// When the domain does not run.
     pub fn max_downtime_ms(&self) -> Result<u64, Error> {
-        ffi::max_downtime(&self.domain).map_err(self.fail("read the maximum downtime"))
+        ffi::max_downtime(&self.handle).map_err(self.fail("read the maximum downtime"))
     }
 
     /// Sets the longest that the guest may stand still at the end of a migration; also while one
@@ -253,7 +276,7 @@ impl Domain {
     /// # Errors
     /// When the domain does not run.
     pub fn set_max_downtime_ms(&self, downtime: u64) -> Result<(), Error> {
-        self.domain
+        self.handle
             .migrate_set_max_downtime(downtime, 0)
             .map(drop)
             .map_err(self.fail("set the maximum downtime"))
@@ -268,7 +291,7 @@ impl Domain {
         const ACTION: &str = "migrate";
         self.migratable(ACTION, options)?;
         let domain = self
-            .domain
+            .handle
             .migrate3(destination.connect(), options.parameters(), options.bits())
             .map_err(self.fail(ACTION))?;
         Self::new(destination.clone(), domain)
@@ -283,7 +306,7 @@ impl Domain {
         const ACTION: &str = "migrate";
         self.text(ACTION, uri)?;
         self.migratable(ACTION, options)?;
-        self.domain
+        self.handle
             .migrate_to_uri3(Some(uri), options.parameters(), options.bits() | sys::VIR_MIGRATE_PEER2PEER)
             .map(drop)
             .map_err(self.fail(ACTION))
@@ -301,7 +324,7 @@ impl Domain {
     /// # Errors
     /// [`ErrorKind::InvalidState`] when it does not run.
     pub fn destroy(&self) -> Result<(), Error> {
-        self.domain.destroy().map(drop).map_err(self.fail("destroy it"))
+        self.handle.destroy().map(drop).map_err(self.fail("destroy it"))
     }
 
     /// Stops its CPUs.
@@ -309,7 +332,7 @@ impl Domain {
     /// # Errors
     /// [`ErrorKind::InvalidState`] when it does not run.
     pub fn suspend(&self) -> Result<(), Error> {
-        self.domain.suspend().map(drop).map_err(self.fail("pause the CPUs"))
+        self.handle.suspend().map(drop).map_err(self.fail("pause the CPUs"))
     }
 
     /// Lets its CPUs run again.
@@ -317,7 +340,7 @@ impl Domain {
     /// # Errors
     /// [`ErrorKind::InvalidState`] when they do not stand still.
     pub fn resume(&self) -> Result<(), Error> {
-        self.domain.resume().map(drop).map_err(self.fail("resume the CPUs"))
+        self.handle.resume().map(drop).map_err(self.fail("resume the CPUs"))
     }
 
     /// Sends a QMP command, a JSON object, to QEMU and gives its answer.
@@ -327,7 +350,7 @@ impl Domain {
     pub fn qemu_monitor_command(&self, command: &str) -> Result<String, Error> {
         const ACTION: &str = "send a command to QEMU";
         self.text(ACTION, command)?;
-        self.domain.qemu_monitor_command(command, 0).map_err(self.fail(ACTION))
+        self.handle.qemu_monitor_command(command, 0).map_err(self.fail(ACTION))
     }
 
     fn text(&self, action: &'static str, text: &str) -> Result<(), Error> {
@@ -347,6 +370,9 @@ const METADATA_ELEMENT: i32 = 2;
 
 impl std::fmt::Debug for Domain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Domain").field("name", &self.name()).field("uri", &self.connection.uri()).finish()
+        f.debug_struct("Domain")
+            .field("name", &self.name())
+            .field("uri", &self.connection.uri())
+            .finish_non_exhaustive()
     }
 }

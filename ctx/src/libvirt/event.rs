@@ -75,7 +75,7 @@ pub enum EventKind {
     },
     /// A job (a migration, a save) ended on this host. On the source of a migration it is the
     /// only place where its statistics can be had.
-    JobCompleted(JobStats),
+    JobCompleted(Box<JobStats>),
     /// A migration starts to send memory for the n-th time.
     MigrationIteration(i32),
 }

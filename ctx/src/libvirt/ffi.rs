@@ -317,7 +317,7 @@ unsafe extern "C" fn on_job_completed(
     // SAFETY: libvirt passes an array of `count` parameters that it owns.
     unsafe {
         let stats = JobStats::from_params(JobKind::Completed, &values(params, count));
-        send(domain, opaque, EventKind::JobCompleted(stats));
+        send(domain, opaque, EventKind::JobCompleted(Box::new(stats)));
     }
 }
 

@@ -33,7 +33,7 @@ mod job;
 mod migrate;
 
 pub use connection::{Connection, KeepAlive};
-pub use domain::{Domain, Scope, State};
+pub use domain::{Domain, Running, Scope, State};
 pub use error::{Error, ErrorKind};
 pub use event::{
     CloseReason, DomainEvent, DomainId, Event, EventKind, Lifecycle, Resumed, Started, Stopped, Suspended,

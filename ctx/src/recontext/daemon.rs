@@ -313,7 +313,7 @@ impl Daemon {
         self.connected = true;
     }
 
-    /// Starts a run for every running domain whose device is not as it should be, and removes the
+    /// Starts a run for every running domain of which one was cut off or missed, and removes the
     /// images of domains that are gone.
     async fn reconcile(&mut self) {
         let shared = Arc::clone(&self.shared);
@@ -321,13 +321,13 @@ impl Daemon {
             let domains = shared.connection.running_domains()?;
             let uuids: Vec<String> = domains.iter().map(|domain| domain.uuid().to_owned()).collect();
             shared.state.sweep(&uuids);
-            let unsettled = domains.into_iter().filter(|domain| {
-                shared.unsettled(domain).unwrap_or_else(|error| {
-                    tracing::warn!(domain = domain.name(), %error, "cannot tell whether its device is current");
+            let unfinished = domains.into_iter().filter(|domain| {
+                shared.unfinished(domain).unwrap_or_else(|error| {
+                    tracing::warn!(domain = domain.name(), %error, "cannot tell whether a run was missed");
                     false
                 })
             });
-            Ok::<_, LibvirtError>(unsettled.map(|domain| domain.id().clone()).collect::<Vec<_>>())
+            Ok::<_, LibvirtError>(unfinished.map(|domain| domain.id().clone()).collect::<Vec<_>>())
         })
         .await;
         match found {

@@ -4,7 +4,7 @@
 //! it. What makes that harmless is the order: the generation is reserved on disk before anything
 //! carries it, and committed after the device is seen; detaching what is not there and building
 //! anew are allowed at any time. So a run that was cut off is completed by a new run, and
-//! [`settled`] says whether one is needed. The simulation in the tests cuts it at every point.
+//! [`unfinished`] says whether one is needed. The simulation in the tests cuts it at every point.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,11 +89,25 @@ impl Journal {
     }
 }
 
-/// Whether the device is as the last run left it. `seen` is the generation of the image of ours that
-/// is in the device: `None` when there is no device, or it is empty, or holds something else, such
-/// as the image of the host that the domain came from.
-pub fn settled(journal: &Journal, seen: Option<u64>) -> bool {
-    journal.attached.is_some() && journal.attached == seen
+/// What is at a device's target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// No device, or an empty one: a migration leaves behind an image that the new host lacks.
+    Nothing,
+    /// Our image of this generation.
+    Ours(u64),
+    /// Something else: the image that the domain was started with, or another host's.
+    Foreign,
+}
+
+/// Whether a run was cut off or missed, so that one is needed now. `arrived` says that the domain
+/// runs here because it has migrated here: then a foreign image is another host's.
+pub fn unfinished(journal: &Journal, seen: Seen, arrived: bool) -> bool {
+    match seen {
+        Seen::Nothing => true,
+        Seen::Ours(generation) => journal.attached != Some(generation),
+        Seen::Foreign => arrived || (journal.generation > 0 && journal.attached.is_none()),
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +130,18 @@ mod tests {
     /// Cut off.
     struct Crash;
 
+    /// The image of the host that the domain came from.
+    const FOREIGN: u64 = 0;
+
     impl World {
+        fn seen(&self) -> Seen {
+            match self.devices.first() {
+                None => Seen::Nothing,
+                Some(&FOREIGN) => Seen::Foreign,
+                Some(&generation) => Seen::Ours(generation),
+            }
+        }
+
         /// Runs until the end or until the crash at effect number `crash`, before or after it.
         fn run(&mut self, mut crash: Option<(usize, bool)>, floor: u64) -> Result<(), Crash> {
             let mut plan = Plan::new(&self.journal, !self.devices.is_empty(), floor);
@@ -159,22 +184,28 @@ mod tests {
                 match outside {
                     0 => world.devices.clear(),
                     // As after a migration: the device is there with another host's image.
-                    1 => world.devices = vec![0],
+                    1 => world.devices = vec![FOREIGN],
                     _ => {}
                 }
                 let _ = world.run(Some((effects, after)), floor);
             }
             let before = world.shown.iter().copied().max().unwrap_or(0);
-            let was_settled = settled(&world.journal, world.devices.first().copied());
-            if !was_settled {
+            if unfinished(&world.journal, world.seen(), true) {
                 prop_assert!(world.run(None, 0).is_ok());
                 prop_assert!(world.devices[0] > before, "an older generation than shown before");
             }
             prop_assert_eq!(world.devices.len(), 1);
             prop_assert_eq!(Some(world.devices[0]), world.shown.iter().copied().max());
-            prop_assert!(settled(&world.journal, world.devices.first().copied()));
+            prop_assert!(!unfinished(&world.journal, world.seen(), true));
             prop_assert!(world.shown.is_sorted_by(|a, b| a < b), "a generation did not grow");
         }
+    }
+
+    #[test]
+    fn the_image_that_a_domain_was_started_with_is_left_alone_until_it_moves() {
+        assert!(!unfinished(&Journal::default(), Seen::Foreign, false));
+        assert!(unfinished(&Journal::default(), Seen::Foreign, true));
+        assert!(unfinished(&Journal { generation: 3, attached: None }, Seen::Foreign, false));
     }
 
     #[test]

@@ -57,13 +57,11 @@ impl<W> Queue<W> {
 
     /// Takes note that a domain's run has ended, and gives the job to start next.
     pub fn finished(&mut self, uuid: &str) -> Option<Job<W>> {
-        match self.slots.get_mut(uuid)?.take() {
-            Some(next) => Some(next),
-            None => {
-                self.slots.remove(uuid);
-                None
-            }
+        let next = self.slots.get_mut(uuid)?.take();
+        if next.is_none() {
+            self.slots.remove(uuid);
         }
+        next
     }
 
     /// Whether a run of this domain is under way.

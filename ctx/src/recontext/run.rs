@@ -13,14 +13,15 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
 use super::domain::{Disk, NAMESPACE, PREFIX, Strategy, View, ViewError, Wanted, detach_xml, metadata_xml};
-use super::plan::{Plan, Step, settled};
+use super::plan::{Plan, Seen, Step, unfinished};
 use super::record::{Image, Outcome, Phase, PhaseTime, Record};
 use super::state::{StateDir, StateError};
 use super::trigger::Trigger;
 use crate::clock::{Stamp, monotonic_ns};
 use crate::config::{Config, hostname};
 use crate::libvirt::{
-    Connection, Domain, DomainId, Error as LibvirtError, ErrorKind, Event, EventKind, Lifecycle, Scope, State,
+    Connection, Domain, DomainId, Error as LibvirtError, ErrorKind, Event, EventKind, Lifecycle, Running,
+    Scope, State,
 };
 use crate::source::{Facts, SourceError, gather};
 
@@ -143,7 +144,7 @@ impl Recontextualizer {
         clock.close(monotonic_ns());
         let (domain, view) = match resolved {
             Ok(resolved) => resolved,
-            Err(error) => return vec![self.record(request, None, clock, Err(error))],
+            Err(error) => return vec![Self::record(request, None, clock, Err(error))],
         };
         let asked: Vec<&Wanted> =
             view.wanted.iter().filter(|wanted| wanted.asks_for(&request.trigger)).collect();
@@ -151,16 +152,16 @@ impl Recontextualizer {
             if matches!(request.trigger, Trigger::Manual { .. }) {
                 let message =
                     format!("the domain has no <{PREFIX}:device> in its metadata (namespace {NAMESPACE})");
-                return vec![self.record(request, None, clock, Err(RunError::Skip(message)))];
+                return vec![Self::record(request, None, clock, Err(RunError::Skip(message)))];
             }
             return Vec::new();
         }
         let mut records = Vec::new();
         for wanted in asked {
             let mut clock = Clock { phases: clock.phases.clone(), open: None };
-            let result = self.replace(&domain, &view, wanted, &request.trigger, &mut clock).await;
+            let result = self.replace(&domain, &view, wanted, &mut clock).await;
             clock.close(monotonic_ns());
-            records.push(self.record(request, Some(wanted), clock, result));
+            records.push(Self::record(request, Some(wanted), clock, result));
         }
         records
     }
@@ -171,15 +172,19 @@ impl Recontextualizer {
         blocking(move || {
             let domain = this.connection.domain_by_uuid(&uuid)?;
             match domain.state()? {
-                State::Running { migration_cancelled: true } if trigger == Trigger::Migrated => {
+                State::Running(Running::MigrationCancelled) if trigger == Trigger::Migrated => {
                     return Err(RunError::Skip(
                         "an outgoing migration was cancelled: the domain never left".into(),
                     ));
                 }
-                State::Running { .. } | State::Paused(_) | State::PmSuspended | State::Other(_) => {}
+                // Its devices cannot be changed now; `Resumed Migrated` follows when it has arrived.
+                State::Migrating | State::Running(Running::Postcopy) => {
+                    return Err(RunError::Skip("the domain is being migrated".into()));
+                }
                 State::Shutdown | State::ShutOff | State::Crashed => {
                     return Err(RunError::Skip("the domain does not run any more".into()));
                 }
+                _ => {}
             }
             let view = View::parse(&domain.xml()?)?;
             Ok((domain, view))
@@ -193,7 +198,6 @@ impl Recontextualizer {
         domain: &Domain,
         view: &View,
         wanted: &Wanted,
-        trigger: &Trigger,
         clock: &mut Clock,
     ) -> Result<Done, RunError> {
         let class =
@@ -204,9 +208,6 @@ impl Recontextualizer {
         let (uuid, target) = (domain.uuid().to_owned(), wanted.target.clone());
         let journal = self.state.load(&uuid)?.devices.get(&target).cloned().unwrap_or_default();
         let disk = view.disks.get(&target);
-        if *trigger == Trigger::Reconcile && settled(&journal, self.seen(&uuid, disk)) {
-            return Err(RunError::Skip("the device is as the last run left it".into()));
-        }
 
         // Before the request to detach, so that its answer cannot be missed.
         let mut events = self.connection.subscribe()?;
@@ -283,25 +284,29 @@ impl Recontextualizer {
         }
     }
 
-    /// The generation of our image in a disk.
-    fn seen(&self, uuid: &str, disk: Option<&Disk>) -> Option<u64> {
-        let disk = disk?;
-        self.state.generation_of(uuid, &disk.target, disk.source.as_deref()?)
+    /// What is at a device's target.
+    fn seen(&self, uuid: &str, target: &str, view: &View) -> Seen {
+        let Some(source) = view.disks.get(target).and_then(|disk| disk.source.as_deref()) else {
+            return Seen::Nothing;
+        };
+        self.state.generation_of(uuid, target, source).map_or(Seen::Foreign, Seen::Ours)
     }
 
-    /// Whether a domain has a device that is not as the last run left it.
+    /// Whether a run for this domain was cut off or missed.
     ///
     /// # Errors
     /// libvirt's, or what is wrong with the domain's metadata.
-    pub fn unsettled(&self, domain: &Domain) -> Result<bool, RunError> {
+    pub fn unfinished(&self, domain: &Domain) -> Result<bool, RunError> {
         let view = View::parse(&domain.xml()?)?;
         if view.wanted.is_empty() {
             return Ok(false);
         }
+        let arrived = matches!(domain.state()?, State::Running(Running::Migrated));
         let state = self.state.load(domain.uuid())?;
         Ok(view.wanted.iter().any(|wanted| {
             let journal = state.devices.get(&wanted.target).cloned().unwrap_or_default();
-            !settled(&journal, self.seen(domain.uuid(), view.disks.get(&wanted.target)))
+            let arrived = arrived && wanted.on.migrated;
+            unfinished(&journal, self.seen(domain.uuid(), &wanted.target, &view), arrived)
         }))
     }
 
@@ -338,7 +343,6 @@ impl Recontextualizer {
     }
 
     fn record(
-        &self,
         request: &Request,
         wanted: Option<&Wanted>,
         clock: Clock,

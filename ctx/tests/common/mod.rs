@@ -116,7 +116,7 @@ pub fn wait_for<T>(
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => panic!("the event channel was closed"),
-                Err(_) => panic!("no such event of {domain} in {DEADLINE:?}"),
+                Err(elapsed) => panic!("no such event of {domain} in {DEADLINE:?}: {elapsed}"),
             }
         }
     })
