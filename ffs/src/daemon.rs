@@ -153,6 +153,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = stale.send(Message::Stale);
     });
     let polled = !reduced.is_empty();
+    reduced.extend(mount.reduced());
     let mut daemon = Daemon {
         mount,
         config,
@@ -554,6 +555,7 @@ impl Daemon {
             changes: switch.changes.len(),
         });
         if !switch.changes.is_empty() {
+            self.mount.tell_watchers(&switch);
             self.hooks.changed(generation, switch.changes.into_iter().map(|change| change.path).collect());
         }
     }

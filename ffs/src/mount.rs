@@ -1,5 +1,6 @@
 //! A mount: the kernel session, and the switch from one generation to the next.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
+use crate::watch::Twin;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side, and a
 /// thread that opens a file of a directory layer does not hold up the others.
@@ -46,6 +48,8 @@ pub struct Mount {
     shared: Arc<Shared>,
     inodes: Inodes,
     notifier: Notifier,
+    /// The way to tell watchers; without it they are not told.
+    twin: Result<Twin, String>,
     /// One switch at a time.
     switching: Mutex<()>,
 }
@@ -60,6 +64,8 @@ pub struct Switch {
     pub generation: Arc<Generation>,
     /// What changed, by path.
     pub changes: Vec<Change>,
+    /// Inodes of the directories that were there before and after.
+    kept: HashSet<u64>,
 }
 
 impl Mount {
@@ -77,7 +83,6 @@ impl Mount {
         config.mount_options = vec![
             MountOption::FSName("ffs".to_owned()),
             MountOption::Subtype("ffs".to_owned()),
-            MountOption::RO,
             MountOption::DefaultPermissions,
             MountOption::NoSuid,
             MountOption::NoDev,
@@ -94,7 +99,8 @@ impl Mount {
             .name("session".to_owned())
             .spawn(move || session.run())
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
-        Ok((Self { point, shared, inodes, notifier, switching: Mutex::new(()) }, Session(thread)))
+        let twin = Twin::of(&point).map_err(|error| error.to_string());
+        Ok((Self { point, shared, inodes, notifier, twin, switching: Mutex::new(()) }, Session(thread)))
     }
 
     /// Where it is mounted.
@@ -144,7 +150,26 @@ impl Mount {
             }
         }
         self.invalidate(&diff);
-        Switch { generation: next, changes: diff.changes }
+        let kept = diff.dirs.iter().map(|dir| dir.ino).collect();
+        Switch { generation: next, changes: diff.changes, kept }
+    }
+
+    /// Tells watchers of a switch; content comes before events, so this is a step of its own.
+    pub fn tell_watchers(&self, switch: &Switch) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(twin) = &self.twin {
+            twin.tell(&switch.changes, &self.shared.replay, &self.notifier, &switch.kept);
+        }
+    }
+
+    /// What this kernel or these privileges do not allow.
+    pub fn reduced(&self) -> Vec<String> {
+        self.twin
+            .as_ref()
+            .err()
+            .map(|error| format!("no inotify events for changes ({error})"))
+            .into_iter()
+            .collect()
     }
 
     /// Makes the kernel forget what is no longer true. Not from a request handler: the kernel waits

@@ -1,6 +1,6 @@
 //! What the end-to-end tests share: a real mount, made by the real program, gone when dropped.
 
-#![allow(dead_code, unreachable_pub)] // Not every test uses all of it.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Not every test uses all of it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
