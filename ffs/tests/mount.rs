@@ -198,6 +198,11 @@ fn it_ends_cleanly_by_signal_and_on_request() {
     let output = mounted.ffs(&["umount", mounted.at("").to_str().unwrap()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     eventually("the unmount", || (!mounted.is_mounted()).then_some(()));
+
+    // By somebody else: the program ends too.
+    let mut mounted = Mounted::new(&["--layer", &spec]);
+    nix::mount::umount(&mounted.dir.path().join("mnt")).unwrap();
+    assert_eq!(mounted.wait(), Some(0));
 }
 
 #[test]
