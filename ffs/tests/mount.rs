@@ -131,11 +131,13 @@ fn a_changed_directory_layer_is_never_mixed() {
     eventually("the scan", || (mounted.at("x").metadata().unwrap().len() == 18).then_some(()));
 }
 
+/// How often the files are read while they change.
+const READS: usize = 10_000;
+
 /// Two files that always change together, and are longer than one read.
 #[test]
 fn readers_never_see_a_mixture() {
     needs_mount!("readers_never_see_a_mixture");
-    const READS: usize = 10_000;
     let dir = tempfile::tempdir().unwrap();
     let content = |generation: u64| format!("{generation:08}\n").repeat(4000);
     let path = |generation: u64| dir.path().join(format!("{generation}.iso"));

@@ -35,14 +35,14 @@ fn watchers_hear_of_exactly_what_changed() {
     eventually("the last event", || {
         if let Ok(events) = inotify.read_events() {
             for event in events {
-                let watched = watches.iter().find(|(watch, _)| *watch == event.wd).unwrap().1;
+                let at = watches.iter().find(|(watch, _)| *watch == event.wd).unwrap().1;
                 let name = event.name.map(|name| name.into_string().unwrap()).unwrap_or_default();
                 // Content comes before the event.
                 if name == "changed" {
                     assert_eq!(mounted.read("d/changed"), "new");
                 }
                 let mask = event.mask & !AddWatchFlags::IN_ISDIR;
-                heard.insert(format!("{watched}:{name}:{mask:?}").replace("AddWatchFlags", ""));
+                heard.insert(format!("{at}:{name}:{mask:?}").replace("AddWatchFlags", ""));
             }
         }
         heard.iter().any(|event| event.starts_with(":new-dir:")).then_some(())
