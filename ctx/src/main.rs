@@ -1,2 +1,223 @@
-//! The program.
-fn main() {}
+//! The program `ctx`: context data for virtual machines, on the host's side.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ctx::config::{Config, DEFAULT_SOCKET};
+use ctx::recontext::control::{Answer, Ask, Status, ask};
+use ctx::recontext::daemon::daemon;
+use ctx::recontext::{Outcome, Record};
+use ctx::source::read_directory;
+use ctx_format::{
+    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Priority, write_atomically, write_iso,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Context data for virtual machines, built and replaced while they run.
+///
+/// Exit status: 0 done, 1 failed, 2 done in part or nothing to do, 64 wrong usage.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Follow libvirt's events and give domains new context data when they have migrated here.
+    Daemon {
+        /// The configuration.
+        #[arg(long, default_value = "/etc/ctx/ctx.toml")]
+        config: PathBuf,
+    },
+    /// Recontextualize a domain now, by the daemon of this host.
+    Trigger {
+        /// The domain's name or UUID.
+        domain: String,
+        /// Why, for the log.
+        #[arg(long)]
+        reason: Option<String>,
+        /// The daemon's control socket.
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+        /// Print the records as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how the daemon of this host stands.
+    Status {
+        /// The daemon's control socket.
+        #[arg(long, default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an image of a directory: the same bytes for the same files, every time.
+    Build {
+        /// The class of the files.
+        #[arg(long)]
+        class: ClassName,
+        /// The class's rank in the guest; the higher one is seen.
+        #[arg(long)]
+        priority: Priority,
+        /// The generation; it must grow from image to image.
+        #[arg(long)]
+        generation: u64,
+        /// Whom the image is for, mostly the domain's UUID.
+        #[arg(long)]
+        instance: InstanceId,
+        /// CTX for data that a machine starts with and keeps, RECTX for data that is replaced.
+        #[arg(long, default_value = "CTX")]
+        label: Label,
+        /// The mode of the files in the guest, or `keep` for the mode that they have here.
+        #[arg(long, default_value = "0600")]
+        mode: String,
+        /// The directory.
+        dir: PathBuf,
+        /// The image to write.
+        out: PathBuf,
+    },
+    /// Check a configuration and the sources of its classes.
+    Check {
+        /// The configuration.
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to say when stderr itself is gone.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ctx: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Daemon { config } => serve(&config),
+        Command::Trigger { domain, reason, socket, json } => {
+            let answer = question(&socket, &Ask::Trigger { domain, reason })?;
+            let records = answer.records.unwrap_or_default();
+            if json {
+                println!("{}", serde_json::to_string_pretty(&records)?);
+            } else {
+                records.iter().for_each(print_record);
+            }
+            Ok(exit_code(&records))
+        }
+        Command::Status { socket, json } => {
+            let status = question(&socket, &Ask::Status)?.status.unwrap_or_default();
+            if json {
+                println!("{}", serde_json::to_string_pretty(&status)?);
+            } else {
+                print_status(&status);
+            }
+            Ok(if status.connected { ExitCode::SUCCESS } else { ExitCode::from(2) })
+        }
+        Command::Build { class, priority, generation, instance, label, mode, dir, out } => {
+            let mode = if mode == "keep" { None } else { Some(mode.parse::<Mode>()?) };
+            let files = read_directory(&dir, mode)?;
+            let data = ContextData { class, priority, generation, instance_id: instance, files };
+            let image = write_iso(&data, &ImageOptions { label })?;
+            write_atomically(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { config } => {
+            let config = Config::load(&config)?;
+            for class in &config.classes {
+                if let ctx::config::Source::Directory(path) | ctx::config::Source::Template(path) =
+                    &class.source
+                {
+                    let files = read_directory(path, class.mode)?;
+                    println!("class {}: {} files in {}", class.name, files.len(), path.display());
+                }
+            }
+            println!("ok");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn serve(path: &Path) -> anyhow::Result<ExitCode> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("CTX_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    let config = Config::load(path)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        };
+        let uri = config.uri.clone();
+        let ready = || {
+            tracing::info!(uri, "following events");
+            // Without systemd there is nobody to tell.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        };
+        daemon(config, ready, stop).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn question(socket: &Path, question: &Ask) -> anyhow::Result<Answer> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(ask(socket, question))?;
+    if let Some(error) = answer.error {
+        anyhow::bail!(error);
+    }
+    Ok(answer)
+}
+
+fn exit_code(records: &[Record]) -> ExitCode {
+    let any = |outcome| records.iter().any(|record| record.outcome == outcome);
+    if any(Outcome::Failed) {
+        ExitCode::FAILURE
+    } else if any(Outcome::Skipped) || records.is_empty() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn print_record(record: &Record) {
+    let target = record.target.as_deref().unwrap_or("-");
+    match (&record.outcome, &record.error) {
+        (Outcome::Done, _) => {
+            let generation = record.generation.unwrap_or_default();
+            let ms = record.total_ns as f64 / 1e6;
+            println!("{} {target}: generation {generation} after {ms:.1} ms", record.domain);
+        }
+        (_, error) => println!("{} {target}: {}", record.domain, error.as_deref().unwrap_or("failed")),
+    }
+}
+
+fn print_status(status: &Status) {
+    let connection = if status.connected { "connected" } else { "NOT CONNECTED" };
+    println!("ctx {} on {}, {connection} to {}", status.version, status.host, status.uri);
+    println!("runs: {} done, {} skipped, {} failed", status.done, status.skipped, status.failed);
+    for uuid in &status.running {
+        println!("under way: {uuid}");
+    }
+    status.last.iter().for_each(print_record);
+}

@@ -2,6 +2,9 @@
 //!
 //! `xorriso` (libisofs) and `isoinfo` (cdrkit) share no code with the writer or with each other.
 
+// Helpers outside of `#[test]` functions fail their test by panicking too.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,0 +1,290 @@
+//! The daemon's configuration: one TOML file a host.
+//!
+//! ```toml
+//! uri = "qemu:///system"
+//! state = "/var/lib/ctx"
+//! site = "local"
+//!
+//! [[class]]
+//! name = "infrastructure"
+//! priority = 200
+//! directory = "/etc/ctx/infrastructure"
+//! ```
+//!
+//! Every error points to its place in the file, since it is read by whoever has just edited it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ctx_format::{ClassName, Mode, Priority};
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A configuration that was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The libvirt to follow; `qemu:///system` unless given.
+    pub uri: String,
+    /// Where images and the record of what is attached lie; `/var/lib/ctx` unless given.
+    pub state: PathBuf,
+    /// The event log, a JSON line per run; `events.jsonl` under `state` unless given.
+    pub events: PathBuf,
+    /// The control socket; `/run/ctx/ctx.sock` unless given.
+    pub socket: PathBuf,
+    /// How long a guest may take to let go of a device; 20 seconds unless given.
+    pub detach_timeout: Duration,
+    /// What templates and programs are told of this host: `hostname`, `site` and the table `[facts]`.
+    pub facts: BTreeMap<String, String>,
+    /// The classes that this host can give.
+    pub classes: Vec<Class>,
+}
+
+/// One class of context data and where its files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// Its name.
+    pub name: ClassName,
+    /// Its rank in the guest.
+    pub priority: Priority,
+    /// Where its files come from.
+    pub source: Source,
+    /// The mode of its files in the guest; `None` keeps the mode of the source's files.
+    pub mode: Option<Mode>,
+}
+
+/// Where the files of a class come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// All files of a directory, as they are.
+    Directory(PathBuf),
+    /// All files of a directory, each rendered as a template with the facts.
+    Template(PathBuf),
+    /// A program that is given the facts as JSON and prints `{"path": "content", …}`.
+    Command(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    uri: Option<Spanned<String>>,
+    state: Option<PathBuf>,
+    events: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    site: Option<String>,
+    detach_timeout_s: Option<Spanned<u64>>,
+    #[serde(default)]
+    facts: BTreeMap<String, String>,
+    #[serde(default)]
+    class: Vec<Spanned<RawClass>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClass {
+    name: Spanned<String>,
+    priority: u16,
+    directory: Option<PathBuf>,
+    template: Option<PathBuf>,
+    command: Option<Spanned<Vec<String>>>,
+    mode: Option<Spanned<String>>,
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// Line and column, from 1, where the error has a place.
+    pub position: Option<(usize, usize)>,
+    /// What is wrong and what to do.
+    pub message: String,
+    excerpt: Option<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some((line, column)) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        match &self.excerpt {
+            Some(excerpt) => write!(f, "\n{excerpt}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    fn at(path: &Path, text: &str, span: Option<Range<usize>>, message: String) -> Self {
+        let mut error = Self { path: path.to_owned(), position: None, message, excerpt: None };
+        if let Some(span) = span {
+            let start = span.start.min(text.len());
+            let before = text.get(..start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            let column = before[line_start..].chars().count() + 1;
+            let shown = text[line_start..].lines().next().unwrap_or_default();
+            let rest = shown.chars().count().saturating_sub(column - 1).max(1);
+            let marks = text.get(span).map_or(1, |text| text.chars().count()).clamp(1, rest);
+            let number = line.to_string();
+            let gutter = " ".repeat(number.len());
+            let indent = " ".repeat(column - 1);
+            let carets = "^".repeat(marks);
+            error.excerpt = Some(format!("{number} | {shown}\n{gutter} | {indent}{carets}"));
+            error.position = Some((line, column));
+        }
+        error
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place in the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::at(path, "", None, format!("cannot be read: {error}")))?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text`, the content of `path`. Relative paths in it are relative to its directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place in the file.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let fail = |span: Range<usize>, message: String| ConfigError::at(path, text, Some(span), message);
+        let raw: RawConfig = toml::from_str(text)
+            .map_err(|error| ConfigError::at(path, text, error.span(), error.message().to_owned()))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+
+        if let Some(uri) = raw.uri.as_ref().filter(|uri| uri.get_ref().contains('\0')) {
+            return Err(fail(uri.span(), "a URI cannot hold a NUL character".into()));
+        }
+        let detach_timeout = match &raw.detach_timeout_s {
+            Some(seconds) if !(1..=600).contains(seconds.get_ref()) => {
+                return Err(fail(seconds.span(), "detach_timeout_s is from 1 to 600 seconds".into()));
+            }
+            Some(seconds) => Duration::from_secs(*seconds.get_ref()),
+            None => Duration::from_secs(20),
+        };
+        if raw.class.is_empty() {
+            let message = "there is no [[class]]: name at least one, with its source".to_owned();
+            return Err(ConfigError::at(path, text, None, message));
+        }
+        let mut classes: Vec<Class> = Vec::new();
+        for class in raw.class {
+            let span = class.span();
+            let class = class.into_inner();
+            let name = ClassName::new(class.name.get_ref().as_str())
+                .map_err(|error| fail(class.name.span(), error.to_string()))?;
+            if classes.iter().any(|other| other.name == name) {
+                return Err(fail(class.name.span(), format!("there is already a class `{name}`")));
+            }
+            let source = match (class.directory, class.template, class.command) {
+                (Some(directory), None, None) => Source::Directory(base.join(directory)),
+                (None, Some(template), None) => Source::Template(base.join(template)),
+                (None, None, Some(command)) if command.get_ref().first().is_some_and(|p| !p.is_empty()) => {
+                    Source::Command(command.into_inner())
+                }
+                (None, None, Some(command)) => {
+                    return Err(fail(command.span(), "the command is empty: name a program".into()));
+                }
+                _ => {
+                    let message =
+                        format!("class `{name}` needs exactly one of `directory`, `template` and `command`");
+                    return Err(fail(span, message));
+                }
+            };
+            let mode = match class.mode {
+                None => Some(Mode::PRIVATE),
+                Some(mode) if mode.get_ref() == "keep" => None,
+                Some(mode) => Some(
+                    mode.get_ref()
+                        .parse()
+                        .map_err(|error| fail(mode.span(), format!("{error}, or \"keep\"")))?,
+                ),
+            };
+            classes.push(Class { name, priority: Priority(class.priority), source, mode });
+        }
+
+        let state = base.join(raw.state.unwrap_or_else(|| "/var/lib/ctx".into()));
+        let mut facts = raw.facts;
+        facts.entry("hostname".into()).or_insert_with(hostname);
+        facts.insert("site".into(), raw.site.unwrap_or_default());
+        Ok(Self {
+            uri: raw.uri.map_or_else(|| "qemu:///system".into(), Spanned::into_inner),
+            events: raw.events.map_or_else(|| state.join("events.jsonl"), |events| base.join(events)),
+            socket: base.join(raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+            state,
+            detach_timeout,
+            facts,
+            classes,
+        })
+    }
+
+    /// The class of that name.
+    pub fn class(&self, name: &ClassName) -> Option<&Class> {
+        self.classes.iter().find(|class| class.name == *name)
+    }
+}
+
+/// The control socket where the configuration names none.
+pub const DEFAULT_SOCKET: &str = "/run/ctx/ctx.sock";
+
+/// This host's name as the kernel has it.
+pub fn hostname() -> String {
+    nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("ctx.toml"), text)
+    }
+
+    fn error(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_a_hosts_usual_places() {
+        let config = parse(
+            "site = \"local\"\n[[class]]\nname = \"infrastructure\"\npriority = 200\ndirectory = \"/d\"",
+        )
+        .unwrap();
+        assert_eq!(config.uri, "qemu:///system");
+        assert_eq!(config.events, Path::new("/var/lib/ctx/events.jsonl"));
+        assert_eq!(config.facts["site"], "local");
+        assert_eq!(config.facts["hostname"], hostname());
+        assert_eq!(config.classes[0].mode, Some(Mode::PRIVATE));
+        assert_eq!(config.classes[0].source, Source::Directory("/d".into()));
+    }
+
+    #[test]
+    fn errors_point_into_the_file() {
+        let errors = [
+        "uri = \"x\"\nsocket = 3\n",
+        "[[class]]\nname = \"a\"\npriority = 1\ndirektory = \"/d\"\n",
+        "[[class]]\nname = \"A b\"\npriority = 1\ndirectory = \"/d\"\n",
+        "[[class]]\nname = \"a\"\npriority = -1\ndirectory = \"/d\"\n",
+        "site = \"x\"\n\n[[class]]\nname = \"a\"\npriority = 1\n",
+        "[[class]]\nname = \"a\"\npriority = 1\ndirectory = \"/d\"\n[[class]]\nname = \"a\"\npriority = 2\ntemplate = \"/d\"\n",
+        "[[class]]\nname = \"a\"\npriority = 1\ncommand = []\n",
+        "[[class]]\nname = \"a\"\npriority = 1\ndirectory = \"/d\"\nmode = \"rw\"\n",
+        "uri = \"x\n",
+        "",
+        "detach_timeout_s = 0\n",
+        ]
+        .map(error);
+        insta::assert_snapshot!(errors.join("\n\n"));
+    }
+}

@@ -1,0 +1,30 @@
+//! The recontextualizer: gives a domain new context data while it runs.
+//!
+//! When a domain has migrated here, its context device still holds the data of the place it left
+//! (paper, section "Design and architecture"). A run replaces it in four phases, the paper's: *resolve*
+//! what the domain is and wants, *detach* the device, *build* an image of this host's data, *attach* it.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`trigger`] | which events ask for a run |
+//! | [`domain`] | what a domain's XML says: the devices it wants replaced, the ones it has |
+//! | [`plan`] | the steps of a run, as a pure machine that survives a crash at any point |
+//! | [`state`] | what must be known after a crash, on disk |
+//! | [`run`] | the effects: one run against libvirt, timed |
+//! | [`record`] | what a run did, as a line in the event log |
+//! | [`queue`] | order and coalescing of the runs of each domain |
+//! | [`daemon`] | events in, runs out, until told to stop |
+//! | [`control`] | the socket on which runs are asked for |
+
+pub mod control;
+pub mod daemon;
+pub mod domain;
+pub mod plan;
+pub mod queue;
+pub mod record;
+pub mod run;
+pub mod state;
+pub mod trigger;
+
+pub use record::{Outcome, Phase, Record};
+pub use trigger::Trigger;

@@ -1,0 +1,125 @@
+//! The program: exit codes, messages, one image, and the life of the daemon.
+
+// Helpers outside of `#[test]` functions fail their test by panicking too.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use assert_cmd::Command;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn ctx() -> Command {
+    Command::new(assert_cmd::cargo::cargo_bin!("ctx"))
+}
+
+#[test]
+fn wrong_usage_is_64() {
+    ctx().assert().code(64);
+    ctx().args(["build", "--class", "No Class"]).assert().code(64);
+    ctx().arg("--version").assert().success();
+}
+
+#[test]
+fn build_makes_the_same_image_every_time() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("data/endpoints")).unwrap();
+    std::fs::write(dir.path().join("data/endpoints/storage"), "198.18.2.10\n").unwrap();
+    let build = |out: &str, generation: &str| {
+        let arguments =
+            ["build", "--class", "service", "--priority", "100", "--instance", "i", "--generation"];
+        let mut command = ctx();
+        command.args(arguments).arg(generation).arg(dir.path().join("data")).arg(dir.path().join(out));
+        command.assert().success();
+        std::fs::read(dir.path().join(out)).unwrap()
+    };
+    assert_eq!(build("1.iso", "1"), build("2.iso", "1"));
+    assert_ne!(build("1.iso", "1"), build("3.iso", "2"));
+    let missing = ctx()
+        .args(["build", "--class", "a", "--priority", "1", "--generation", "1", "--instance", "i"])
+        .args(["/nonexistent/dir", "/nonexistent/out.iso"])
+        .assert()
+        .code(1);
+    let stderr = String::from_utf8(missing.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("/nonexistent/dir"), "{stderr}");
+}
+
+#[test]
+fn check_points_into_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ctx.toml");
+    std::fs::write(&path, "[[class]]\nname = \"a\"\npriority = 1\ndirectory = \"files\"\n").unwrap();
+    ctx().arg("check").arg(&path).assert().code(1);
+    std::fs::create_dir(dir.path().join("files")).unwrap();
+    ctx().arg("check").arg(&path).assert().success();
+    std::fs::write(&path, "uri = 3\n").unwrap();
+    let assert = ctx().arg("check").arg(&path).assert().code(1);
+    let stderr = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("ctx.toml:1:7"), "{stderr}");
+}
+
+#[test]
+fn without_a_daemon_the_clients_say_so() {
+    for arguments in [&["status"][..], &["trigger", "g1"]] {
+        let assert = ctx().args(arguments).args(["--socket", "/nonexistent/ctx.sock"]).assert().code(1);
+        let stderr = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+        assert!(stderr.contains("ctx daemon"), "{stderr}");
+    }
+}
+
+/// A child that does not outlive its test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_daemon_tells_when_it_is_ready_answers_and_ends_on_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ctx.toml");
+    let text = "uri = \"test:///default\"\nstate = \"state\"\nsocket = \"ctx.sock\"\n\
+                [[class]]\nname = \"a\"\npriority = 1\ndirectory = \".\"\n";
+    std::fs::write(&path, text).unwrap();
+    let notify = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("ctx"))
+        .args(["daemon", "--config"])
+        .arg(&path)
+        .env("NOTIFY_SOCKET", &notify)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut daemon = Daemon(child);
+    let mut message = [0; 256];
+    let length = socket.recv(&mut message).unwrap();
+    assert!(message[..length].starts_with(b"READY=1"));
+
+    let control = dir.path().join("ctx.sock");
+    let status = ctx().arg("status").arg("--json").arg("--socket").arg(&control).assert().success();
+    let status: serde_json::Value = serde_json::from_slice(&status.get_output().stdout).unwrap();
+    assert_eq!(status["uri"], "test:///default");
+    assert_eq!(status["connected"], true);
+    // A domain that does not ask for anything: nothing done.
+    ctx().args(["trigger", "test", "--socket"]).arg(&control).assert().code(2);
+    ctx().args(["trigger", "nobody", "--socket"]).arg(&control).assert().code(1);
+    let second = ctx().args(["daemon", "--config"]).arg(&path).assert().code(1);
+    let stderr = String::from_utf8(second.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("another daemon"), "{stderr}");
+    let mut broken = std::os::unix::net::UnixStream::connect(&control).unwrap();
+    broken.write_all(b"what\n").unwrap();
+    let mut answer = vec![0; 13];
+    broken.read_exact(&mut answer).unwrap();
+    assert!(answer.starts_with(b"{\"ok\":false,"));
+
+    kill(Pid::from_raw(daemon.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+    assert!(!control.exists());
+}
