@@ -39,6 +39,10 @@ pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) current: ArcSwap<Generation>,
     pub(crate) table: Table,
+    /// Opens are left to the kernel: no request for each, and the first answer holds for the whole
+    /// life of the connection. For mounts that begin without directory layers, whose files are the
+    /// only ones that must be opened to be read.
+    no_open: bool,
     /// The replay of changes for watchers.
     pub(crate) replay: Replay,
     files: Handles<std::fs::File>,
@@ -56,6 +60,7 @@ impl Shared {
         Self {
             gate: RwLock::new(()),
             table,
+            no_open: !generation.layers.iter().any(|layer| layer.origin.starts_with("dir:")),
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
             files: Handles::default(),
@@ -229,6 +234,10 @@ impl Filesystem for Ffs {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
+        if self.0.no_open {
+            // ENOSYS is how FUSE says "never ask again".
+            return reply.error(Errno::ENOSYS);
+        }
         let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         match self.0.file(ino) {
             Err(error) => reply.error(error),
@@ -277,6 +286,26 @@ impl Filesystem for Ffs {
                 {
                     Piece::One(bytes) => reply.data(bytes),
                     Piece::Joined(bytes) => reply.data(&bytes),
+                },
+                // A directory layer that came later, on a mount where opens are not asked: opened for
+                // each read, which page-cached files need once.
+                Content::Path { root, path, stamp } => match crate::layer::dir::open(root, path, stamp) {
+                    Ok((open, true)) => {
+                        let mut buffer = vec![0; size as usize];
+                        match read_full(&open, &mut buffer, offset) {
+                            Ok(read) => reply.data(&buffer[..read]),
+                            Err(error) => reply.error(error.into()),
+                        }
+                    }
+                    // Better no content than a mixture of two.
+                    Ok((_, false)) => {
+                        self.0.found_stale();
+                        reply.error(Errno::ESTALE);
+                    }
+                    Err(error) => {
+                        self.0.found_stale();
+                        reply.error(error.into());
+                    }
                 },
                 _ => reply.data(&[]),
             },
