@@ -145,7 +145,9 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         })
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?
     };
-    let started = start_threads(&tx, signals, session, uevents)
+    let gone = Mount::watch_gone(mount.point());
+    let started = gone
+        .and_then(|gone| start_threads(&tx, signals, session, uevents, gone))
         .and_then(|()| Hooks::start(config.hooks.clone(), mount.point(), log.clone()));
     let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
     let stale = tx.clone();
@@ -153,6 +155,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = stale.send(Message::Stale);
     });
     let polled = !reduced.is_empty();
+    reduced.extend(mount.reduced());
     let mut daemon = Daemon {
         mount,
         config,
@@ -186,6 +189,7 @@ fn start_threads(
     signals: SigSet,
     session: Session,
     uevents: Option<Uevents>,
+    gone: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<()> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
@@ -204,6 +208,14 @@ fn start_threads(
         "session-end",
         Box::new(move || {
             let _ = to.send(Message::SessionEnded(session.wait()));
+        }),
+    )?;
+    let to = tx.clone();
+    spawn(
+        "unmounted",
+        Box::new(move || match gone() {
+            Ok(()) => drop(to.send(Message::Stop)),
+            Err(error) => tracing::error!(%error, "an unmount by somebody else will not be noticed"),
         }),
     )?;
     let Some(uevents) = uevents else { return Ok(()) };
@@ -316,6 +328,7 @@ impl Daemon {
                 self.reload();
                 let _ = notify("READY=1");
             }
+            Message::Stop if self.stopping => {}
             Message::Stop => self.stop()?,
             Message::SessionEnded(_) => {}
         }
@@ -554,6 +567,7 @@ impl Daemon {
             changes: switch.changes.len(),
         });
         if !switch.changes.is_empty() {
+            self.mount.tell_watchers(&switch);
             self.hooks.changed(generation, switch.changes.into_iter().map(|change| change.path).collect());
         }
     }

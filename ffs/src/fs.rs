@@ -23,8 +23,9 @@ use fuser::{
 
 use crate::generation::Generation;
 use crate::layer::{Content, Kind, Meta};
-use crate::merge::{Dir, File, Node};
+use crate::merge::{Dir, File, Node, ROOT};
 use crate::table::{Handles, Table};
+use crate::watch::{HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
 
 /// As good as forever; the kernel clamps what its clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
@@ -38,6 +39,12 @@ pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) current: ArcSwap<Generation>,
     pub(crate) table: Table,
+    /// Opens are left to the kernel: no request for each, and the first answer holds for the whole
+    /// life of the connection. For mounts that begin without directory layers, whose files are the
+    /// only ones that must be opened to be read.
+    no_open: bool,
+    /// The replay of changes for watchers.
+    pub(crate) replay: Replay,
     files: Handles<std::fs::File>,
     dirs: Handles<Mutex<Arc<Dir>>>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
@@ -48,9 +55,13 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(generation: Generation) -> Self {
+        let table = Table::new(generation.root.clone());
+        table.remember(&hidden());
         Self {
             gate: RwLock::new(()),
-            table: Table::new(generation.root.clone()),
+            table,
+            no_open: !generation.layers.iter().any(|layer| layer.origin.starts_with("dir:")),
+            replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
             files: Handles::default(),
             dirs: Handles::default(),
@@ -112,8 +123,33 @@ impl Filesystem for Ffs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _gate = self.0.enter();
+        if parent.0 == ROOT && name.as_bytes() == HIDDEN_NAME {
+            let hidden = hidden();
+            self.0.table.remember(&hidden);
+            return reply.entry(&FOREVER, &attr(&hidden), ONE);
+        }
+        let replayed = self.0.replay.is(req.pid());
+        if replayed && let Some(pretence) = self.0.replay.pretence(parent.0, name.as_bytes()) {
+            return match pretence.stand_in {
+                Some((ino, dir)) => once(reply, &stand_in(ino, dir)),
+                None => reply.error(Errno::ENOENT),
+            };
+        }
+        if parent.0 == HIDDEN {
+            return match hidden_name(name.as_bytes()).filter(|_| replayed) {
+                Some(HiddenName::New { ino, dir }) => once(reply, &stand_in(ino, dir)),
+                Some(HiddenName::Old(ino)) => match self.0.table.get(ino) {
+                    Some(node) => {
+                        self.0.table.remember(&node);
+                        once(reply, &attr(&node));
+                    }
+                    None => reply.error(Errno::ENOENT),
+                },
+                None => reply.error(Errno::ENOENT),
+            };
+        }
         match self.0.dir(parent) {
             Err(error) => reply.error(error),
             Ok(dir) => match dir.get(name.as_bytes()) {
@@ -138,6 +174,52 @@ impl Filesystem for Ffs {
         }
     }
 
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<fuser::TimeOrNow>,
+        _mtime: Option<fuser::TimeOrNow>,
+        _ctime: Option<std::time::SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<std::time::SystemTime>,
+        _chgtime: Option<std::time::SystemTime>,
+        _bkuptime: Option<std::time::SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        match self.0.table.get(ino.0) {
+            // What it is already: the kernel tells the watchers.
+            Some(node) if self.0.replay.is(req.pid()) => reply.attr(&FOREVER, &attr(&node)),
+            _ => reply.error(Errno::EROFS),
+        }
+    }
+
+    fn unlink(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
+    fn rmdir(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         match self.0.file(ino).map(|file| file.leaf.clone()) {
             Err(error) => reply.error(error),
@@ -151,6 +233,10 @@ impl Filesystem for Ffs {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
+        }
+        if self.0.no_open {
+            // ENOSYS is how FUSE says "never ask again".
+            return reply.error(Errno::ENOSYS);
         }
         let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         match self.0.file(ino) {
@@ -200,6 +286,26 @@ impl Filesystem for Ffs {
                 {
                     Piece::One(bytes) => reply.data(bytes),
                     Piece::Joined(bytes) => reply.data(&bytes),
+                },
+                // A directory layer that came later, on a mount where opens are not asked: opened for
+                // each read, which page-cached files need once.
+                Content::Path { root, path, stamp } => match crate::layer::dir::open(root, path, stamp) {
+                    Ok((open, true)) => {
+                        let mut buffer = vec![0; size as usize];
+                        match read_full(&open, &mut buffer, offset) {
+                            Ok(read) => reply.data(&buffer[..read]),
+                            Err(error) => reply.error(error.into()),
+                        }
+                    }
+                    // Better no content than a mixture of two.
+                    Ok((_, false)) => {
+                        self.0.found_stale();
+                        reply.error(Errno::ESTALE);
+                    }
+                    Err(error) => {
+                        self.0.found_stale();
+                        reply.error(error.into());
+                    }
                 },
                 _ => reply.data(&[]),
             },
@@ -332,6 +438,23 @@ impl Ffs {
         }
         Ok(dir.clone())
     }
+}
+
+/// The hidden directory: empty for everybody, and there for the replay.
+fn hidden() -> Node {
+    Node::Dir(Arc::new(Dir::empty(HIDDEN, Meta { perm: 0o700, ..Meta::bare_dir() })))
+}
+
+/// What stands for a real inode while it is moved into place or removed.
+fn stand_in(ino: u64, dir: bool) -> FileAttr {
+    let bare = Node::Dir(Arc::new(Dir::empty(ino, Meta { perm: 0o700, ..Meta::bare_dir() })));
+    let kind = if dir { FileType::Directory } else { FileType::RegularFile };
+    FileAttr { kind, nlink: if dir { 2 } else { 1 }, ..attr(&bare) }
+}
+
+/// Answers with an entry that holds for this one lookup.
+fn once(reply: ReplyEntry, attr: &FileAttr) {
+    reply.entry_with_ttls(&FOREVER, &Duration::ZERO, attr, ONE);
 }
 
 /// What a listing has from `offset` on: the offset after it, the name, the node; `.` and `..` first.

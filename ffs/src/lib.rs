@@ -12,6 +12,7 @@
 //! | [`diff`](mod@diff) | what a switch changed; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
+//! | `watch` | real inotify events for what changed |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
 //! | [`hooks`] | what is run when paths change |
 //! | [`daemon`] | one loop that owns every change |
@@ -34,3 +35,4 @@ pub mod sealed;
 pub mod sys;
 mod table;
 pub mod uevent;
+mod watch;

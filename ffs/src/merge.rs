@@ -97,6 +97,11 @@ impl Node {
 }
 
 impl Dir {
+    /// A directory that no layer has.
+    pub(crate) fn empty(ino: u64, meta: Meta) -> Self {
+        Self { ino, meta, entries: Vec::new(), subdirs: 0, sources: Vec::new() }
+    }
+
     /// The entry of a name.
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
         let at = self.entries.binary_search_by(|(have, _)| (**have).cmp(name)).ok()?;

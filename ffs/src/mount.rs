@@ -1,5 +1,6 @@
 //! A mount: the kernel session, and the switch from one generation to the next.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
+use crate::watch::Twin;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side, and a
 /// thread that opens a file of a directory layer does not hold up the others.
@@ -46,6 +48,8 @@ pub struct Mount {
     shared: Arc<Shared>,
     inodes: Inodes,
     notifier: Notifier,
+    /// The way to tell watchers; without it they are not told.
+    twin: Mutex<Result<Twin, String>>,
     /// One switch at a time.
     switching: Mutex<()>,
 }
@@ -60,6 +64,8 @@ pub struct Switch {
     pub generation: Arc<Generation>,
     /// What changed, by path.
     pub changes: Vec<Change>,
+    /// Inodes of the directories that were there before and after.
+    kept: HashSet<u64>,
 }
 
 impl Mount {
@@ -77,7 +83,6 @@ impl Mount {
         config.mount_options = vec![
             MountOption::FSName("ffs".to_owned()),
             MountOption::Subtype("ffs".to_owned()),
-            MountOption::RO,
             MountOption::DefaultPermissions,
             MountOption::NoSuid,
             MountOption::NoDev,
@@ -94,7 +99,8 @@ impl Mount {
             .name("session".to_owned())
             .spawn(move || session.run())
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
-        Ok((Self { point, shared, inodes, notifier, switching: Mutex::new(()) }, Session(thread)))
+        let twin = Mutex::new(Twin::of(&point).map_err(|error| error.to_string()));
+        Ok((Self { point, shared, inodes, notifier, twin, switching: Mutex::new(()) }, Session(thread)))
     }
 
     /// Where it is mounted.
@@ -105,6 +111,37 @@ impl Mount {
     /// What is shown now.
     pub fn current(&self) -> Arc<Generation> {
         self.shared.current.load_full()
+    }
+
+    /// Blocks until nothing is mounted any more under this file system's device number, whoever
+    /// unmounted it: the clone for watchers would keep the session from ending by itself.
+    ///
+    /// # Errors
+    /// What reading `/proc/self/mountinfo` returns.
+    pub fn watch_gone(point: &Path) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::io::{Read, Seek, SeekFrom};
+        use std::os::fd::AsFd;
+        use std::os::unix::fs::MetadataExt;
+        let device = std::fs::metadata(point)?.dev();
+        let device = format!(" {}:{} ", nix::libc::major(device), nix::libc::minor(device));
+        let mut mounts = std::fs::File::open("/proc/self/mountinfo")?;
+        Ok(move || {
+            loop {
+                let mut text = String::new();
+                mounts.seek(SeekFrom::Start(0))?;
+                mounts.read_to_string(&mut text)?;
+                if !text.lines().any(|line| line.contains(&device)) {
+                    return Ok(());
+                }
+                // Mounts that came or went since the last read make this return (proc(5)).
+                let mut wait = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
+                match poll(&mut wait, PollTimeout::NONE) {
+                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        })
     }
 
     /// Inodes that the kernel holds references to.
@@ -144,7 +181,26 @@ impl Mount {
             }
         }
         self.invalidate(&diff);
-        Switch { generation: next, changes: diff.changes }
+        let kept = diff.dirs.iter().map(|dir| dir.ino).collect();
+        Switch { generation: next, changes: diff.changes, kept }
+    }
+
+    /// Tells watchers of a switch; content comes before events, so this is a step of its own.
+    pub fn tell_watchers(&self, switch: &Switch) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
+            twin.tell(&switch.changes, &self.shared.replay, &self.notifier, &switch.kept);
+        }
+    }
+
+    /// What this kernel or these privileges do not allow.
+    pub fn reduced(&self) -> Vec<String> {
+        let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
+        twin.as_ref()
+            .err()
+            .map(|error| format!("no inotify events for changes ({error})"))
+            .into_iter()
+            .collect()
     }
 
     /// Makes the kernel forget what is no longer true. Not from a request handler: the kernel waits
@@ -180,6 +236,8 @@ impl Mount {
     /// # Errors
     /// [`MountError::Unmount`]; not when it is already unmounted.
     pub fn unmount(&self) -> Result<(), MountError> {
+        // The clone alone would keep the file system alive.
+        *self.twin.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
         // fuser 0.18.0 gives up on a busy mount and leaves a dead one behind: ours is always detached.
         let result = match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
             Err(nix::errno::Errno::EBUSY) => umount2(&self.point, MntFlags::MNT_DETACH),

@@ -131,11 +131,13 @@ fn a_changed_directory_layer_is_never_mixed() {
     eventually("the scan", || (mounted.at("x").metadata().unwrap().len() == 18).then_some(()));
 }
 
+/// How often the files are read while they change.
+const READS: usize = 10_000;
+
 /// Two files that always change together, and are longer than one read.
 #[test]
 fn readers_never_see_a_mixture() {
     needs_mount!("readers_never_see_a_mixture");
-    const READS: usize = 10_000;
     let dir = tempfile::tempdir().unwrap();
     let content = |generation: u64| format!("{generation:08}\n").repeat(4000);
     let path = |generation: u64| dir.path().join(format!("{generation}.iso"));
@@ -198,6 +200,11 @@ fn it_ends_cleanly_by_signal_and_on_request() {
     let output = mounted.ffs(&["umount", mounted.at("").to_str().unwrap()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     eventually("the unmount", || (!mounted.is_mounted()).then_some(()));
+
+    // By somebody else: the program ends too.
+    let mut mounted = Mounted::new(&["--layer", &spec]);
+    nix::mount::umount(&mounted.dir.path().join("mnt")).unwrap();
+    assert_eq!(mounted.wait(), Some(0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the end-to-end tests share: a real mount, made by the real program, gone when dropped.
 
-#![allow(dead_code, unreachable_pub)] // Not every test uses all of it.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // Not every test uses all of it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -152,6 +152,11 @@ impl Mounted {
     pub fn terminate(&mut self) -> Option<i32> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.wait()
+    }
+
+    /// Waits for its end and returns its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
         eventually("the end of ffs", || self.child.try_wait().unwrap()).code()
     }
 
