@@ -27,6 +27,7 @@ const BUILT_IN: [(&str, &str); 3] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Recipe {
     /// Name, from the recipe's file name.
+    #[serde(skip)]
     pub name: String,
     /// Debian suite, such as `trixie`.
     pub suite: String,
@@ -45,10 +46,13 @@ pub struct Recipe {
     /// Kernel modules in the initramfs, with what they depend on.
     pub initramfs: Vec<String>,
     /// Files that are put in after the packages.
+    #[serde(rename = "file")]
     pub files: Vec<File>,
     /// Symbolic links that are put in after the packages.
+    #[serde(rename = "symlink")]
     pub symlinks: Vec<Symlink>,
     /// Shell scripts that run inside the image at the end, in this order.
+    #[serde(rename = "hook")]
     pub hooks: Vec<Hook>,
 }
 
@@ -177,6 +181,7 @@ impl Recipe {
         let mut hasher = Sha256::new();
         hasher.update(BUILDER_VERSION.to_le_bytes());
         hasher.update(initramfs::INIT);
+        hasher.update(&self.name);
         // Plain lists and strings cannot fail to be written; the order of fields is the order in the source.
         hasher.update(serde_json::to_vec(self).unwrap_or_default());
         hex(&hasher.finalize())
@@ -380,6 +385,16 @@ mod tests {
         assert_eq!(first, Recipe::load(&path).unwrap().digest());
         write(folder.path(), "motd", "hello!");
         assert_ne!(first, Recipe::load(&path).unwrap().digest());
+    }
+
+    #[test]
+    fn what_an_image_keeps_of_its_recipe_is_a_recipe() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in Recipe::names() {
+            let recipe = Recipe::built_in(name).unwrap();
+            let kept = write(folder.path(), &format!("{name}.toml"), &toml::to_string(&recipe).unwrap());
+            assert_eq!(Recipe::load(&kept).unwrap(), recipe);
+        }
     }
 
     #[test]
