@@ -73,7 +73,7 @@ fail() {{
 give_up() {{
     umount -l "$mount" 2>/dev/null
     test ! -s "$run/client.pid" || kill "$(cat "$run/client.pid")" 2>/dev/null
-    fail "$1: $(tail -n 1 "$run/client.log")"
+    fail "$1: $(grep -m 1 -E '\] E ' "$run/client.log")"
 }}
 answers() {{ timeout "$1" stat -f "$mount" >/dev/null 2>&1 && mountpoint -q "$mount"; }}
 
