@@ -76,7 +76,15 @@ impl Run {
     }
 }
 
+/// Bonnie++ computes no rate from less than this, in s (`MinTime` in its source).
+const LEAST_TIME: f64 = 0.5;
+
 impl Throughput {
+    /// The rate above which a block test is [`Value::TooFast`], in KiB/s: what such a result is at least.
+    pub fn too_fast_above(&self) -> f64 {
+        f64::from(self.file_mib) * 1024.0 / LEAST_TIME
+    }
+
     fn words(self) -> Result<String, RunError> {
         let Self { file_mib, chunk_kib, seeks, per_char_mib } = self;
         for (value, what) in [(file_mib, "file size"), (chunk_kib, "chunk size"), (seeks, "number of seeks")]
@@ -364,6 +372,7 @@ mod tests {
     #[test]
     fn command_lines() {
         let run = example();
+        assert!((run.throughput.unwrap().too_fast_above() - 8192.0).abs() < 1e-9);
         let common = "bonnie++ -q -d /mnt/gluster/b -u root -m remote";
         assert_eq!(run.command().unwrap(), format!("{common} -s 4:64k:30 -r 2 -f -n 0 -z 7"));
         let files = Run { throughput: None, files: Some(1), ..run.clone() };

@@ -69,6 +69,12 @@ fail() {{
     echo "$1" >&2
     exit "${{2:-1}}"
 }}
+# What did not become a mount leaves none behind, and no process.
+give_up() {{
+    umount -l "$mount" 2>/dev/null
+    test ! -s "$run/client.pid" || kill "$(cat "$run/client.pid")" 2>/dev/null
+    fail "$1: $(grep -m 1 -E '\] E ' "$run/client.log")"
+}}
 answers() {{ timeout "$1" stat -f "$mount" >/dev/null 2>&1 && mountpoint -q "$mount"; }}
 
 lazy=0
@@ -98,13 +104,10 @@ cat >"$run/client.vol" <<END-OF-VOLFILE
 : >"$run/client.log"
 timeout "$patience" glusterfs -f "$run/client.vol" -l "$run/client.log" -p "$run/client.pid" \
     --direct-io-mode={direct} --entry-timeout={entry} --attribute-timeout={attribute} "$mount" 9>&- ||
-    fail "glusterfs does not start: $(tail -n 1 "$run/client.log")"
+    give_up "glusterfs does not start"
 end=$(($(cut -d. -f1 /proc/uptime) + patience))
 until answers 5; do
-    if test "$(cut -d. -f1 /proc/uptime)" -ge "$end"; then
-        umount -l "$mount" 2>/dev/null
-        fail "the server $address does not answer"
-    fi
+    test "$(cut -d. -f1 /proc/uptime)" -lt "$end" || give_up "the server $address does not answer"
     sleep 0.1
 done
 printf '%s\n' "$address" >"$run/address"
