@@ -90,14 +90,16 @@ fn up() -> anyhow::Result<Ended> {
     let mut holder = namespace::command(std::env::args_os().skip(1))?;
     // Its own process group, so that a Ctrl-C here later does not reach it; the lock goes along as
     // its standard input.
-    holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped());
+    let log = path.with_extension("log");
+    let stderr = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+    holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped()).stderr(stderr);
     let mut holder = holder.spawn().context("cannot run unshare")?;
     let ssh_config = match follow(&mut holder) {
         Ok(line) => PathBuf::from(line),
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
-            return Err(error);
+            return Err(error.context(std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned()));
         }
     };
     file.set_len(0)?;
@@ -116,7 +118,7 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
             None => println!("{line}"),
         }
     }
-    bail!("the testbed did not come up; its messages are above")
+    bail!("the testbed did not come up")
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.

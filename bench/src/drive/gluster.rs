@@ -281,7 +281,8 @@ impl GlusterLab {
             per_char_mib: (per_char.bytes() > 0).then(|| mib(per_char)),
         };
         let mut runs = vec![(run(Some(throughput), None), &self.block, "throughput")];
-        if trial.file_operations {
+        // Figure 7 compares before with after; at home nothing is compared, and each takes minutes.
+        if trial.file_operations && phase != metric::PHASE_HOME {
             runs.push((run(None, Some(asked.files)), &self.files, "files"));
         }
         for (run, links, kind) in runs {

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use ctx::libvirt::{Connection, Domain, JobStats, MigrateFlags, MigrateOptions};
+use ctx::libvirt::{
+    Connection, Domain, DomainEvent, Event, EventKind, JobStats, MigrateFlags, MigrateOptions,
+};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
@@ -34,6 +36,9 @@ pub enum GuestError {
     #[error("a libvirt call stopped: {0}")]
     Join(#[from] JoinError),
 }
+
+/// How long libvirt's event with a migration's statistics may take after the migration.
+const ACCOUNT: Duration = Duration::from_secs(5);
 
 /// A migration as it was seen from outside and as libvirt accounts for it.
 #[derive(Debug, Clone)]
@@ -150,14 +155,14 @@ impl GuestControl {
         let limit = u64::try_from(self.migration.max_downtime.duration().as_millis()).unwrap_or(u64::MAX);
         let deadline = self.migration.timeout.duration();
         let moving = domain.clone();
+        let mut events = self.call(from, Connection::subscribe).await?;
         let mut task = spawn_blocking(move || {
             moving.set_max_downtime_ms(limit)?;
             let started = Instant::now();
-            let arrived = moving.migrate(&destination, &options)?;
-            let ended = Instant::now();
-            Ok::<_, ctx::libvirt::Error>((started, ended, arrived))
+            moving.migrate(&destination, &options)?;
+            Ok::<_, ctx::libvirt::Error>((started, Instant::now()))
         });
-        let (started, ended, arrived) = match timeout(deadline, &mut task).await {
+        let (started, ended) = match timeout(deadline, &mut task).await {
             Ok(done) => done??,
             Err(_) => {
                 let aborting = domain.clone();
@@ -172,7 +177,16 @@ impl GuestControl {
                 };
             }
         };
-        let stats = spawn_blocking(move || arrived.completed_job_stats(true)).await?.ok();
+        // The source's own account: the destination's mixes the clocks of two hosts.
+        let account = async {
+            while let Some(event) = events.recv().await {
+                if let Event::Domain(DomainEvent { kind: EventKind::JobCompleted(stats), .. }) = event {
+                    return Some(*stats);
+                }
+            }
+            None
+        };
+        let stats = timeout(ACCOUNT, account).await.ok().flatten();
         Ok(Migrated { started, ended, stats })
     }
 }

@@ -17,4 +17,5 @@ pub mod qmp;
 pub mod seed;
 pub mod site;
 pub mod ssh;
+pub mod tsc;
 pub mod up;

@@ -16,6 +16,7 @@ use super::node::{BootError, Node};
 use super::seed;
 use super::site::Site;
 use super::ssh::{Keys, SshError};
+use super::tsc;
 use crate::image::Image;
 use crate::image::seed::Seed;
 
@@ -105,6 +106,14 @@ pub struct Testbed {
 const APPEND: &str =
     "console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
 
+/// The kernel command line of a machine that this runner runs itself.
+fn machine_append(accelerator: Accelerator) -> String {
+    match tsc::kilohertz().filter(|_| accelerator == Accelerator::Tcg) {
+        Some(khz) => format!("{APPEND} tsc_early_khz={khz}"),
+        None => APPEND.to_owned(),
+    }
+}
+
 /// How long a machine may take to boot, emulated on a busy runner.
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 
@@ -149,6 +158,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
     seed::add(&mut guest_seed, &spec.guest_extra);
     let guest_seed = write(&spec.guest.name, &guest_seed)?;
 
+    let append = machine_append(spec.accelerator);
     let mut machines = Vec::new();
     for (i, &site) in hosts.iter().enumerate() {
         let name = site.host_name();
@@ -166,7 +176,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             vcpus: 1,
             kernel: images.host.kernel(),
             initrd: images.host.initrd(),
-            append: APPEND.to_owned(),
+            append: append.clone(),
             disks: vec![
                 Disk { serial: "root".into(), path: images.host.root() },
                 Disk { serial: "seed".into(), path: write(name, &content)? },
@@ -186,7 +196,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             vcpus: 1,
             kernel: images.guest.kernel(),
             initrd: images.guest.initrd(),
-            append: APPEND.to_owned(),
+            append: append.clone(),
             disks: vec![
                 Disk { serial: "root".into(), path: images.guest.root() },
                 Disk { serial: "seed".into(), path: write(&name, &content)? },
