@@ -142,7 +142,8 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
     let recipes = [Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?];
     let display = Display::default();
-    let mut images = build_all(&recipes, &Cache::open()?, false, &|progress| display.show(progress))?.into_iter();
+    let mut images =
+        build_all(&recipes, &Cache::open()?, false, &|progress| display.show(progress))?.into_iter();
     let (host, guest) = images.next().zip(images.next()).context("two recipes give two images")?;
     Ok(Images { host, guest })
 }

@@ -45,10 +45,7 @@ pub async fn listen(address: Ipv4Addr) -> std::io::Result<Beats> {
 /// The longest pause between two beats in a row, less the interval at which they are sent: how long
 /// the guest was silent. `None` with fewer than two beats.
 pub fn longest_gap(beats: &[Arrival<Beat>]) -> Option<Duration> {
-    beats
-        .windows(2)
-        .map(|pair| pair[1].at.duration_since(pair[0].at).saturating_sub(INTERVAL))
-        .max()
+    beats.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).saturating_sub(INTERVAL)).max()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::clock;
 use super::lab::{DriveError, Lab, VISIBLE};
 use super::measure::Measures;
 use super::migration;
@@ -78,7 +79,9 @@ struct Links {
 impl Links {
     fn of(scenario: &Scenario, dilation: f64) -> Result<Links, DriveError> {
         let network = scenario.network.as_ref().ok_or_else(|| {
-            DriveError::Workload("the scenario has no [network]: the gluster experiment needs its links".into())
+            DriveError::Workload(
+                "the scenario has no [network]: the gluster experiment needs its links".into(),
+            )
         })?;
         let dilated = |asked: &scenario::Link| {
             link(asked).dilated(dilation).map_err(|e| DriveError::Workload(format!("network: {e}")))
@@ -150,14 +153,16 @@ impl GlusterLab {
         let servers = Site::ALL.map(|site| &lab.testbed.server(site).ssh);
         let mut unshaped = Vec::new();
         for site in Site::ALL {
-            unshaped.push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
+            unshaped
+                .push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
         }
         let between = shape::measure_path(servers[0], servers[1], Site::Local.server_address()).await?;
         // As it will be after the migration: one server far, one near.
         self.place(lab, Site::Local, &self.block).await?;
         let mut shaped = Vec::new();
         for site in Site::ALL {
-            shaped.push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
+            shaped
+                .push(shape::measure_path(&self.guest, servers[site as usize], site.server_address()).await?);
         }
         let asked: Vec<Asked> = Site::ALL
             .iter()
@@ -289,8 +294,8 @@ impl GlusterLab {
             // Made anew for each run, so that its counters are this run's alone.
             self.place(lab, client_at, links).await?;
             let first = measures.len();
-            let result =
-                bonnie::run(&self.guest, &run, &client().mount, BONNIE).await.map_err(workload)?;
+            let began = Instant::now();
+            let result = bonnie::run(&self.guest, &run, &client().mount, BONNIE).await.map_err(workload)?;
             let raw = folder.raw_file(&format!("bonnie/{name}-{kind}.csv"))?;
             std::fs::write(&raw, format!("{}\n", result.raw))
                 .map_err(|e| DriveError::Workload(format!("cannot write {}: {e}", raw.display())))?;
@@ -300,6 +305,10 @@ impl GlusterLab {
                     // Bonnie++ prints `+++++`.
                     Value::TooFast => measures.censored(row.metric, phase, row.unit),
                 }
+            }
+            // Bonnie++ divides by times of the guest's clock.
+            if let Err(reason) = clock::judge_beats(&lab.beats.since(began)) {
+                measures.invalidate(first, &[], &reason);
             }
             if kind == "throughput" {
                 self.server_bytes(lab, measures, phase, client_at, links).await?;
@@ -334,4 +343,3 @@ impl GlusterLab {
 fn workload(error: impl std::fmt::Display) -> DriveError {
     DriveError::Workload(error.to_string())
 }
-

@@ -20,7 +20,9 @@ pub enum GuestError {
     #[error(transparent)]
     Libvirt(#[from] ctx::libvirt::Error),
     /// A migration took too long and was stopped; the guest is still at the source.
-    #[error("migration from {from} to {to} was stopped after {seconds} s, the scenario's `migration.timeout`")]
+    #[error(
+        "migration from {from} to {to} was stopped after {seconds} s, the scenario's `migration.timeout`"
+    )]
     MigrationTimeout {
         /// The source.
         from: &'static str,
@@ -162,21 +164,18 @@ impl GuestControl {
             moving.migrate(&destination, &options)?;
             Ok::<_, ctx::libvirt::Error>((started, Instant::now()))
         });
-        let (started, ended) = match timeout(deadline, &mut task).await {
-            Ok(done) => done??,
-            Err(_) => {
-                let aborting = domain.clone();
-                // Aborting ends the call in the other thread, whose error then says less than ours.
-                spawn_blocking(move || aborting.abort_job()).await??;
-                return match task.await? {
-                    Ok(_) | Err(_) => Err(GuestError::MigrationTimeout {
-                        from: from.host_name(),
-                        to: to.host_name(),
-                        seconds: deadline.as_secs(),
-                    }),
-                };
-            }
+        let Ok(done) = timeout(deadline, &mut task).await else {
+            let aborting = domain.clone();
+            // Aborting ends the call in the other thread, whose own error says less than ours.
+            spawn_blocking(move || aborting.abort_job()).await??;
+            let _ = task.await?;
+            return Err(GuestError::MigrationTimeout {
+                from: from.host_name(),
+                to: to.host_name(),
+                seconds: deadline.as_secs(),
+            });
         };
+        let (started, ended) = done??;
         // The source's own account: the destination's mixes the clocks of two hosts.
         let account = async {
             while let Some(event) = events.recv().await {

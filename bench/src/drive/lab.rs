@@ -8,7 +8,7 @@ use bench_probe::{Beat, Seen};
 use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
-use super::recontextualizer::{Recontextualizer, RecontextError};
+use super::recontextualizer::{RecontextError, Recontextualizer};
 use crate::exec::ExecError;
 use crate::scenario::{Arm, Experiment, Scenario};
 use crate::shape::ShapeError;
@@ -183,7 +183,8 @@ impl Lab {
                 self.visible(Site::Remote, from, VISIBLE).await?;
             }
         }
-        self.steady().await
+        self.steady().await;
+        Ok(())
     }
 
     /// Waits until a program in the guest reads the infrastructure data of a site; the time of the
@@ -191,7 +192,12 @@ impl Lab {
     ///
     /// # Errors
     /// When it does not within the deadline, with what it read last.
-    pub async fn visible(&self, site: Site, from: Instant, deadline: Duration) -> Result<Instant, DriveError> {
+    pub async fn visible(
+        &self,
+        site: Site,
+        from: Instant,
+        deadline: Duration,
+    ) -> Result<Instant, DriveError> {
         let hit = self.beats.first(from, deadline, |beat| read(beat) == Some(site.name())).await;
         hit.map(|arrival| arrival.at).ok_or_else(|| {
             let last = self.beats.since(from).pop().map(|arrival| arrival.value);
@@ -211,26 +217,22 @@ impl Lab {
     }
 
     /// Waits until the guest beats without a gap for two seconds: what was done before has settled.
-    ///
-    /// # Errors
-    /// When it does not within two minutes.
-    pub async fn steady(&self) -> Result<(), DriveError> {
+    /// On a runner that is busy with something else it never does; then the trial goes on after a
+    /// minute, since the gaps are in its samples anyway.
+    pub async fn steady(&self) {
         const QUIET: Duration = Duration::from_secs(2);
-        const LIMIT: Duration = Duration::from_secs(120);
+        const LIMIT: Duration = Duration::from_secs(60);
         let start = Instant::now();
-        let mut from = start;
         while start.elapsed() < LIMIT {
-            let Some(_) = self.beats.first(from + QUIET, LIMIT, |_| true).await else { break };
-            let window = self.beats.since(from);
-            match beats::longest_gap(&window) {
-                Some(gap) if gap < Duration::from_millis(500) => return Ok(()),
-                _ => from = Instant::now(),
+            let from = Instant::now();
+            if self.beats.first(from + QUIET, LIMIT, |_| true).await.is_none() {
+                break;
+            }
+            if beats::longest_gap(&self.beats.since(from)).is_some_and(|gap| gap < Duration::from_millis(500))
+            {
+                return;
             }
         }
-        Err(DriveError::Late {
-            what: "the guest's heartbeat was not steady".into(),
-            seconds: LIMIT.as_secs(),
-            evidence: String::new(),
-        })
+        tracing::warn!("the guest's heartbeat is not steady: the runner is busy");
     }
 }

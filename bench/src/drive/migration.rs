@@ -10,6 +10,7 @@ use ctx::libvirt::JobStats;
 use ctx::recontext::Record;
 
 use super::beats::longest_gap;
+use super::clock;
 use super::guest::Migrated;
 use super::lab::{DriveError, Lab, VISIBLE};
 use super::measure::Measures;
@@ -28,12 +29,20 @@ pub async fn trial(lab: &Lab, trial: &Trial) -> Result<Measures, DriveError> {
         lab.recontextualizer.start(Site::Local).await?;
     }
     let mut measures = Measures::default();
+    let hosts = Site::ALL.map(|site| &lab.testbed.host(site).ssh);
+    let [source, destination] = [clock::read(hosts[0]).await?, clock::read(hosts[1]).await?];
     let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
     migration(&mut measures, &moved);
     if trial.arm == Arm::Recontext {
         recontextualization(lab, &mut measures, &moved).await;
     }
     downtime_probe(lab, &mut measures, &moved).await;
+    if let Err(reason) = clock::judge("the source host", source, clock::read(hosts[0]).await?) {
+        measures.invalidate(0, &[metric::MIGRATION_TIME_LIBVIRT, metric::DOWNTIME], &reason);
+    }
+    if let Err(reason) = clock::judge("the destination host", destination, clock::read(hosts[1]).await?) {
+        measures.invalidate(0, &[metric::RECONTEXT_TIME, metric::RECONTEXT_PHASE], &reason);
+    }
     Ok(measures)
 }
 
@@ -61,11 +70,7 @@ pub fn recorded(measures: &mut Measures, record: &Record) {
 async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
     match lab.recontextualizer.record(Site::Local, moved.started, VISIBLE).await {
         Ok(record) => {
-            measures.seconds(
-                metric::WITH_RECONTEXT_TOTAL,
-                "",
-                record.at.duration_since(moved.started),
-            );
+            measures.seconds(metric::WITH_RECONTEXT_TOTAL, "", record.at.duration_since(moved.started));
             recorded(measures, &record.value);
         }
         Err(error) => {

@@ -5,6 +5,7 @@
 
 pub mod arrivals;
 pub mod beats;
+pub mod clock;
 pub mod gluster;
 pub mod guest;
 pub mod lab;

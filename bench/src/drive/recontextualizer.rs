@@ -76,7 +76,8 @@ impl Recontextualizer {
                 .await?;
             logs.push(host.follow("tail", &["-n", "0", "-F", EVENT_LOG]).await?);
         }
-        let [remote, local] = <[_; 2]>::try_from(logs).unwrap_or_else(|_| unreachable!("two hosts, two logs"));
+        let [remote, local] =
+            <[_; 2]>::try_from(logs).unwrap_or_else(|_| unreachable!("two hosts, two logs"));
         Ok(Recontextualizer { hosts, logs: [remote, local], on })
     }
 
@@ -89,7 +90,11 @@ impl Recontextualizer {
     /// # Errors
     /// When it does not start.
     pub async fn start(&self, site: Site) -> Result<(), RecontextError> {
-        Ok(self.host(site).demand("start the recontextualizer", "systemctl start ctx", DAEMON).await.map(drop)?)
+        Ok(self
+            .host(site)
+            .demand("start the recontextualizer", "systemctl start ctx", DAEMON)
+            .await
+            .map(drop)?)
     }
 
     /// Stops a host's daemon.
@@ -97,7 +102,11 @@ impl Recontextualizer {
     /// # Errors
     /// When it does not stop.
     pub async fn stop(&self, site: Site) -> Result<(), RecontextError> {
-        Ok(self.host(site).demand("stop the recontextualizer", "systemctl stop ctx", DAEMON).await.map(drop)?)
+        Ok(self
+            .host(site)
+            .demand("stop the recontextualizer", "systemctl stop ctx", DAEMON)
+            .await
+            .map(drop)?)
     }
 
     /// Asks a host's daemon to recontextualize a domain now, and waits until it has.

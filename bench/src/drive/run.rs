@@ -70,7 +70,8 @@ pub async fn run(
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
     let progress = Progress::new(steps(scenario, &left));
     progress.begin();
-    let consoles = folder.raw_file(&format!("machines-{}/.", done.len())).map(|p| p.parent().map(Path::to_owned));
+    let consoles =
+        folder.raw_file(&format!("machines-{}/.", done.len())).map(|p| p.parent().map(Path::to_owned));
     let logs = consoles?.unwrap_or_else(|| folder.path().to_owned());
     let lab = Lab::up(scenario, spec, images, state, &logs).await?;
     describe(folder, &lab, images).await?;
@@ -90,7 +91,7 @@ pub async fn run(
             None => migration::trial(&lab, trial).await,
             Some(gluster) => gluster.trial(&lab, trial, folder).await,
         };
-        let (measures, outcome) = outcome(measured);
+        let (values, outcome) = outcome(measured);
         if let Outcome::Failed { reason } = &outcome {
             progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
             failures += 1;
@@ -98,7 +99,7 @@ pub async fn run(
         } else {
             failures = 0;
         }
-        let samples = measures.samples(trial, &lab.conditions);
+        let samples = values.samples(trial, &lab.conditions);
         summary.invalid += samples.iter().filter(|s| !s.valid).count();
         summary.trials += 1;
         folder.samples(&samples)?;
@@ -115,8 +116,8 @@ pub async fn run(
     Ok(summary)
 }
 
-fn outcome(measured: Result<Measures, DriveError>) -> (Measures, Outcome) {
-    match measured {
+fn outcome(trial: Result<Measures, DriveError>) -> (Measures, Outcome) {
+    match trial {
         Ok(measures) => (measures, Outcome::Completed),
         Err(error) => {
             let reason = error.to_string().replace('\n', " | ");

@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ctx_format::{ClassName, ContextData, File, ImageOptions, InstanceId, Label, Priority, RelPath, write_iso};
+use ctx_format::{
+    ClassName, ContextData, File, ImageOptions, InstanceId, Label, Priority, RelPath, write_iso,
+};
 
 use super::beats;
 use crate::doctor::Accelerator;
@@ -66,11 +68,11 @@ pub fn memory(scenario: &Scenario) -> u32 {
     let guest = guest(scenario).memory_mib;
     let hosts = scenario.testbed.hosts * (HOST_MIB + guest);
     // QEMU's own memory, translated code included, is about a quarter of a gibibyte a machine.
-    let machines = scenario.testbed.hosts + servers(scenario) as u32;
-    hosts + servers(scenario) as u32 * SERVER_MIB + machines * 256
+    let machines = scenario.testbed.hosts + u32::from(servers(scenario));
+    hosts + u32::from(servers(scenario)) * SERVER_MIB + machines * 256
 }
 
-fn servers(scenario: &Scenario) -> usize {
+fn servers(scenario: &Scenario) -> u8 {
     match scenario.experiment {
         Experiment::Migration => 0,
         Experiment::Gluster => 2,
@@ -109,7 +111,7 @@ pub fn spec(scenario: &Scenario, accelerator: Accelerator, programs: &Programs) 
         hypervisor: scenario.testbed.hypervisor,
         accelerator,
         hosts: 2,
-        servers: servers(scenario),
+        servers: usize::from(servers(scenario)),
         host_memory_mib: HOST_MIB + guest.memory_mib,
         server_memory_mib: SERVER_MIB,
         guest_append: String::new(),
@@ -143,7 +145,7 @@ pub fn plain(accelerator: Accelerator, hosts: usize, servers: usize) -> Spec {
 /// What the service's developer gives the guest wherever it runs: defaults that a site replaces.
 fn service_image() -> Result<Vec<u8>, SetupError> {
     let invalid = |e: &dyn std::fmt::Display| SetupError::Invalid(e.to_string());
-    let files = [(SITE_FILE, "nowhere\n"), (SERVER_FILE, "0.0.0.0\n"), ("service.json", "{\"name\":\"bench\"}\n")];
+    let files = [(SITE_FILE, "nowhere\n"), ("service.json", "{\"name\":\"bench\"}\n")];
     let mut data = ContextData {
         class: ClassName::new("service").map_err(|e| invalid(&e))?,
         priority: Priority(100),
@@ -154,7 +156,7 @@ fn service_image() -> Result<Vec<u8>, SetupError> {
     for (path, content) in files {
         data.files.insert(RelPath::new(path).map_err(|e| invalid(&e))?, File::private(content));
     }
-    Ok(write_iso(&data, &ImageOptions { label: Label::Ctx, ..ImageOptions::default() })?)
+    Ok(write_iso(&data, &ImageOptions { label: Label::Ctx })?)
 }
 
 /// A host: the recontextualizer and what its site knows.
@@ -186,7 +188,8 @@ const FFS_UNIT: &str = include_str!("../../../ffs/units/ffs.service");
 
 /// The guest: the file system that shows its context, and the probe that reads it.
 fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
-    let mut seed = Seed::new().program("/usr/bin/ffs", &programs.ffs).program("/usr/bin/bench-probe", &programs.probe);
+    let mut seed =
+        Seed::new().program("/usr/bin/ffs", &programs.ffs).program("/usr/bin/bench-probe", &programs.probe);
     seed.directories.insert(CONTEXT_MOUNT.into(), 0o755);
     let hook = match scenario.experiment {
         Experiment::Migration => String::new(),
@@ -195,7 +198,11 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
             super::gluster::HOOK
         ),
     };
-    text(&mut seed, "/etc/ffs.toml", format!("# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\n{hook}"));
+    text(
+        &mut seed,
+        "/etc/ffs.toml",
+        format!("# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\n{hook}"),
+    );
     unit(&mut seed, "ffs.service", FFS_UNIT, Some("multi-user.target"));
     unit(
         &mut seed,

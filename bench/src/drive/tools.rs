@@ -14,7 +14,8 @@ pub fn here() -> Value {
     let field = |file: &str, name: &str| -> Value {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map_or(Value::Null, |(_, v)| Value::String(v.trim().to_owned()))
+        line.and_then(|line| line.split_once(':'))
+            .map_or(Value::Null, |(_, v)| Value::String(v.trim().to_owned()))
     };
     json!({
         "kernel": first_line("uname", &["-srv"]),

@@ -66,7 +66,7 @@ pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
         flags.extend(common);
         match Command::new("unshare").args(&flags).arg("true").stdin(Stdio::null()).output() {
             Ok(out) if out.status.success() => return Ok(flags),
-            Ok(out) => evidence = String::from_utf8_lossy(&out.stderr).trim().to_owned(),
+            Ok(out) => String::from_utf8_lossy(&out.stderr).trim().clone_into(&mut evidence),
             Err(e) => evidence = format!("cannot run unshare: {e}"),
         }
     }

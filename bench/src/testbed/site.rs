@@ -52,6 +52,7 @@ impl Site {
     }
 
     /// The other site.
+    #[must_use]
     pub fn other(self) -> Site {
         match self {
             Site::Remote => Site::Local,
