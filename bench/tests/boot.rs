@@ -161,6 +161,29 @@ fn a_host_comes_up_with_kvm_libvirt_and_what_shaping_needs() {
     }
 }
 
+/// What is applied is what is read back, twice over: on the kernel that servers run, which has netem
+/// where the runner's may not.
+#[test]
+fn the_kernel_gives_back_the_shaping_that_was_asked() {
+    use bench::shape::{Link, Shape, readback};
+    let Some(image) = image("the_kernel_gives_back_the_shaping_that_was_asked", "guest") else { return };
+    for link in [Link::paper_remote(), Link::paper_local().dilated(5.0).unwrap()] {
+        let shape = Shape { device: "d0".into(), client: [198, 18, 2, 41].into(), link };
+        let apply = shape.apply();
+        let console = examine(
+            &image,
+            &format!(
+                "ip link add d0 type dummy\nip link set d0 up\n({apply})\n({apply})\necho '<read>'\n{}\necho '</read>'",
+                shape.read()
+            ),
+        );
+        let text = console.replace('\r', "");
+        let (_, read) = text.split_once("<read>\n").unwrap_or_else(|| panic!("nothing was read:\n{console}"));
+        let (read, _) = read.split_once("</read>").unwrap();
+        assert_eq!(readback::compare(&shape, read).unwrap().dropped, 0);
+    }
+}
+
 #[test]
 fn a_machine_without_its_disk_says_so_and_ends() {
     let Some(image) = image("a_machine_without_its_disk_says_so_and_ends", "guest") else { return };

@@ -173,26 +173,6 @@ mod tests {
         assert_eq!(error.to_string(), "localhost: no interface has the address 192.0.2.77");
     }
 
-    /// In a network namespace of the test's own: what is applied is what is read back, twice.
-    #[tokio::test]
-    async fn the_kernel_gives_back_what_was_asked() {
-        const NAME: &str = "the_kernel_gives_back_what_was_asked";
-        let inside = Program::new("namespace", ["unshare", "--user", "--map-root-user", "--net"]);
-        let link = super::super::Link::paper_remote();
-        let client = Ipv4Addr::new(192, 0, 2, 3);
-        let shape = Shape { device: "d0".into(), client, link };
-        let probe = "ip link add d0 type dummy && tc qdisc add dev d0 root netem delay 1ms";
-        if let Err(error) = inside.demand("make a shaped interface", probe, SHORT).await {
-            eprintln!("SKIPPED {NAME}: {error}");
-            return;
-        }
-        let apply = shape.apply();
-        let script =
-            format!("ip link add d0 type dummy\nip link set d0 up\n({apply})\n({apply})\n{}", shape.read());
-        let printed = inside.demand("shape", &script, SHORT).await.unwrap();
-        assert_eq!(readback::compare(&shape, &printed).unwrap().dropped, 0);
-    }
-
     #[test]
     fn the_scripts_are_valid_shell() {
         for script in [serve(), hang_up()] {

@@ -10,8 +10,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// The word that a machine writes to its console when its services answer.
-pub const READY: &str = "bench-ready";
+/// What a machine writes to its console when its services answer; the images have the unit that does it.
+pub const READY: &str = "bench: ready after";
 
 /// Lines kept for an error message.
 const TAIL: usize = 25;
@@ -94,12 +94,12 @@ mod tests {
     async fn ready_is_seen_and_the_tail_is_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let text: String = (0..40).map(|i| format!("line {i}\r\n")).collect();
-        let stream = std::io::Cursor::new(format!("{text}bench-ready a\r\nlast\n").into_bytes());
+        let stream = std::io::Cursor::new(format!("{text}bench: ready after 9 s\r\nlast\n").into_bytes());
         let console = Console::follow(stream, &dir.path().join("console")).await.unwrap();
         // The stream has ended, so its final state may be either; both come after the text.
         let mut state = console.state.clone();
         state.wait_for(|s| *s == State::Closed).await.unwrap();
-        assert!(console.tail().ends_with("    bench-ready a\n    last"));
+        assert!(console.tail().ends_with("    bench: ready after 9 s\n    last"));
         assert!(!console.tail().contains("line 10\n"));
     }
 

@@ -46,7 +46,7 @@ impl Machine {
     pub fn arguments(&self, accelerator: Accelerator) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let mut push = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
-        push(&["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"]);
+        push(&["-name", &self.name, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         push(&["-M", "q35,usb=off,vmport=off"]);
         match accelerator {
             Accelerator::Kvm => push(&["-accel", "kvm", "-cpu", "host"]),

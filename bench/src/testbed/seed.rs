@@ -8,7 +8,6 @@ use std::net::Ipv4Addr;
 use sha2::{Digest, Sha256};
 
 use super::address::{Member, Network, PREFIX, Role};
-use super::console::READY;
 use super::ssh::Keys;
 use crate::image::seed::{Content, Seed};
 
@@ -26,7 +25,7 @@ pub fn text(seed: &mut Seed, path: impl AsRef<str>, content: impl Into<String>) 
     seed.put(path.as_ref(), 0o644, Content::Bytes(content.into().into_bytes()));
 }
 
-/// What all machines have: name, addresses, keys, and the word on the console when they are ready.
+/// What all machines have: name, addresses, keys.
 ///
 /// `after` names the units that "ready" waits for, besides SSH.
 pub fn common(name: &str, member: Member, keys: &Keys, names: &[(String, Ipv4Addr)], after: &[&str]) -> Seed {
@@ -40,17 +39,14 @@ pub fn common(name: &str, member: Member, keys: &Keys, names: &[(String, Ipv4Add
     seed.put("/etc/ssh/ssh_host_ed25519_key", 0o600, Content::Bytes(keys.host_private.clone().into_bytes()));
     text(&mut seed, "/etc/ssh/ssh_host_ed25519_key.pub", keys.host_public.clone());
     network(&mut seed, member);
-    let after = after.iter().map(|unit| format!(" {unit}")).collect::<String>();
-    unit(
-        &mut seed,
-        "bench-ready.service",
-        format!(
-            "[Unit]\nDescription=Tell the bench that this machine is ready\n\
-             After=ssh.service systemd-networkd.service network-online.target{after}\nWants=ssh.service{after}\n\n\
-             [Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo {READY} {name} >/dev/console'\n"
-        ),
-        Some("multi-user.target"),
-    );
+    if !after.is_empty() {
+        let units = after.join(" ");
+        text(
+            &mut seed,
+            "/etc/systemd/system/bench-ready.service.d/after.conf",
+            format!("[Unit]\nAfter={units}\nWants={units}\n"),
+        );
+    }
     seed
 }
 

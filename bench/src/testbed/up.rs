@@ -17,7 +17,7 @@ use super::seed;
 use super::site::Site;
 use super::ssh::{Keys, SshError};
 use super::tsc;
-use crate::image::Image;
+use crate::image::{Image, KERNEL_ARGUMENTS};
 use crate::image::seed::Seed;
 
 /// What shall be up.
@@ -101,16 +101,15 @@ pub struct Testbed {
     pub hypervisor: Hypervisor,
 }
 
-/// The kernel command line that all machines share. Interfaces keep the kernel's names, which follow
-/// the order in which they are given; mitigations cost the emulated CPU and protect nothing here.
-const APPEND: &str =
-    "console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
+/// What all machines have on their kernel command line beside the image's own. Interfaces keep the
+/// kernel's names, which follow the order in which they are given.
+const APPEND: &str = "console=ttyS0 net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
 
 /// The kernel command line of a machine that this runner runs itself.
 fn machine_append(accelerator: Accelerator) -> String {
     match tsc::kilohertz().filter(|_| accelerator == Accelerator::Tcg) {
-        Some(khz) => format!("{APPEND} tsc_early_khz={khz}"),
-        None => APPEND.to_owned(),
+        Some(khz) => format!("{APPEND} {KERNEL_ARGUMENTS} tsc_early_khz={khz}"),
+        None => format!("{APPEND} {KERNEL_ARGUMENTS}"),
     }
 }
 
@@ -222,7 +221,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
         hosts,
         servers,
         guest: spec.guest.clone(),
-        guest_append: format!("{APPEND} {}", spec.guest_append).trim().to_owned(),
+        guest_append: format!("{APPEND} {KERNEL_ARGUMENTS} {}", spec.guest_append).trim().to_owned(),
         keys,
         accelerator: spec.accelerator,
         hypervisor: spec.hypervisor,
