@@ -74,6 +74,7 @@ pub fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("BENCH_LOG").unwrap_or_else(|_| "warn".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let ended = match cli.command {
         Command::Doctor(arguments) => return doctor::cli::run(&arguments),

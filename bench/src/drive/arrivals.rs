@@ -78,7 +78,8 @@ impl<T: Clone> Arrivals<T> {
             loop {
                 {
                     let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(hit) = all[seen..].iter().find(|arrival| wanted(&arrival.value)) {
+                    let dated = |arrival: &&Arrival<T>| arrival.at >= from && wanted(&arrival.value);
+                    if let Some(hit) = all[seen..].iter().find(dated) {
                         return Some(hit.clone());
                     }
                     seen = all.len();
@@ -109,6 +110,18 @@ mod tests {
         });
         assert_eq!(hit.unwrap().value, "new");
         assert_eq!(arrivals.since(from).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_arrival_before_a_time_to_come_is_not_taken() {
+        let (inlet, arrivals) = arrivals();
+        let from = Instant::now() + Duration::from_millis(50);
+        let (hit, ()) = tokio::join!(arrivals.first(from, Duration::from_secs(30), |_| true), async {
+            inlet.put("early");
+            tokio::time::sleep_until(from.into()).await;
+            inlet.put("due");
+        });
+        assert_eq!(hit.unwrap().value, "due");
     }
 
     #[tokio::test]

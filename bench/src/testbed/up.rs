@@ -17,8 +17,8 @@ use super::seed;
 use super::site::Site;
 use super::ssh::{Keys, SshError};
 use super::tsc;
-use crate::image::{Image, KERNEL_ARGUMENTS};
 use crate::image::seed::Seed;
+use crate::image::{Image, KERNEL_ARGUMENTS};
 
 /// What shall be up.
 #[derive(Debug, Clone)]
