@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod drive;
 pub mod exec;
 pub mod figures;
+pub mod gate;
 pub mod image;
 pub mod metric;
 pub mod plan;

@@ -33,6 +33,8 @@ enum Command {
     Resume(run::ResumeArguments),
     /// Draw figures and report again, from stored files alone
     Report(run::ReportArguments),
+    /// Say whether a run is worse than a stored one: exit 0 no worse, 1 worse, 2 not to be told
+    Gate(run::GateArguments),
     /// Print the JSON schema of scenarios
     Schema,
     /// Boot a testbed of hosts, go into a machine of it, or stop it
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Resume(arguments) => run::resume(&arguments),
         Command::Report(arguments) => run::report(&arguments),
+        Command::Gate(arguments) => run::gate(&arguments),
         Command::Schema => run::schema(),
         Command::Testbed { command } => testbed::run(&command),
         Command::Image { command } => {

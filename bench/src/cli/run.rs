@@ -9,6 +9,7 @@ use super::{Ended, programs};
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
 use crate::drive::setup::{self, Programs};
+use crate::gate::Verdict;
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
@@ -56,6 +57,17 @@ pub(super) struct ReportArguments {
     out: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct GateArguments {
+    /// The folder of the stored run
+    baseline: PathBuf,
+    /// The folder of the new run
+    run: PathBuf,
+    /// The smallest worsening that matters, in percent
+    #[arg(long, default_value_t = 25.0)]
+    margin: f64,
+}
+
 /// Reads a scenario; a wrong one has told where and why.
 fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
     Scenario::load(path, profile).map_err(|error| anyhow::anyhow!("{}", error.render()))
@@ -79,6 +91,22 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
 pub(super) fn schema() -> anyhow::Result<Ended> {
     println!("{}", serde_json::to_string_pretty(&crate::scenario::schema())?);
     Ok(Ended::Done)
+}
+
+pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
+    let (old, new) = (StoredRun::read(&arguments.baseline)?, StoredRun::read(&arguments.run)?);
+    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin / 100.0);
+    print!("{}", crate::gate::table(&lines));
+    if lines.is_empty() {
+        eprintln!("the runs have no metric in common on the same accelerator, hypervisor and dilation");
+    }
+    let verdict = crate::gate::verdict(&lines);
+    println!("verdict: {verdict} (margin {} %)", arguments.margin);
+    Ok(match verdict {
+        Verdict::NoWorse => Ended::Done,
+        Verdict::Unclear => Ended::Degraded,
+        Verdict::Worse => Ended::Status(1),
+    })
 }
 
 pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {

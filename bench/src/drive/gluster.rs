@@ -197,7 +197,15 @@ impl GlusterLab {
             measures.add(metric::LINK_RATE, name, path.rate() / 1e6, "Mbit/s");
         }
         folder.samples(&measures.samples(&trial, &lab.conditions))?;
-        calibration.verdict().map_err(|refusal| DriveError::Workload(refusal.to_string()))
+        calibration.verdict().map_err(|refusal| {
+            let undilated = lab.scenario.network.iter().flat_map(|n| [link(&n.remote), link(&n.local)]);
+            let links: Vec<Link> = undilated.collect();
+            let fits = shape::choose_dilation(&unshaped[Site::Local as usize], &links).ok();
+            let hint = fits.filter(|&d| d > self.block.dilation).map_or_else(String::new, |d| {
+                format!("; now it carries these links with testbed.dilation = {d}")
+            });
+            DriveError::Workload(format!("{refusal}{hint}"))
+        })
     }
 
     /// The kernel's own words about the shaping, for the manifest.
