@@ -14,7 +14,7 @@ use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
 use crate::report::Report;
-use crate::scenario::{Scenario, TestbedKind};
+use crate::scenario::Scenario;
 use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
@@ -75,7 +75,7 @@ fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
 
 pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
-    scenario.testbed.hypervisor.supported()?;
+    setup::supported(&scenario)?;
     let plan = Plan::new(&scenario);
     println!("{}: {}", scenario.name(), scenario.title);
     for trial in &plan.trials {
@@ -140,38 +140,54 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
 
 /// Outside, before anything is started: can it be done here at all, and are the images there?
 fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
-    scenario.testbed.hypervisor.supported()?;
-    if scenario.testbed.kind == TestbedKind::Inventory {
-        bail!("this bench drives no given hosts yet: set `testbed.kind = \"nested\"`");
-    }
+    setup::supported(scenario)?;
     Programs::beside(&programs()?)?;
     let spec = setup::memory(scenario);
     let machine = doctor::probe();
-    doctor::require(
-        &machine,
-        &[
-            Requirement::Works(Subject::Qemu),
-            Requirement::Works(Subject::Namespaces),
-            Requirement::Works(Subject::Networks),
-            Requirement::program("mke2fs", "e2fsprogs"),
-            Requirement::program("ssh", "openssh-client"),
-            Requirement::program("ssh-keygen", "openssh-client"),
-            Requirement::program("ip", "iproute2"),
-            Requirement::program("nsenter", "util-linux"),
-            Requirement::Memory(u64::from(spec) << 20),
-            Requirement::Writable(results.to_owned()),
-        ],
-    )?;
+    let mut needed = disk(scenario.testbed.hypervisor)?;
+    needed.extend([
+        Requirement::Works(Subject::Qemu),
+        Requirement::Works(Subject::Namespaces),
+        Requirement::Works(Subject::Networks),
+        Requirement::program("mke2fs", "e2fsprogs"),
+        Requirement::program("ssh", "openssh-client"),
+        Requirement::program("ssh-keygen", "openssh-client"),
+        Requirement::program("ip", "iproute2"),
+        Requirement::program("nsenter", "util-linux"),
+        Requirement::Memory(u64::from(spec) << 20),
+        Requirement::Writable(results.to_owned()),
+    ]);
+    doctor::require(&machine, &needed)?;
     images(scenario.testbed.hypervisor)?;
     Ok(())
 }
 
+/// The recipes of a testbed's images: hosts, then guests.
+fn recipes(hypervisor: Hypervisor) -> anyhow::Result<[Recipe; 2]> {
+    Ok([Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?])
+}
+
+/// Room for images that are not in the cache yet.
+fn disk(hypervisor: Hypervisor) -> anyhow::Result<Vec<Requirement>> {
+    let cache = Cache::open()?;
+    for recipe in recipes(hypervisor)? {
+        if cache.find(&recipe.digest())?.is_none() {
+            let path = Cache::location()?;
+            return Ok(vec![
+                Requirement::Works(Subject::ImageTools),
+                Requirement::Disk { path, bytes: doctor::IMAGES_DISK },
+            ]);
+        }
+    }
+    Ok(Vec::new())
+}
+
 /// The images of a testbed, built when they are not in the cache.
 pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
-    let recipes = [Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?];
     let display = Display::default();
     let mut images =
-        build_all(&recipes, &Cache::open()?, false, &|progress| display.show(progress))?.into_iter();
+        build_all(&recipes(hypervisor)?, &Cache::open()?, false, &|progress| display.show(progress))?
+            .into_iter();
     let (host, guest) = images.next().zip(images.next()).context("two recipes give two images")?;
     Ok(Images { host, guest })
 }

@@ -10,7 +10,7 @@ use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
 use super::recontextualizer::{RecontextError, Recontextualizer};
 use crate::exec::ExecError;
-use crate::scenario::{Arm, Experiment, Scenario};
+use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
 use crate::testbed::address::Network;
 use crate::testbed::site::Site;
@@ -108,7 +108,9 @@ impl Lab {
             Experiment::Migration => "migrated",
             Experiment::Gluster => "",
         };
-        let recontextualizer = Recontextualizer::connect(&testbed, on).await?;
+        let recontextualizer =
+            Recontextualizer::connect(&testbed, on, scenario.recontext.classes.contains(&Class::Service))
+                .await?;
         let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
         let conditions = Conditions {
             accelerator: testbed.accelerator.name(),

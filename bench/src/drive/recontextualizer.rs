@@ -60,15 +60,22 @@ pub struct Recontextualizer {
     logs: [Arrivals<String>; 2],
     /// Which events make a daemon act, in the words of the domain's metadata.
     on: &'static str,
+    /// Whether the guest has a device with the service class.
+    service: bool,
 }
 
 impl Recontextualizer {
     /// Follows the event logs of both hosts; no daemon is started. `on` names the events that make
-    /// them act: `migrated`, or nothing for runs by request alone.
+    /// them act: `migrated`, or nothing for runs by request alone; `service` whether the guest has the
+    /// service class on a device of its own.
     ///
     /// # Errors
     /// When a host does not answer.
-    pub async fn connect(testbed: &Testbed, on: &'static str) -> Result<Recontextualizer, RecontextError> {
+    pub async fn connect(
+        testbed: &Testbed,
+        on: &'static str,
+        service: bool,
+    ) -> Result<Recontextualizer, RecontextError> {
         let hosts = Site::ALL.map(|site| testbed.host(site).ssh.clone());
         let mut logs = Vec::new();
         for host in &hosts {
@@ -78,7 +85,7 @@ impl Recontextualizer {
         }
         let [remote, local] =
             <[_; 2]>::try_from(logs).unwrap_or_else(|_| unreachable!("two hosts, two logs"));
-        Ok(Recontextualizer { hosts, logs: [remote, local], on })
+        Ok(Recontextualizer { hosts, logs: [remote, local], on, service })
     }
 
     fn host(&self, site: Site) -> &Ssh {
@@ -155,7 +162,7 @@ impl Recontextualizer {
              strategy=\"replace\" on=\"{}\"/></context>",
             self.on
         );
-        let name = domain.name().to_owned();
+        let (name, service) = (domain.name().to_owned(), self.service);
         guest
             .call(site, move |connection| {
                 let domain = connection.domain(&name)?;
@@ -163,7 +170,7 @@ impl Recontextualizer {
                 if domain.metadata(NAMESPACE).is_err() {
                     domain.set_metadata(&metadata, PREFIX, NAMESPACE, ctx::libvirt::Scope::Live)?;
                 }
-                if !has_disk(&domain.xml()?, SERVICE) {
+                if service && !has_disk(&domain.xml()?, SERVICE) {
                     domain.attach_device(&service_xml(), ctx::libvirt::Scope::Live)?;
                 }
                 Ok(())

@@ -33,9 +33,9 @@ const FAILURES_IN_A_ROW: usize = 3;
 
 /// The steps of a run, with how long each takes on an emulated machine of two cores.
 pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
-    let mut steps = vec![Step::new("boot hosts and guest", 90)];
+    let mut steps = vec![Step::new("boot hosts and guest", 60)];
     if scenario.experiment == Experiment::Gluster {
-        steps.push(Step::new("start servers, shape and measure links", 90));
+        steps.push(Step::new("start servers, shape and measure links", 65));
     }
     for trial in trials {
         let which = if trial.is_warmup() {
@@ -44,9 +44,9 @@ pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
             format!("block {} of {}", trial.block, scenario.design.blocks)
         };
         let seconds = match scenario.experiment {
-            Experiment::Migration => 60,
-            Experiment::Gluster if trial.file_operations => 540,
-            Experiment::Gluster => 210,
+            Experiment::Migration => 20,
+            Experiment::Gluster if trial.file_operations => 560,
+            Experiment::Gluster => 140,
         };
         steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
     }
@@ -70,9 +70,10 @@ pub async fn run(
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
     let progress = Progress::new(steps(scenario, &left));
     progress.begin();
-    let consoles =
-        folder.raw_file(&format!("machines-{}/.", done.len())).map(|p| p.parent().map(Path::to_owned));
-    let logs = consoles?.unwrap_or_else(|| folder.path().to_owned());
+    // A resumed run boots again, and keeps the consoles of both boots.
+    let boot = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let first = folder.raw_file(&format!("boot-{boot}/console"))?;
+    let logs = first.parent().unwrap_or(folder.path()).to_owned();
     let lab = Lab::up(scenario, spec, images, state, &logs).await?;
     describe(folder, &lab, images).await?;
     let gluster = match scenario.experiment {

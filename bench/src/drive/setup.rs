@@ -13,10 +13,10 @@ use ctx_format::{
 use super::beats;
 use crate::doctor::Accelerator;
 use crate::image::seed::{Content, Seed};
-use crate::scenario::{Experiment, Scenario};
+use crate::scenario::{Experiment, Scenario, Strategy, TestbedKind};
 use crate::testbed::address::{Member, Network, Role};
 use crate::testbed::domain::Guest;
-use crate::testbed::hypervisor::Hypervisor;
+use crate::testbed::hypervisor::{Hypervisor, Unsupported};
 use crate::testbed::seed::{text, unit};
 use crate::testbed::site::Site;
 use crate::testbed::up::Spec;
@@ -61,6 +61,41 @@ impl Programs {
         };
         Ok(Programs { ctx: program("ctx")?, ffs: program("ffs")?, probe: program("bench-probe")? })
     }
+}
+
+/// What a scenario may ask for and this bench does not do yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotYet {
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] Unsupported),
+    /// Given hosts.
+    #[error("this bench drives no given hosts yet: set `testbed.kind = \"nested\"`")]
+    Inventory,
+    /// More hosts than sites.
+    #[error("this bench boots two hosts, one a site, and {0} are asked for: set `testbed.hosts = 2`")]
+    Hosts(u32),
+    /// The strategy.
+    #[error("the recontextualizer does not {0} yet: set `recontext.strategy = \"replace\"`")]
+    Strategy(&'static str),
+}
+
+/// Whether this bench can do what a scenario asks for, whatever the machine.
+///
+/// # Errors
+/// [`NotYet`], with what to write instead.
+pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
+    scenario.testbed.hypervisor.supported()?;
+    if scenario.testbed.kind == TestbedKind::Inventory {
+        return Err(NotYet::Inventory);
+    }
+    if scenario.testbed.hosts != 2 {
+        return Err(NotYet::Hosts(scenario.testbed.hosts));
+    }
+    if scenario.recontext.strategy != Strategy::Replace {
+        return Err(NotYet::Strategy(scenario.recontext.strategy.name()));
+    }
+    Ok(())
 }
 
 /// Memory that the machines of a scenario's testbed take together, in MiB.
@@ -230,4 +265,46 @@ fn payload(name: &str, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     rand_chacha::ChaCha8Rng::from_seed(sha2::Sha256::digest(name).into()).fill_bytes(&mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smoke(change: impl Fn(&str) -> String) -> Scenario {
+        let text = include_str!("../../../scenarios/smoke.toml");
+        Scenario::parse("smoke.toml", &change(text), None).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_done_yet_is_refused_and_never_replaced_by_something_else() {
+        assert_eq!(supported(&smoke(str::to_owned)), Ok(()));
+        let swap = smoke(|text| text.replace("\"replace\"", "\"swap\""));
+        assert_eq!(supported(&swap), Err(NotYet::Strategy("swap")));
+        let xen = smoke(|text| text.replace("\"kvm\"", "\"xen\""));
+        assert!(matches!(supported(&xen), Err(NotYet::Hypervisor(_))));
+        let three = smoke(|text| text.replace("hosts = 2", "hosts = 3"));
+        assert_eq!(supported(&three), Err(NotYet::Hosts(3)));
+    }
+
+    #[test]
+    fn sites_differ_in_their_infrastructure_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["ctx", "ffs", "bench-probe"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let programs = Programs::beside(folder.path()).unwrap();
+        let spec = spec(&smoke(str::to_owned), Accelerator::Tcg, &programs).unwrap();
+        let [a, b] = <[Seed; 2]>::try_from(spec.host_extra).unwrap();
+        let different: Vec<_> = a
+            .files
+            .iter()
+            .filter(|(path, file)| b.files.get(*path) != Some(file))
+            .map(|(path, _)| path)
+            .collect();
+        assert!(different.iter().all(|path| path.starts_with("/etc/ctx/infrastructure")), "{different:?}");
+        assert_eq!(different.len(), 3);
+        std::fs::remove_file(folder.path().join("ffs")).unwrap();
+        assert!(Programs::beside(folder.path()).unwrap_err().to_string().contains("ci/build"));
+    }
 }
