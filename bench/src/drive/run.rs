@@ -22,10 +22,6 @@ use crate::testbed::up::{Images, Spec};
 pub struct Summary {
     /// Trials that this call did.
     pub trials: usize,
-    /// How many of them failed.
-    pub failed: usize,
-    /// Samples that may not be used, over the whole run.
-    pub invalid: usize,
 }
 
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
@@ -84,7 +80,7 @@ pub async fn run(
         }
     };
     let mut failures = 0;
-    let mut summary = Summary { trials: 0, failed: 0, invalid: 0 };
+    let mut summary = Summary { trials: 0 };
     for trial in &left {
         progress.begin();
         folder.trial_started(trial)?;
@@ -96,12 +92,10 @@ pub async fn run(
         if let Outcome::Failed { reason } = &outcome {
             progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
             failures += 1;
-            summary.failed += 1;
         } else {
             failures = 0;
         }
         let samples = values.samples(trial, &lab.conditions);
-        summary.invalid += samples.iter().filter(|s| !s.valid).count();
         summary.trials += 1;
         folder.samples(&samples)?;
         folder.trial_ended(trial, &outcome)?;

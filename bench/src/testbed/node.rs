@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -69,9 +68,7 @@ pub struct Node {
     pub accelerator: Accelerator,
     /// From the start of QEMU until SSH answered.
     pub boot_time: Duration,
-    console: Console,
     qemu: Child,
-    qmp: tokio::sync::Mutex<Qmp>,
 }
 
 impl Node {
@@ -119,33 +116,12 @@ impl Node {
         let ssh = Ssh::connect(&name, machine.management(), keys, Duration::from_secs(60))
             .await
             .map_err(|e| not_ready(e.to_string(), &console))?;
-        Ok(Node {
-            machine,
-            ssh,
-            accelerator: got,
-            boot_time: started.elapsed(),
-            console,
-            qemu,
-            qmp: tokio::sync::Mutex::new(qmp),
-        })
+        Ok(Node { machine, ssh, accelerator: got, boot_time: started.elapsed(), qemu })
     }
 
     /// Name of the machine.
     pub fn name(&self) -> &str {
         &self.machine.name
-    }
-
-    /// Last lines of its console.
-    pub fn console_tail(&self) -> String {
-        self.console.tail()
-    }
-
-    /// One QMP command.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`].
-    pub async fn qmp(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.qmp.lock().await.execute(command, arguments).await
     }
 
     /// Stops the machine at once: all its writes are in memory, so there is nothing to save.

@@ -50,13 +50,4 @@ impl Site {
     pub fn server_address(self) -> Ipv4Addr {
         self.server().address(Network::Data)
     }
-
-    /// The other site.
-    #[must_use]
-    pub fn other(self) -> Site {
-        match self {
-            Site::Remote => Site::Local,
-            Site::Local => Site::Remote,
-        }
-    }
 }
