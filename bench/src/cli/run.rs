@@ -164,7 +164,7 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 
 /// The recipes of a testbed's images: hosts, then guests.
 fn recipes(hypervisor: Hypervisor) -> anyhow::Result<[Recipe; 2]> {
-    Ok([Recipe::built_in(hypervisor.host_recipe())?, Recipe::built_in("guest")?])
+    Ok([Recipe::built_in(hypervisor.host().recipe)?, Recipe::built_in("guest")?])
 }
 
 /// Room for images that are not in the cache yet.

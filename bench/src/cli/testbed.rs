@@ -30,6 +30,9 @@ pub(super) enum Command {
         /// How many file servers beside them: 0 to 2
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
         servers: u8,
+        /// What runs guests on the hosts
+        #[arg(long, value_enum, default_value = "kvm")]
+        hypervisor: Hypervisor,
     },
     /// Open a shell on a machine, or run a command there
     Ssh {
@@ -54,8 +57,10 @@ struct Record {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     match command {
-        Command::Up { hosts, servers } if namespace::inside() => hold(*hosts, *servers),
-        Command::Up { .. } => up(),
+        Command::Up { hosts, servers, hypervisor } if namespace::inside() => {
+            hold(*hypervisor, *hosts, *servers)
+        }
+        Command::Up { hypervisor, .. } => up(*hypervisor),
         Command::Ssh { machine, command } => ssh(machine, command),
         Command::Down => down(),
     }
@@ -79,12 +84,12 @@ fn running(path: &Path) -> anyhow::Result<Option<Record>> {
 }
 
 /// Outside: starts the process that holds the testbed, and shows what it says until it is ready.
-fn up() -> anyhow::Result<Ended> {
+fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     let path = record_path()?;
     if running(&path)?.is_some() {
         bail!("a testbed is up already: `bench testbed ssh a`, or `bench testbed down` first");
     }
-    super::run::images(Hypervisor::Kvm)?;
+    super::run::images(hypervisor)?;
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
     file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     let mut holder = namespace::command(std::env::args_os().skip(1))?;
@@ -122,12 +127,13 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.
-fn hold(hosts: u8, servers: u8) -> anyhow::Result<Ended> {
+fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let state = namespace::private_folder(&Cache::location()?.join("state"))?;
-        let images = super::run::images(Hypervisor::Kvm)?;
-        let spec = setup::plain(super::run::accelerator(), usize::from(hosts), usize::from(servers));
+        let images = super::run::images(hypervisor)?;
+        let accelerator = super::run::accelerator();
+        let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
         let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
             println!(

@@ -8,9 +8,11 @@ use ctx::libvirt::{
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
+use crate::exec::{Exec as _, ExecError};
 use crate::scenario::Migration;
-use crate::testbed::hypervisor::{Hypervisor, Unsupported};
+use crate::testbed::hypervisor::{Hypervisor, Stop};
 use crate::testbed::site::Site;
+use crate::testbed::ssh::Ssh;
 use crate::testbed::up::Testbed;
 
 /// Why something could not be done with the guest.
@@ -31,9 +33,9 @@ pub enum GuestError {
         /// The deadline.
         seconds: u64,
     },
-    /// The hypervisor is not one that hosts boot with.
+    /// A command on the source's host.
     #[error(transparent)]
-    Unsupported(#[from] Unsupported),
+    Exec(#[from] ExecError),
     /// A thread ended abnormally.
     #[error("a libvirt call stopped: {0}")]
     Join(#[from] JoinError),
@@ -63,6 +65,7 @@ impl Migrated {
 /// Connections to both hosts' libvirt, and the guest between them.
 pub struct GuestControl {
     connections: [Connection; 2],
+    hosts: [Ssh; 2],
     xml: String,
     name: String,
     migration: Migration,
@@ -80,7 +83,8 @@ impl GuestControl {
         let (remote, local) = tokio::join!(open(Site::Remote), open(Site::Local));
         Ok(GuestControl {
             connections: [remote??, local??],
-            xml: hypervisor.domain_xml(&testbed.guest, &testbed.guest_append)?,
+            xml: hypervisor.domain_xml(&testbed.guest, &testbed.guest_append),
+            hosts: Site::ALL.map(|site| testbed.host(site).ssh.clone()),
             name: testbed.guest.name.clone(),
             migration: migration.clone(),
             hypervisor,
@@ -149,25 +153,32 @@ impl GuestControl {
     pub async fn migrate(&self, from: Site, to: Site) -> Result<Migrated, GuestError> {
         let domain = self.domain(from).await?;
         let destination = self.connection(to).clone();
+        let control = self.hypervisor.migration(&self.migration);
         let options = MigrateOptions {
-            flags: MigrateFlags { auto_converge: self.migration.auto_converge, ..MigrateFlags::default() },
+            flags: MigrateFlags { auto_converge: control.auto_converge, ..MigrateFlags::default() },
             uri: Some(self.hypervisor.migration_uri(to)),
             ..MigrateOptions::default()
         };
-        let limit = u64::try_from(self.migration.max_downtime.duration().as_millis()).unwrap_or(u64::MAX);
         let deadline = self.migration.timeout.duration();
         let moving = domain.clone();
         let mut events = self.call(from, Connection::subscribe).await?;
         let mut task = spawn_blocking(move || {
-            moving.set_max_downtime_ms(limit)?;
+            if let Some(limit) = control.max_downtime_ms {
+                moving.set_max_downtime_ms(limit)?;
+            }
             let started = Instant::now();
             moving.migrate(&destination, &options)?;
             Ok::<_, ctx::libvirt::Error>((started, Instant::now()))
         });
         let Ok(done) = timeout(deadline, &mut task).await else {
-            let aborting = domain.clone();
-            // Aborting ends the call in the other thread, whose own error says less than ours.
-            spawn_blocking(move || aborting.abort_job()).await??;
+            // Stopping it ends the call in the other thread, whose own error says less than ours.
+            match control.stop {
+                Stop::AbortJob => spawn_blocking(move || domain.abort_job()).await??,
+                Stop::Command(command) => {
+                    let host = &self.hosts[from as usize];
+                    host.demand("stop the migration", command, ACCOUNT).await?;
+                }
+            }
             let _ = task.await?;
             return Err(GuestError::MigrationTimeout {
                 from: from.host_name(),
@@ -185,7 +196,7 @@ impl GuestControl {
             }
             None
         };
-        let stats = timeout(ACCOUNT, account).await.ok().flatten();
+        let stats = if control.accounts { timeout(ACCOUNT, account).await.ok().flatten() } else { None };
         Ok(Migrated { started, ended, stats })
     }
 }

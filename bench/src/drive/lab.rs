@@ -108,9 +108,9 @@ impl Lab {
             Experiment::Migration => "migrated",
             Experiment::Gluster => "",
         };
+        let service = scenario.recontext.classes.contains(&Class::Service);
         let recontextualizer =
-            Recontextualizer::connect(&testbed, on, scenario.recontext.classes.contains(&Class::Service))
-                .await?;
+            Recontextualizer::connect(&testbed, on, service, super::setup::slots(scenario)).await?;
         let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
         let conditions = Conditions {
             accelerator: testbed.accelerator.name(),
@@ -134,7 +134,7 @@ impl Lab {
         let console = crate::exec::Exec::demand(
             &self.testbed.host(Site::Remote).ssh,
             "read the guest's console",
-            &format!("tail -n 20 /var/log/{}.console.log", self.testbed.guest.name),
+            &format!("tail -n 20 {}", self.testbed.hypervisor.guest_console_log(&self.testbed.guest)),
             Duration::from_secs(30),
         )
         .await

@@ -9,6 +9,7 @@ use super::arrivals::{Arrival, Arrivals};
 use super::guest::{GuestControl, GuestError};
 use super::setup::SERVICE_IMAGE;
 use crate::exec::{Exec, ExecError};
+use crate::testbed::hypervisor::Slots;
 use crate::testbed::site::Site;
 use crate::testbed::ssh::{Ssh, SshError};
 use crate::testbed::up::Testbed;
@@ -18,11 +19,6 @@ const EVENT_LOG: &str = "/var/lib/ctx/events.jsonl";
 
 /// How long a daemon may take to start, stop or run once, emulated.
 const DAEMON: Duration = Duration::from_secs(90);
-
-/// Target of the device with the service class, which nobody replaces.
-const SERVICE: &str = "sda";
-/// Target of the device with the infrastructure class.
-const INFRASTRUCTURE: &str = "sdb";
 
 /// Why the recontextualizer did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +58,7 @@ pub struct Recontextualizer {
     on: &'static str,
     /// Whether the guest has a device with the service class.
     service: bool,
+    slots: Slots,
 }
 
 impl Recontextualizer {
@@ -75,6 +72,7 @@ impl Recontextualizer {
         testbed: &Testbed,
         on: &'static str,
         service: bool,
+        slots: Slots,
     ) -> Result<Recontextualizer, RecontextError> {
         let hosts = Site::ALL.map(|site| testbed.host(site).ssh.clone());
         let mut logs = Vec::new();
@@ -85,7 +83,7 @@ impl Recontextualizer {
         }
         let [remote, local] =
             <[_; 2]>::try_from(logs).unwrap_or_else(|_| unreachable!("two hosts, two logs"));
-        Ok(Recontextualizer { hosts, logs: [remote, local], on, service })
+        Ok(Recontextualizer { hosts, logs: [remote, local], on, service, slots })
     }
 
     fn host(&self, site: Site) -> &Ssh {
@@ -158,11 +156,12 @@ impl Recontextualizer {
         let domain = guest.domain(site).await?;
         // Libvirt itself puts the namespace on it.
         let metadata = format!(
-            "<context><device class=\"infrastructure\" target=\"{INFRASTRUCTURE}\" bus=\"scsi\" \
+            "<context><device class=\"infrastructure\" target=\"{}\" bus=\"{}\" \
              strategy=\"replace\" on=\"{}\"/></context>",
-            self.on
+            self.slots.infrastructure.target, self.slots.infrastructure.bus, self.on
         );
-        let (name, service) = (domain.name().to_owned(), self.service);
+        let name = domain.name().to_owned();
+        let service = self.service.then_some(self.slots.service);
         guest
             .call(site, move |connection| {
                 let domain = connection.domain(&name)?;
@@ -170,8 +169,10 @@ impl Recontextualizer {
                 if domain.metadata(NAMESPACE).is_err() {
                     domain.set_metadata(&metadata, PREFIX, NAMESPACE, ctx::libvirt::Scope::Live)?;
                 }
-                if service && !has_disk(&domain.xml()?, SERVICE) {
-                    domain.attach_device(&service_xml(), ctx::libvirt::Scope::Live)?;
+                if let Some(slot) = service
+                    && !has_disk(&domain.xml()?, slot.target)
+                {
+                    domain.attach_device(&slot.xml(Some(SERVICE_IMAGE)), ctx::libvirt::Scope::Live)?;
                 }
                 Ok(())
             })
@@ -186,14 +187,14 @@ impl Recontextualizer {
     pub async fn remove(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
         let name = guest.domain(site).await?.name().to_owned();
         let mut events = guest.call(site, ctx::libvirt::Connection::subscribe).await?;
-        for target in [INFRASTRUCTURE, SERVICE] {
-            let domain = name.clone();
+        for slot in [self.slots.infrastructure, self.slots.service] {
+            let (domain, target) = (name.clone(), slot.target);
             let asked = guest
                 .call(site, move |connection| {
                     let domain = connection.domain(&domain)?;
                     let there = has_disk(&domain.xml()?, target);
                     if there {
-                        domain.detach_device(&disk_xml(target, ""), ctx::libvirt::Scope::Live)?;
+                        domain.detach_device(&slot.xml(None), ctx::libvirt::Scope::Live)?;
                     }
                     Ok(there)
                 })
@@ -224,17 +225,6 @@ impl Recontextualizer {
     }
 }
 
-fn service_xml() -> String {
-    disk_xml(SERVICE, &format!("<source file='{SERVICE_IMAGE}'/>"))
-}
-
-fn disk_xml(target: &str, source: &str) -> String {
-    format!(
-        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>{source}\
-         <target dev='{target}' bus='scsi'/><readonly/></disk>"
-    )
-}
-
 /// Whether a domain has a disk at a target.
 fn has_disk(xml: &str, target: &str) -> bool {
     roxmltree::Document::parse(xml).is_ok_and(|document| {
@@ -252,9 +242,9 @@ mod tests {
 
     #[test]
     fn a_disk_is_found_by_its_target_alone() {
-        let xml = format!("<domain><devices>{}</devices></domain>", service_xml());
-        assert!(has_disk(&xml, "sda"));
-        assert!(!has_disk(&xml, "sdb"));
+        let xml = "<domain><devices><disk><target dev='sda' bus='scsi'/></disk></devices></domain>";
+        assert!(has_disk(xml, "sda"));
+        assert!(!has_disk(xml, "sdb"));
         assert!(!has_disk("<domain", "sda"));
     }
 }

@@ -16,13 +16,11 @@ use crate::image::seed::{Content, Seed};
 use crate::scenario::{Experiment, Scenario, Strategy, TestbedKind};
 use crate::testbed::address::{Member, Network, Role};
 use crate::testbed::domain::Guest;
-use crate::testbed::hypervisor::{Hypervisor, Unsupported};
+use crate::testbed::hypervisor::{Hypervisor, Slots};
 use crate::testbed::seed::{text, unit};
 use crate::testbed::site::Site;
 use crate::testbed::up::Spec;
 
-/// Memory of a host besides its guest's: Debian, libvirtd, QEMU, and what is written to memory.
-const HOST_MIB: u32 = 1024;
 /// Memory of a file server: GlusterFS, and the files of the test, which stay in memory.
 const SERVER_MIB: u32 = 448;
 /// Where a guest shows its context (paper; the authors' toolkit mounted its union there, too).
@@ -66,9 +64,6 @@ impl Programs {
 /// What a scenario may ask for and this bench does not do yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotYet {
-    /// The hypervisor.
-    #[error(transparent)]
-    Hypervisor(#[from] Unsupported),
     /// Given hosts.
     #[error("this bench drives no given hosts yet: set `testbed.kind = \"nested\"`")]
     Inventory,
@@ -85,7 +80,6 @@ pub enum NotYet {
 /// # Errors
 /// [`NotYet`], with what to write instead.
 pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
-    scenario.testbed.hypervisor.supported()?;
     if scenario.testbed.kind == TestbedKind::Inventory {
         return Err(NotYet::Inventory);
     }
@@ -101,7 +95,7 @@ pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
 /// Memory that the machines of a scenario's testbed take together, in MiB.
 pub fn memory(scenario: &Scenario) -> u32 {
     let guest = guest(scenario).memory_mib;
-    let hosts = scenario.testbed.hosts * (HOST_MIB + guest);
+    let hosts = scenario.testbed.hosts * (scenario.testbed.hypervisor.host().memory_mib + guest);
     // QEMU's own memory, translated code included, is about a quarter of a gibibyte a machine.
     let machines = scenario.testbed.hosts + u32::from(servers(scenario));
     hosts + u32::from(servers(scenario)) * SERVER_MIB + machines * 256
@@ -120,7 +114,14 @@ fn guest(scenario: &Scenario) -> Guest {
         member: Member { role: Role::Guest, index: 0 },
         memory_mib: u32::try_from(scenario.guest.memory.mib()).unwrap_or(u32::MAX),
         vcpus: scenario.guest.vcpus,
+        kind: scenario.guest.kind_on(scenario.testbed.hypervisor),
     }
+}
+
+/// The devices that carry the context data of a scenario's guest.
+pub fn slots(scenario: &Scenario) -> Slots {
+    let hypervisor = scenario.testbed.hypervisor;
+    hypervisor.slots(scenario.guest.kind_on(hypervisor), scenario.recontext.strategy)
 }
 
 /// Why the context data could not be made.
@@ -147,7 +148,7 @@ pub fn spec(scenario: &Scenario, accelerator: Accelerator, programs: &Programs) 
         accelerator,
         hosts: 2,
         servers: usize::from(servers(scenario)),
-        host_memory_mib: HOST_MIB + guest.memory_mib,
+        host_memory_mib: scenario.testbed.hypervisor.host().memory_mib + guest.memory_mib,
         server_memory_mib: SERVER_MIB,
         guest_append: String::new(),
         host_extra,
@@ -157,19 +158,22 @@ pub fn spec(scenario: &Scenario, accelerator: Accelerator, programs: &Programs) 
 }
 
 /// A testbed without an experiment on it.
-pub fn plain(accelerator: Accelerator, hosts: usize, servers: usize) -> Spec {
+pub fn plain(hypervisor: Hypervisor, accelerator: Accelerator, hosts: usize, servers: usize) -> Spec {
+    let guest = crate::scenario::Guest::default();
+    let memory_mib = u32::try_from(guest.memory.mib()).unwrap_or(u32::MAX);
     Spec {
-        hypervisor: Hypervisor::Kvm,
+        hypervisor,
         accelerator,
         hosts,
         servers,
         guest: Guest {
             name: "guest".into(),
             member: Member { role: Role::Guest, index: 0 },
-            memory_mib: 256,
-            vcpus: 1,
+            memory_mib,
+            vcpus: guest.vcpus,
+            kind: guest.kind_on(hypervisor),
         },
-        host_memory_mib: HOST_MIB + 256,
+        host_memory_mib: hypervisor.host().memory_mib + memory_mib,
         server_memory_mib: SERVER_MIB,
         guest_append: String::new(),
         host_extra: vec![],
@@ -205,19 +209,17 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     // and do not compress.
     let bytes = payload(site.name(), usize::try_from(scenario.recontext.payload.bytes()).unwrap_or(0));
     seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
-    text(&mut seed, "/etc/ctx/ctx.toml", CTX_TOML);
+    text(&mut seed, "/etc/ctx/ctx.toml", ctx_toml(&scenario.testbed.hypervisor.local_uri()));
     unit(&mut seed, "ctx.service", include_str!("../../../ctx/units/ctx.service"), None);
     seed
 }
 
-const CTX_TOML: &str = r#"# Written by the bench.
-uri = "qemu:///system"
-
-[[class]]
-name = "infrastructure"
-priority = 200
-directory = "/etc/ctx/infrastructure"
-"#;
+fn ctx_toml(uri: &str) -> String {
+    format!(
+        "# Written by the bench.\nuri = \"{uri}\"\n\n[[class]]\nname = \"infrastructure\"\n\
+         priority = 200\ndirectory = \"/etc/ctx/infrastructure\"\n"
+    )
+}
 
 const FFS_UNIT: &str = include_str!("../../../ffs/units/ffs.service");
 
@@ -236,7 +238,10 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
     text(
         &mut seed,
         "/etc/ffs.toml",
-        format!("# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\n{hook}"),
+        format!(
+            "# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\nauto_devices = {:?}\n{hook}",
+            slots(scenario).in_guest
+        ),
     );
     unit(&mut seed, "ffs.service", FFS_UNIT, Some("multi-user.target"));
     unit(
@@ -281,8 +286,7 @@ mod tests {
         assert_eq!(supported(&smoke(str::to_owned)), Ok(()));
         let swap = smoke(|text| text.replace("\"replace\"", "\"swap\""));
         assert_eq!(supported(&swap), Err(NotYet::Strategy("swap")));
-        let xen = smoke(|text| text.replace("\"kvm\"", "\"xen\""));
-        assert!(matches!(supported(&xen), Err(NotYet::Hypervisor(_))));
+        assert_eq!(supported(&smoke(|text| text.replace("\"kvm\"", "\"xen\""))), Ok(()));
         let three = smoke(|text| text.replace("hosts = 2", "hosts = 3"));
         assert_eq!(supported(&three), Err(NotYet::Hosts(3)));
     }

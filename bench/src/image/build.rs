@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
 
-use super::cache::FileDigest;
+use super::cache::{FileDigest, HYPERVISOR, HYPERVISOR_CONFIG};
 use super::{Cache, Error, Image, Manifest, Progress, Recipe, Stage, ext4, initramfs};
 
 /// Where the script lies that configures the tree from inside; removed when it has run.
@@ -119,12 +119,15 @@ fn assemble(
     report(Stage::FileSystem);
     let incomplete = |message: String| Error::Incomplete { image: recipe.name.clone(), message };
     let version = initramfs::kernel(&tree).map_err(incomplete)?;
-    let take = |from: &str, to: &str| {
-        let source = tree.join(from);
-        fs::copy(&source, folder.join(to)).map_err(Error::io("read", &source)).map(drop)
-    };
+    let take = |from: &str, to: &str| take_from(&tree.join(from), &folder.join(to));
     take(&format!("boot/vmlinuz-{version}"), "vmlinuz")?;
     take("usr/share/bench/packages.tsv", "packages.tsv")?;
+    let mut names = vec!["root.ext4", "vmlinuz", "initrd", "packages.tsv", "recipe.toml"];
+    if let Some(hypervisor) = hypervisor(&tree.join("boot")).map_err(incomplete)? {
+        put(&folder.join(HYPERVISOR), &gunzip(&recipe.name, &hypervisor)?)?;
+        take_from(&hypervisor.with_extension("config"), &folder.join(HYPERVISOR_CONFIG))?;
+        names.extend([HYPERVISOR, HYPERVISOR_CONFIG]);
+    }
     let initrd = initramfs::make(&recipe.name, &tree, &recipe.initramfs)?;
     put(&folder.join("initrd"), &initrd)?;
     let text = toml::to_string(recipe).map_err(|error| incomplete(error.to_string()))?;
@@ -139,7 +142,7 @@ fn assemble(
     ext4::remove_tree(&tree)?;
 
     let mut files = BTreeMap::new();
-    for name in ["root.ext4", "vmlinuz", "initrd", "packages.tsv", "recipe.toml"] {
+    for name in names {
         let path = folder.join(name);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).map_err(Error::io("protect", &path))?;
         sync(&path)?;
@@ -329,6 +332,45 @@ fn script(recipe: &Recipe) -> String {
         "dpkg-query --show --showformat '${Package}\\t${Version}\\t${Architecture}\\n' > /usr/share/bench/packages.tsv",
     );
     script
+}
+
+/// Xen in a tree's `/boot`, compressed: `xen-VERSION-ARCHITECTURE.gz`, with its configuration beside it.
+fn hypervisor(boot: &Path) -> Result<Option<PathBuf>, String> {
+    let mut found: Vec<PathBuf> = fs::read_dir(boot)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gz"))
+        .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"xen-")))
+        // Debian links the newest under a shorter name.
+        .filter(|path| !path.is_symlink())
+        .collect();
+    match (found.pop(), found.is_empty()) {
+        (found, true) => Ok(found),
+        (_, false) => Err("it has more than one Xen; the recipe shall name one package xen-hypervisor-…".into()),
+    }
+}
+
+/// The loader takes Xen as an ELF file alone.
+fn gunzip(image: &str, path: &Path) -> Result<Vec<u8>, Error> {
+    let output = Command::new("gzip")
+        .args(["--decompress", "--stdout"])
+        .arg(path)
+        .output()
+        .map_err(|_| Error::Missing { program: "gzip".into(), package: "gzip" })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(Error::Program {
+        program: "gzip",
+        image: image.to_owned(),
+        status: output.status.to_string(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+fn take_from(source: &Path, to: &Path) -> Result<(), Error> {
+    fs::copy(source, to).map_err(Error::io("read", source)).map(drop)
 }
 
 fn put(path: &Path, content: &[u8]) -> Result<(), Error> {

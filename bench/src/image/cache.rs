@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! images/DIGEST/         root.ext4 vmlinuz initrd packages.tsv recipe.toml image.json build.log, all read-only
+//!                        and, of hosts with Xen, hypervisor hypervisor.config
 //! images/.DIGEST.building/   a build in progress, swept by the next command when its builder is gone
 //! images/.DIGEST.build       held by the builder
 //! images/.DIGEST.use         held, shared, by whoever uses the image: it is not pruned meanwhile
@@ -17,6 +18,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, ext4};
+
+/// File of an image: Xen.
+pub(super) const HYPERVISOR: &str = "hypervisor";
+/// File of an image: Xen's configuration.
+pub(super) const HYPERVISOR_CONFIG: &str = "hypervisor.config";
 
 /// The folder where images are kept.
 #[derive(Clone, Debug)]
@@ -77,6 +83,16 @@ impl Image {
     /// The initramfs.
     pub fn initrd(&self) -> PathBuf {
         self.folder.join("initrd")
+    }
+
+    /// The hypervisor that is started before the kernel, an ELF file for Multiboot; none in most images.
+    pub fn hypervisor(&self) -> Option<PathBuf> {
+        self.manifest.files.contains_key(HYPERVISOR).then(|| self.folder.join(HYPERVISOR))
+    }
+
+    /// How that hypervisor was configured when it was built, as lines `CONFIG_NAME=y`.
+    pub fn hypervisor_config(&self) -> Option<PathBuf> {
+        self.manifest.files.contains_key(HYPERVISOR_CONFIG).then(|| self.folder.join(HYPERVISOR_CONFIG))
     }
 
     /// The versions of its packages as dpkg inside says them: name, version and architecture, separated by tabs.

@@ -17,11 +17,16 @@ use super::{Error, initramfs};
 pub const BUILDER_VERSION: u32 = 1;
 
 /// The recipes that come with the program, so that it needs no source tree at run time.
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("common", include_str!("../../images/common.toml")),
+    ("host", include_str!("../../images/host.toml")),
     ("host-kvm", include_str!("../../images/host-kvm.toml")),
+    ("host-xen", include_str!("../../images/host-xen.toml")),
     ("guest", include_str!("../../images/guest.toml")),
 ];
+
+/// Those that others are based on and that make no image by themselves.
+const BASES: [&str; 2] = ["common", "host"];
 
 /// An effective recipe: everything that decides what is in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,7 +139,7 @@ struct Source {
 impl Recipe {
     /// Names of the recipes that come with the program and make an image.
     pub fn names() -> Vec<&'static str> {
-        BUILT_IN.iter().map(|(name, _)| *name).filter(|name| *name != "common").collect()
+        BUILT_IN.iter().map(|(name, _)| *name).filter(|name| !BASES.contains(name)).collect()
     }
 
     /// The recipe of that name that comes with the program.

@@ -1,7 +1,7 @@
 //! What the fields of a scenario mean together, beyond their types.
 
 use super::{
-    Arm, Bonnie, Class, Experiment, Scenario, Size, TestbedKind, Time,
+    Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy, TestbedKind, Time,
     overlay::{Fault, Table, place},
 };
 use crate::figures::FigureId;
@@ -128,6 +128,7 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let message = format!("{} virtual CPUs", scenario.guest.vcpus);
         return at.fail(&["guest", "vcpus"], None, &message, "use 1 to 64");
     }
+    guest_type(scenario, at)?;
     for (name, time) in
         [("max_downtime", scenario.migration.max_downtime), ("timeout", scenario.migration.timeout)]
     {
@@ -137,6 +138,26 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// Which guests a hypervisor runs, and which of their context devices can be changed how.
+fn guest_type(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let hypervisor = scenario.testbed.hypervisor;
+    let kind = scenario.guest.kind_on(hypervisor);
+    let strategy = scenario.recontext.strategy;
+    match (hypervisor, kind) {
+        (Hypervisor::Kvm, GuestType::Pvh | GuestType::Pv) => {
+            let message = format!("KVM runs no guest of type `{kind}`");
+            let help = "remove it, or set testbed.hypervisor = \"xen\"";
+            at.fail(&["guest", "type"], None, &message, help)
+        }
+        (Hypervisor::Xen, GuestType::Pvh | GuestType::Pv) if strategy != Strategy::Replace => {
+            let message = format!("a {kind} guest has no CD-ROM drive: nothing to {strategy}");
+            let help = "use strategy = \"replace\", or set guest.type = \"hvm\"";
+            at.fail(&["recontext", "strategy"], None, &message, help)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn recontext(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {

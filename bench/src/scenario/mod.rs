@@ -147,7 +147,7 @@ pub enum TestbedKind {
 }
 
 /// The hypervisor of the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Hypervisor {
     /// QEMU with KVM.
@@ -165,12 +165,38 @@ pub struct Guest {
     /// Its virtual CPUs, at least 1.
     #[schemars(range(min = 1, max = 64))]
     pub vcpus: u32,
+    /// How the hypervisor runs it: "hvm" on KVM; "pvh", "hvm" or "pv" on Xen. By default "hvm" on KVM and
+    /// "pvh" on Xen.
+    #[serde(rename = "type")]
+    pub kind: Option<GuestType>,
 }
 
 impl Default for Guest {
     fn default() -> Self {
-        Self { memory: Size::from_mib(256), vcpus: 1 }
+        Self { memory: Size::from_mib(256), vcpus: 1, kind: None }
     }
+}
+
+impl Guest {
+    /// How a hypervisor runs it: as asked, or as is usual there.
+    pub fn kind_on(&self, hypervisor: Hypervisor) -> GuestType {
+        self.kind.unwrap_or(match hypervisor {
+            Hypervisor::Kvm => GuestType::Hvm,
+            Hypervisor::Xen => GuestType::Pvh,
+        })
+    }
+}
+
+/// How a hypervisor runs a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestType {
+    /// Fully virtualized, with emulated devices.
+    Hvm,
+    /// Xen: hardware virtualization with paravirtual devices alone.
+    Pvh,
+    /// Xen: paravirtual altogether.
+    Pv,
 }
 
 /// Arms, repetitions and their order.
@@ -380,6 +406,7 @@ macro_rules! names {
 names!(Experiment { Migration => "migration", Gluster => "gluster" });
 names!(TestbedKind { Nested => "nested", Inventory => "inventory" });
 names!(Hypervisor { Kvm => "kvm", Xen => "xen" });
+names!(GuestType { Hvm => "hvm", Pvh => "pvh", Pv => "pv" });
 names!(Arm { Plain => "plain", Recontext => "recontext" });
 names!(Strategy { Replace => "replace", Swap => "swap", Prestage => "prestage" });
 names!(Class { Service => "service", Infrastructure => "infrastructure" });

@@ -4,6 +4,7 @@
 //! memory, so a migration copies memory alone.
 
 use super::address::Member;
+use crate::scenario::GuestType;
 
 /// A nested guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Guest {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// How the hypervisor runs it.
+    pub kind: GuestType,
 }
 
 /// Where a host keeps what its guests boot from.
@@ -45,7 +48,7 @@ mod tests {
     #[test]
     fn the_uuid_is_a_uuid() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = |name: &str| Guest { name: name.into(), member, memory_mib: 256, vcpus: 1 };
+        let guest = |name: &str| Guest { name: name.into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm };
         let uuid = guest("guest").uuid();
         let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);

@@ -1,8 +1,7 @@
 //! The QEMU command line of one machine, as a function of what it shall be.
 //!
-//! The flags are those that work where the runner has no hardware virtualization as well: `max`
-//! without LA57 shows the emulated SVM with nested paging to the host's own KVM, and 5-level
-//! paging only slows the emulator down.
+//! The flags are those that work where the runner has no hardware virtualization as well. What differs
+//! between hypervisors (the emulated processor, and what is booted before the kernel) is given.
 
 use std::path::PathBuf;
 
@@ -18,6 +17,16 @@ pub struct Disk {
     pub path: PathBuf,
 }
 
+/// A hypervisor that is started in the kernel's place, with the kernel as its first domain's
+/// (Multiboot: the first module is that kernel, the second its initramfs).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Multiboot {
+    /// The hypervisor, a 32-bit ELF file.
+    pub image: PathBuf,
+    /// Its own command line.
+    pub append: String,
+}
+
 /// One machine to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -29,6 +38,10 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What is started before the kernel; nothing on most machines.
+    pub multiboot: Option<Multiboot>,
+    /// QEMU's name of the processor where it is emulated, with flags.
+    pub emulated_cpu: &'static str,
     /// Kernel, booted directly.
     pub kernel: PathBuf,
     /// The bench's initramfs.
@@ -50,13 +63,26 @@ impl Machine {
         push(&["-M", "q35,usb=off,vmport=off"]);
         match accelerator {
             Accelerator::Kvm => push(&["-accel", "kvm", "-cpu", "host"]),
-            Accelerator::Tcg => push(&["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-la57"]),
+            Accelerator::Tcg => {
+                push(&["-accel", "tcg,thread=multi,tb-size=512", "-cpu", self.emulated_cpu]);
+            }
         }
         push(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         push(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         push(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp.display())]);
-        push(&["-kernel", &self.kernel.display().to_string(), "-initrd", &self.initrd.display().to_string()]);
-        push(&["-append", &self.append]);
+        let (kernel, initrd) = (self.kernel.display().to_string(), self.initrd.display().to_string());
+        match &self.multiboot {
+            None => push(&["-kernel", &kernel, "-initrd", &initrd, "-append", &self.append]),
+            // The first word of a module is its file, the rest what it is told.
+            Some(first) => push(&[
+                "-kernel",
+                &first.image.display().to_string(),
+                "-append",
+                &first.append,
+                "-initrd",
+                &format!("{} {},{}", escape(&kernel), escape(&self.append), escape(&initrd)),
+            ]),
+        }
         push(&["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
         for (i, disk) in self.disks.iter().enumerate() {
             push(&[
@@ -103,6 +129,8 @@ mod tests {
             member: Member { role: Role::Host, index: 0 },
             memory_mib: 1536,
             vcpus: 1,
+            multiboot: None,
+            emulated_cpu: "max,-la57",
             kernel: "/c/vmlinuz".into(),
             initrd: "/c/initrd".into(),
             append: "console=ttyS0".into(),
@@ -117,6 +145,18 @@ mod tests {
         assert!(line.contains("-accel tcg") && !line.contains("kvm"), "{line}");
         let line = host().arguments(Accelerator::Kvm).join(" ");
         assert!(line.contains("-accel kvm") && !line.contains("tcg"), "{line}");
+    }
+
+    #[test]
+    fn a_hypervisor_is_started_first_and_the_kernel_is_its_module() {
+        let mut machine = host();
+        machine.multiboot = Some(Multiboot { image: "/c/xen".into(), append: "console=com1".into() });
+        machine.append = "root=x,y".into();
+        let args = machine.arguments(Accelerator::Tcg);
+        let after = |flag: &str| args[args.iter().position(|arg| arg == flag).unwrap() + 1].as_str();
+        assert_eq!(after("-kernel"), "/c/xen");
+        assert_eq!(after("-append"), "console=com1");
+        assert_eq!(after("-initrd"), "/c/vmlinuz root=x,,y,/c/initrd");
     }
 
     #[test]

@@ -103,15 +103,26 @@ pub struct Testbed {
 
 /// What all machines have on their kernel command line beside the image's own. Interfaces keep the
 /// kernel's names, which follow the order in which they are given.
-const APPEND: &str = "console=ttyS0 net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
+const APPEND: &str = "net.ifnames=0 systemd.show_status=no random.trust_cpu=on";
 
 /// The kernel command line of a machine that this runner runs itself.
-fn machine_append(accelerator: Accelerator) -> String {
+fn machine_append(accelerator: Accelerator, console: &str) -> String {
+    let append = format!("console={console} {APPEND} {KERNEL_ARGUMENTS}");
     match tsc::kilohertz().filter(|_| accelerator == Accelerator::Tcg) {
-        Some(khz) => format!("{APPEND} {KERNEL_ARGUMENTS} tsc_early_khz={khz}"),
-        None => format!("{APPEND} {KERNEL_ARGUMENTS}"),
+        Some(khz) => format!("{append} tsc_early_khz={khz}"),
+        None => append,
     }
 }
+
+/// The kernel command line of the guest.
+fn guest_append(spec: &Spec) -> String {
+    let console = spec.hypervisor.guest_console(spec.guest.kind);
+    let disks = spec.hypervisor.guest_disks();
+    format!("console={console} {APPEND} {KERNEL_ARGUMENTS} {disks} {}", spec.guest_append).trim().to_owned()
+}
+
+/// The emulated processor of a machine that runs no guests.
+const EMULATED_CPU: &str = "max,-la57";
 
 /// How long a machine may take to boot, emulated on a busy runner.
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
@@ -157,14 +168,15 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
     seed::add(&mut guest_seed, &spec.guest_extra);
     let guest_seed = write(&spec.guest.name, &guest_seed)?;
 
-    let append = machine_append(spec.accelerator);
+    let host = spec.hypervisor.host();
     let mut machines = Vec::new();
     for (i, &site) in hosts.iter().enumerate() {
         let name = site.host_name();
-        let mut content = seed::common(name, site.host(), &keys, &names, spec.hypervisor.host_units());
+        let mut content = seed::common(name, site.host(), &keys, &names, host.units);
         content = content
             .program(format!("{GUEST_FOLDER}/vmlinuz"), images.guest.kernel())
             .program(format!("{GUEST_FOLDER}/initrd"), images.guest.initrd());
+        seed::add(&mut content, &spec.hypervisor.seed(spec.accelerator));
         if let Some(extra) = spec.host_extra.get(i) {
             seed::add(&mut content, extra);
         }
@@ -173,9 +185,15 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             member: site.host(),
             memory_mib: spec.host_memory_mib,
             vcpus: 1,
+            multiboot: spec.hypervisor.multiboot(
+                &images.host,
+                spec.host_memory_mib,
+                spec.guest.memory_mib,
+            ),
+            emulated_cpu: host.emulated_cpu,
             kernel: images.host.kernel(),
             initrd: images.host.initrd(),
-            append: append.clone(),
+            append: machine_append(spec.accelerator, host.console),
             disks: vec![
                 Disk { serial: "root".into(), path: images.host.root() },
                 Disk { serial: "seed".into(), path: write(name, &content)? },
@@ -193,9 +211,11 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             member: site.server(),
             memory_mib: spec.server_memory_mib,
             vcpus: 1,
+            multiboot: None,
+            emulated_cpu: EMULATED_CPU,
             kernel: images.guest.kernel(),
             initrd: images.guest.initrd(),
-            append: append.clone(),
+            append: machine_append(spec.accelerator, "ttyS0"),
             disks: vec![
                 Disk { serial: "root".into(), path: images.guest.root() },
                 Disk { serial: "seed".into(), path: write(&name, &content)? },
@@ -221,7 +241,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
         hosts,
         servers,
         guest: spec.guest.clone(),
-        guest_append: format!("{APPEND} {KERNEL_ARGUMENTS} {}", spec.guest_append).trim().to_owned(),
+        guest_append: guest_append(spec),
         keys,
         accelerator: spec.accelerator,
         hypervisor: spec.hypervisor,

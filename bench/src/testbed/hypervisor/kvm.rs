@@ -3,8 +3,39 @@
 //! A domain always has a virtio-scsi controller, with or without a context device behind it, so
 //! that the arms of a comparison differ in the device only.
 
+use super::{Host, MigrationControl, Slot, Slots, Stop};
+use crate::scenario::Migration;
 use crate::testbed::address::Network;
 use crate::testbed::domain::{GUEST_FOLDER, Guest, disk_path};
+
+pub(super) const HOST: Host = Host {
+    recipe: "host-kvm",
+    driver: "qemu",
+    units: &["libvirtd.socket", "libvirtd-tcp.socket"],
+    // `max` shows the emulated SVM with nested paging to the host's own KVM; 5-level paging (LA57) only
+    // slows the emulator down.
+    emulated_cpu: "max,-la57",
+    console: "ttyS0",
+    memory_mib: 1024,
+    packages: &["libvirt-daemon", "qemu-system-x86"],
+};
+
+pub(super) const SLOTS: Slots =
+    Slots { service: drive("sda"), infrastructure: drive("sdb"), in_guest: &["sr*"] };
+
+const fn drive(target: &'static str) -> Slot {
+    Slot { device: "cdrom", driver: "qemu", bus: "scsi", target }
+}
+
+pub(super) fn migration(asked: &Migration) -> MigrationControl {
+    let limit = asked.max_downtime.duration().as_millis();
+    MigrationControl {
+        max_downtime_ms: Some(u64::try_from(limit).unwrap_or(u64::MAX)),
+        auto_converge: asked.auto_converge,
+        accounts: true,
+        stop: Stop::AbortJob,
+    }
+}
 
 /// The domain's XML for libvirt's QEMU driver.
 pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
@@ -55,12 +86,13 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::GuestType;
     use crate::testbed::address::{Member, Role};
 
     #[test]
     fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1 };
+        let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm };
         let xml = domain_xml(&guest, "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();
