@@ -11,6 +11,8 @@ pub const MIGRATION_TIME_LIBVIRT: &str = "migration_time_libvirt";
 pub const DOWNTIME: &str = "downtime";
 /// Longest gap in the guest's heartbeat, as received outside.
 pub const DOWNTIME_PROBE: &str = "downtime_probe";
+/// Longest gap in the guest's answers to pings from outside.
+pub const DOWNTIME_PING: &str = "downtime_ping";
 /// Memory moved by the migration.
 pub const MEMORY_TRANSFERRED: &str = "memory_transferred";
 /// Start of the migration until the recontextualizer has finished attaching: the paper's first
@@ -111,7 +113,7 @@ const fn metric(name: &'static str, label: &'static str, unit: &'static str, bet
 }
 
 /// All metrics, in the order in which tables show them.
-pub const ALL: [Metric; 25] = [
+pub const ALL: [Metric; 26] = [
     metric(MIGRATION_TOTAL, "Migration", "s", Better::Lower),
     metric(MIGRATION_TIME_LIBVIRT, "Migration (libvirt)", "s", Better::Lower),
     metric(WITH_RECONTEXT_TOTAL, "Migration with recontextualization", "s", Better::Lower),
@@ -121,6 +123,7 @@ pub const ALL: [Metric; 25] = [
     metric(CONTENT_VISIBLE_FROM_START, "New content visible, from start", "s", Better::Lower),
     metric(DOWNTIME, "Downtime (libvirt)", "ms", Better::Lower),
     metric(DOWNTIME_PROBE, "Downtime (heartbeat)", "ms", Better::Lower),
+    metric(DOWNTIME_PING, "Downtime (ping)", "ms", Better::Lower),
     metric(MEMORY_TRANSFERRED, "Memory transferred", "B", Better::Neither),
     metric(BONNIE_PUTC, "Per-char write", "KiB/s", Better::Higher),
     metric(BONNIE_BLOCK_WRITE, "Block write", "KiB/s", Better::Higher),

@@ -14,7 +14,7 @@ use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
 use crate::report::Report;
-use crate::scenario::Scenario;
+use crate::scenario::{GuestType, Scenario};
 use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
@@ -76,8 +76,16 @@ fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
 pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
     setup::supported(&scenario)?;
+    let known = movable(&scenario)?;
     let plan = Plan::new(&scenario);
     println!("{}: {}", scenario.name(), scenario.title);
+    if !known {
+        println!(
+            "Live migration of a PV guest needs shadow paging in the hosts' Xen; whether it has that is known when its \
+             image is built: `bench image build {}`.",
+            scenario.testbed.hypervisor.host().recipe
+        );
+    }
     for trial in &plan.trials {
         let files = if trial.file_operations { ", with file operations" } else { "" };
         println!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
@@ -86,6 +94,20 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
         drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
     println!("About {} on emulated hosts.", human(std::time::Duration::from_secs(seconds)));
     Ok(Ended::Done)
+}
+
+/// Whether it is known that the guest can migrate, before anything is built: true, or false for unknown.
+fn movable(scenario: &Scenario) -> anyhow::Result<bool> {
+    let hypervisor = scenario.testbed.hypervisor;
+    let kind = scenario.guest.kind_on(hypervisor);
+    if kind != GuestType::Pv {
+        return Ok(true);
+    }
+    let digest = Recipe::built_in(hypervisor.host().recipe)?.digest();
+    match Cache::open()?.find(&digest)? {
+        None => Ok(false),
+        Some(image) => Ok(hypervisor.movable(kind, &image).map(|()| true)?),
+    }
 }
 
 pub(super) fn schema() -> anyhow::Result<Ended> {
@@ -154,12 +176,14 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
         Requirement::program("ssh-keygen", "openssh-client"),
         Requirement::program("ip", "iproute2"),
         Requirement::program("nsenter", "util-linux"),
+        Requirement::program("ping", "iputils-ping"),
         Requirement::Memory(u64::from(spec) << 20),
         Requirement::Writable(results.to_owned()),
     ]);
     doctor::require(&machine, &needed)?;
-    images(scenario.testbed.hypervisor)?;
-    Ok(())
+    let images = images(scenario.testbed.hypervisor)?;
+    let hypervisor = scenario.testbed.hypervisor;
+    Ok(hypervisor.movable(scenario.guest.kind_on(hypervisor), &images.host)?)
 }
 
 /// The recipes of a testbed's images: hosts, then guests.
@@ -193,14 +217,14 @@ pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
 }
 
 /// What hosts run with; the probe's answer is remembered for this boot.
-pub(super) fn accelerator() -> Accelerator {
-    doctor::probe().accelerator()
+pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
+    doctor::probe().accelerator_for(hypervisor)
 }
 
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
     let images = images(scenario.testbed.hypervisor)?;
-    let spec = setup::spec(scenario, accelerator(), &Programs::beside(&programs()?)?)?;
+    let spec = setup::spec(scenario, accelerator(scenario.testbed.hypervisor), &Programs::beside(&programs()?)?)?;
     let state = namespace::private_folder(&Cache::location()?.join("state"))?;
     let runtime = tokio::runtime::Runtime::new()?;
     let summary = runtime.block_on(async {

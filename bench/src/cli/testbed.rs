@@ -132,7 +132,7 @@ fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended>
     runtime.block_on(async {
         let state = namespace::private_folder(&Cache::location()?.join("state"))?;
         let images = super::run::images(hypervisor)?;
-        let accelerator = super::run::accelerator();
+        let accelerator = super::run::accelerator(hypervisor);
         let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
         let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {

@@ -96,6 +96,10 @@ pub struct Virtualization {
     pub hardware: Boot,
     /// With hardware virtualization: the kernel of a cached image, when there is one and the boot sector came up.
     pub kernel: Option<Boot>,
+    /// With hardware virtualization: Xen with a kernel as its first domain, when both came up and an image with
+    /// Xen is cached.
+    #[serde(default)]
+    pub xen: Option<Boot>,
     /// On the emulator: the boot sector.
     pub emulated: Boot,
 }
@@ -104,6 +108,14 @@ impl Virtualization {
     pub(super) const fn accelerator(&self) -> Accelerator {
         match (&self.hardware, &self.kernel) {
             (Boot::Up { nested: Some(true), .. }, None | Some(Boot::Up { .. })) => Accelerator::Kvm,
+            _ => Accelerator::Tcg,
+        }
+    }
+
+    /// The same for hosts with Xen. That guests of a machine have nested virtualization does not say that Xen can use it.
+    pub(super) const fn accelerator_for_xen(&self) -> Accelerator {
+        match (self.accelerator(), &self.xen) {
+            (Accelerator::Kvm, Some(Boot::Up { nested: Some(true), .. })) => Accelerator::Kvm,
             _ => Accelerator::Tcg,
         }
     }
@@ -139,12 +151,13 @@ const SECTOR: [u8; 214] = [
 /// Boots guests, or takes the answer of an earlier probe from `cache`: it holds until the machine is booted again or QEMU is another.
 pub(super) fn probe(cache: &Path, qemu: &str, afresh: bool) -> Virtualization {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    let kernel = cached_kernel(cache);
+    let (kernel, xen) = (cached(cache, "guest"), cached(cache, "host-xen"));
     let key = Key {
         boot_id,
         qemu: qemu.to_owned(),
         user: nix::unistd::geteuid().as_raw(),
         kernel: kernel.as_ref().map(|(digest, _)| digest.clone()),
+        xen: xen.as_ref().map(|(digest, _)| digest.clone()),
     };
     let path = cache.join("virtualization.json");
     if !afresh
@@ -154,7 +167,8 @@ pub(super) fn probe(cache: &Path, qemu: &str, afresh: bool) -> Virtualization {
     {
         return known.virtualization;
     }
-    let virtualization = boot_all(qemu, kernel.map(|(_, folder)| folder).as_deref());
+    let folder = |found: Option<(String, PathBuf)>| found.map(|(_, folder)| folder);
+    let virtualization = boot_all(qemu, folder(kernel).as_deref(), folder(xen).as_deref());
     let known = Known { key, virtualization };
     // A cache folder that cannot be written costs the next command a few seconds, and has a finding of its own.
     let _ = remember(&path, &known);
@@ -169,6 +183,8 @@ struct Key {
     /// Another user may not be allowed to use `/dev/kvm`.
     user: u32,
     kernel: Option<String>,
+    #[serde(default)]
+    xen: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -187,20 +203,20 @@ fn remember(path: &Path, known: &Known) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Digest and folder of the guest image, when it is in the cache.
-fn cached_kernel(cache: &Path) -> Option<(String, PathBuf)> {
+/// Digest and folder of the image of a recipe, when it is in the cache.
+fn cached(cache: &Path, recipe: &str) -> Option<(String, PathBuf)> {
     if !cache.join("images").is_dir() {
         return None;
     }
-    let digest = Recipe::built_in("guest").ok()?.digest();
+    let digest = Recipe::built_in(recipe).ok()?.digest();
     let image = Cache::at(cache).ok()?.find(&digest).ok()??;
     Some((digest, image.kernel().parent()?.to_owned()))
 }
 
-fn boot_all(qemu: &str, kernel: Option<&Path>) -> Virtualization {
+fn boot_all(qemu: &str, kernel: Option<&Path>, xen: Option<&Path>) -> Virtualization {
     if qemu.is_empty() {
         let none = Boot::Impossible { reason: format!("{QEMU} is not installed") };
-        return Virtualization { hardware: none.clone(), kernel: None, emulated: none };
+        return Virtualization { hardware: none.clone(), kernel: None, xen: None, emulated: none };
     }
     // `max` without 57-bit addresses is what hosts are given under emulation.
     let emulated = boot_sector(&["-accel", "tcg", "-cpu", "max,-la57"], EMULATED_LIMIT);
@@ -212,7 +228,11 @@ fn boot_all(qemu: &str, kernel: Option<&Path>) -> Virtualization {
         (Boot::Up { .. }, Some(folder)) => Some(boot_kernel(folder)),
         _ => None,
     };
-    Virtualization { hardware, kernel, emulated }
+    let xen = match (&kernel, xen) {
+        (Some(Boot::Up { .. }), Some(folder)) => Some(boot_xen(folder, &["-accel", "kvm", "-cpu", "host"], KERNEL_LIMIT)),
+        _ => None,
+    };
+    Virtualization { hardware, kernel, xen, emulated }
 }
 
 fn boot_sector(accelerator: &[&str], limit: Duration) -> Boot {
@@ -263,6 +283,26 @@ fn boot_kernel(image: &Path) -> Boot {
     })
 }
 
+/// Xen, with the kernel and the initramfs of its image as its first domain, without a disk: Xen says on the console what its
+/// guests can have, and the initramfs that the first one has come up.
+fn boot_xen(image: &Path, accelerator: &[&str], limit: Duration) -> Boot {
+    let file = |name: &str| image.join(name).display().to_string();
+    let modules =
+        format!("{} console=hvc0 quiet panic=-1 bench.wait=0,{}", file("vmlinuz"), file("initrd"));
+    let outcome = run::limited(
+        machine(accelerator, 512)
+            .args(["-serial", "stdio", "-append", "console=com1 dom0_mem=256M", "-kernel", &file("hypervisor")])
+            .args(["-initrd", &modules]),
+        limit,
+    );
+    judge("Xen with its first domain", limit, outcome, |outcome| {
+        outcome
+            .output
+            .contains("bench-init:")
+            .then(|| Some(outcome.output.contains("HVM: Hardware Assisted Paging (HAP) detected")))
+    })
+}
+
 /// A small machine without anything that the payload does not use.
 fn machine(accelerator: &[&str], mebibytes: u32) -> Command {
     let mut command = run::command(QEMU);
@@ -309,13 +349,39 @@ mod tests {
     fn hardware_counts_only_when_kernels_boot_and_hosts_can_have_guests() {
         let hangs = Boot::Hangs { payload: "x".into(), limit_ms: 1 };
         let accelerator = |hardware: Boot, kernel: Option<Boot>| {
-            Virtualization { hardware, kernel, emulated: up(Some(true)) }.accelerator()
+            Virtualization { hardware, kernel, xen: None, emulated: up(Some(true)) }.accelerator()
         };
         assert_eq!(accelerator(up(Some(true)), None), Accelerator::Kvm);
         assert_eq!(accelerator(up(Some(true)), Some(up(None))), Accelerator::Kvm);
         assert_eq!(accelerator(up(Some(false)), Some(up(None))), Accelerator::Tcg);
         assert_eq!(accelerator(up(Some(true)), Some(hangs.clone())), Accelerator::Tcg);
         assert_eq!(accelerator(hangs, None), Accelerator::Tcg);
+    }
+
+    #[test]
+    fn xen_counts_only_when_it_can_give_its_guests_hardware_virtualization() {
+        let accelerator = |xen: Option<Boot>| {
+            let (hardware, kernel) = (up(Some(true)), Some(up(None)));
+            Virtualization { hardware, kernel, xen, emulated: up(Some(true)) }.accelerator_for_xen()
+        };
+        assert_eq!(accelerator(Some(up(Some(true)))), Accelerator::Kvm);
+        assert_eq!(accelerator(Some(up(Some(false)))), Accelerator::Tcg);
+        assert_eq!(accelerator(Some(Boot::Hangs { payload: "x".into(), limit_ms: 1 })), Accelerator::Tcg);
+    }
+
+    #[test]
+    fn xen_boots_on_the_emulator_and_sees_nested_paging() {
+        let cache = crate::image::Cache::location().unwrap();
+        let Some((_, folder)) = cached(&cache, "host-xen") else {
+            eprintln!(
+                "SKIPPED doctor::accelerator::xen_boots_on_the_emulator_and_sees_nested_paging: no image host-xen; \
+                 run `bench image build`"
+            );
+            return;
+        };
+        let cpu = crate::scenario::Hypervisor::Xen.host().emulated_cpu;
+        let boot = boot_xen(&folder, &["-accel", "tcg", "-cpu", cpu], Duration::from_secs(180));
+        assert!(matches!(boot, Boot::Up { nested: Some(true), .. }), "{boot:?}");
     }
 
     #[test]

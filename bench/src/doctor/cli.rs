@@ -108,6 +108,7 @@ mod tests {
             virtualization: Virtualization {
                 hardware: Boot::Hangs { payload: "x".into(), limit_ms: 5000 },
                 kernel: None,
+                xen: None,
                 emulated: up,
             },
         }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::Recipe;
+use crate::scenario::Hypervisor;
 
 pub use accelerator::{Accelerator, Boot, Virtualization};
 pub use requirement::{Lack, Machine, Requirement, Unmet, require};
@@ -135,6 +135,14 @@ impl Report {
         self.virtualization.accelerator()
     }
 
+    /// The same for hosts with a given hypervisor: Xen is booted to find out.
+    pub fn accelerator_for(&self, hypervisor: Hypervisor) -> Accelerator {
+        match hypervisor {
+            Hypervisor::Kvm => self.accelerator(),
+            Hypervisor::Xen => self.virtualization.accelerator_for_xen(),
+        }
+    }
+
     /// What was found about a subject.
     pub fn finding(&self, subject: Subject) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.subject == subject)
@@ -148,20 +156,18 @@ impl Report {
             .filter(|finding| finding.status == Status::Missing)
             .map(|finding| finding.subject.label())
             .collect();
-        let with = self.accelerator().describe();
-        let nested = |what, image: &str| {
-            let how = if !Recipe::names().contains(&image) {
-                format!("this program has no image `{image}`")
-            } else if blocked.is_empty() {
-                with.to_owned()
+        let nested = |what, hypervisor: Hypervisor| {
+            let possible = blocked.is_empty();
+            let how = if possible {
+                self.accelerator_for(hypervisor).describe().to_owned()
             } else {
                 format!("not before this is cured: {}", blocked.join(", "))
             };
-            Possibility { what, possible: how == with, how }
+            Possibility { what, possible, how }
         };
         vec![
-            nested("nested testbed, KVM hosts", "host-kvm"),
-            nested("nested testbed, Xen hosts", "host-xen"),
+            nested("nested testbed, KVM hosts", Hypervisor::Kvm),
+            nested("nested testbed, Xen hosts", Hypervisor::Xen),
             Possibility {
                 what: "`bench report` on stored runs",
                 possible: true,

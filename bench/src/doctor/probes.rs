@@ -372,7 +372,7 @@ mod tests {
     fn an_unusable_kvm_is_degraded_and_says_what_follows() {
         let hangs = Boot::Hangs { payload: "a Linux kernel".into(), limit_ms: 8000 };
         let emulated = Boot::Up { payload: "x".into(), took_ms: 1, nested: Some(true) };
-        let found = hardware(&Virtualization { hardware: hangs, kernel: None, emulated });
+        let found = hardware(&Virtualization { hardware: hangs, kernel: None, xen: None, emulated });
         assert_eq!(found.status, Status::Degraded);
         assert!(found.evidence.contains("8 s") && found.follows.contains("tcg") && !found.remedy.is_empty());
     }

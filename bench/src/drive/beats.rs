@@ -42,9 +42,9 @@ pub async fn listen(address: Ipv4Addr) -> std::io::Result<Beats> {
     Ok(beats)
 }
 
-/// The longest pause between two beats in a row, less the interval at which they are sent: how long
-/// the guest was silent. `None` with fewer than two beats.
-pub fn longest_gap(beats: &[Arrival<Beat>]) -> Option<Duration> {
+/// The longest pause between two beats (or other signs of life) in a row, less the interval at which they
+/// are sent: how long the guest was silent. `None` with fewer than two.
+pub fn longest_gap<T>(beats: &[Arrival<T>]) -> Option<Duration> {
     beats.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).saturating_sub(INTERVAL)).max()
 }
 

@@ -234,7 +234,7 @@ impl GlusterLab {
         lab.recontextualizer.start(Site::Local).await?;
         let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
         migration::migration(&mut measures, &moved);
-        migration::downtime_probe(lab, &mut measures, &moved).await;
+        migration::downtime_probes(lab, &mut measures, &moved).await;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_BEFORE, Site::Local).await?;
 
         let from = Instant::now();

@@ -51,8 +51,17 @@ pub struct Migrated {
     pub started: Instant,
     /// When it returned.
     pub ended: Instant,
-    /// Statistics of the completed job; none when libvirt has none.
-    pub stats: Option<JobStats>,
+    /// Libvirt's account of it.
+    pub account: Account,
+}
+
+/// Libvirt's account of a migration.
+#[derive(Debug, Clone)]
+pub enum Account {
+    /// Its driver keeps none.
+    NotKept,
+    /// Statistics of the completed job; none when they did not come.
+    Kept(Option<Box<JobStats>>),
 }
 
 impl Migrated {
@@ -187,16 +196,19 @@ impl GuestControl {
             });
         };
         let (started, ended) = done??;
+        if !control.accounts {
+            return Ok(Migrated { started, ended, account: Account::NotKept });
+        }
         // The source's own account: the destination's mixes the clocks of two hosts.
         let account = async {
             while let Some(event) = events.recv().await {
                 if let Event::Domain(DomainEvent { kind: EventKind::JobCompleted(stats), .. }) = event {
-                    return Some(*stats);
+                    return Some(stats);
                 }
             }
             None
         };
-        let stats = if control.accounts { timeout(ACCOUNT, account).await.ok().flatten() } else { None };
-        Ok(Migrated { started, ended, stats })
+        let stats = timeout(ACCOUNT, account).await.ok().flatten();
+        Ok(Migrated { started, ended, account: Account::Kept(stats) })
     }
 }

@@ -8,6 +8,7 @@ use bench_probe::{Beat, Seen};
 use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
+use super::pings::{self, Pings};
 use super::recontextualizer::{RecontextError, Recontextualizer};
 use crate::exec::ExecError;
 use crate::scenario::{Arm, Class, Experiment, Scenario};
@@ -44,6 +45,9 @@ pub enum DriveError {
     /// The bench's own socket.
     #[error("cannot listen for heartbeats: {0}")]
     Listen(#[source] std::io::Error),
+    /// The pings.
+    #[error("cannot run ping: {0}; run ci/setup, or install the Debian package iputils-ping")]
+    Ping(#[source] std::io::Error),
     /// Something that had to happen did not.
     #[error("{what} within {seconds} s{evidence}")]
     Late {
@@ -80,6 +84,8 @@ pub struct Lab {
     pub guest: GuestControl,
     /// Its heartbeat.
     pub beats: Beats,
+    /// Its answers to pings.
+    pub pings: Pings,
     /// The recontextualizers of both hosts.
     pub recontextualizer: Recontextualizer,
     /// What was asked.
@@ -102,6 +108,8 @@ impl Lab {
     ) -> Result<Lab, DriveError> {
         let testbed = up(spec, images, state, logs).await?;
         let beats = beats::listen(Network::bench_address()).await.map_err(DriveError::Listen)?;
+        let pings =
+            pings::ping(testbed.guest.member.address(Network::Management)).map_err(DriveError::Ping)?;
         let guest = GuestControl::connect(&testbed, &scenario.migration).await?;
         // The GlusterFS experiment measures before recontextualization, so there it runs by request.
         let on = match scenario.experiment {
@@ -120,7 +128,7 @@ impl Lab {
                 Experiment::Gluster => scenario.testbed.dilation_on(emulated),
             },
         };
-        let lab = Lab { testbed, guest, beats, recontextualizer, scenario: scenario.clone(), conditions };
+        let lab = Lab { testbed, guest, beats, pings, recontextualizer, scenario: scenario.clone(), conditions };
         lab.boot_guest().await?;
         Ok(lab)
     }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use ctx::libvirt::JobStats;
 use ctx::recontext::Record;
 
+use super::arrivals::Arrivals;
 use super::beats::longest_gap;
 use super::clock;
-use super::guest::Migrated;
+use super::guest::{Account, Migrated};
 use super::lab::{DriveError, Lab, VISIBLE};
 use super::measure::Measures;
 use crate::metric;
@@ -36,7 +37,7 @@ pub async fn trial(lab: &Lab, trial: &Trial) -> Result<Measures, DriveError> {
     if trial.arm == Arm::Recontext {
         recontextualization(lab, &mut measures, &moved).await;
     }
-    downtime_probe(lab, &mut measures, &moved).await;
+    downtime_probes(lab, &mut measures, &moved).await;
     if let Err(reason) = clock::judge("the source host", source, clock::read(hosts[0]).await?) {
         measures.invalidate(0, &[metric::MIGRATION_TIME_LIBVIRT, metric::DOWNTIME], &reason);
     }
@@ -46,11 +47,12 @@ pub async fn trial(lab: &Lab, trial: &Trial) -> Result<Measures, DriveError> {
     Ok(measures)
 }
 
-/// What the migrate call and libvirt's statistics say.
+/// What the migrate call says, and libvirt's statistics where it keeps any.
 pub fn migration(measures: &mut Measures, moved: &Migrated) {
-    const MISSING: &str = "libvirt has no statistics of the completed job";
     measures.seconds(metric::MIGRATION_TOTAL, "", moved.total());
-    let stat = |pick: fn(&JobStats) -> Option<u64>| moved.stats.as_ref().and_then(pick).map(|v| v as f64);
+    let Account::Kept(stats) = &moved.account else { return };
+    const MISSING: &str = "libvirt has no statistics of the completed job";
+    let stat = |pick: fn(&JobStats) -> Option<u64>| stats.as_deref().and_then(pick).map(|v| v as f64);
     let seconds = stat(|s| s.time_elapsed_ms).map(|ms| ms / 1000.0);
     measures.maybe(metric::MIGRATION_TIME_LIBVIRT, "", seconds, "s", MISSING);
     measures.maybe(metric::DOWNTIME, "", stat(|s| s.downtime_ms), "ms", MISSING);
@@ -88,12 +90,19 @@ async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrate
     }
 }
 
-/// The blackout as it is seen from outside: the longest gap in the heartbeat around the switch.
-pub async fn downtime_probe(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
-    // The first beat after the switch closes the gap.
-    let arrived = lab.beats.first(moved.ended, Duration::from_secs(30), |_| true).await;
+/// The blackout as it is seen from outside: the longest silence around the switch of a program in the
+/// guest, and of its kernel.
+pub async fn downtime_probes(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
+    let program = silence(&lab.beats, moved).await;
+    measures.maybe(metric::DOWNTIME_PROBE, "", program, "ms", "no heartbeat came around the switch");
+    let kernel = silence(&lab.pings.answers, moved).await;
+    measures.maybe(metric::DOWNTIME_PING, "", kernel, "ms", "no answer to a ping came around the switch");
+}
+
+/// The longest silence between a migration's start and the first sign of life after it, in milliseconds.
+async fn silence<T: Clone>(signs: &Arrivals<T>, moved: &Migrated) -> Option<f64> {
+    let arrived = signs.first(moved.ended, Duration::from_secs(30), |_| true).await;
     let until = arrived.map_or_else(Instant::now, |arrival| arrival.at);
-    let beats: Vec<_> = lab.beats.since(moved.started).into_iter().filter(|b| b.at <= until).collect();
-    let gap = longest_gap(&beats).map(|gap| gap.as_secs_f64() * 1000.0);
-    measures.maybe(metric::DOWNTIME_PROBE, "", gap, "ms", "no heartbeat came around the switch");
+    let signs: Vec<_> = signs.since(moved.started).into_iter().filter(|sign| sign.at <= until).collect();
+    longest_gap(&signs).map(|gap| gap.as_secs_f64() * 1000.0)
 }

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod lab;
 pub mod measure;
 pub mod migration;
+pub mod pings;
 pub mod recontextualizer;
 pub mod run;
 pub mod setup;

@@ -125,7 +125,7 @@ fn outcome(trial: Result<Measures, DriveError>) -> (Measures, Outcome) {
 async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), DriveError> {
     let mut machines = serde_json::Map::new();
     for node in lab.testbed.hosts.iter().chain(&lab.testbed.servers) {
-        machines.insert(node.name().to_owned(), machine(node).await?);
+        machines.insert(node.name().to_owned(), machine(node, lab.testbed.hypervisor.host().packages).await?);
     }
     let image = |image: &crate::image::Image| serde_json::to_value(&image.manifest).unwrap_or(Value::Null);
     folder.update_manifest(|manifest| {
@@ -145,10 +145,13 @@ async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), 
     Ok(())
 }
 
-async fn machine(node: &Node) -> Result<Value, DriveError> {
-    const SCRIPT: &str = "uname -srv; cat /proc/cmdline; nproc; grep -m1 'model name' /proc/cpuinfo; \
-        dpkg-query -W -f '${Package} ${Version}\\n' libvirt-daemon qemu-system-x86 glusterfs-server iproute2 bonnie++ 2>/dev/null || true";
-    let text = node.ssh.demand("describe the machine", SCRIPT, Duration::from_secs(60)).await?;
+async fn machine(node: &Node, packages: &[&str]) -> Result<Value, DriveError> {
+    let script = format!(
+        "uname -srv; cat /proc/cmdline; nproc; grep -m1 'model name' /proc/cpuinfo; \
+         dpkg-query -W -f '${{Package}} ${{Version}}\\n' {} glusterfs-server iproute2 bonnie++ 2>/dev/null || true",
+        packages.join(" ")
+    );
+    let text = node.ssh.demand("describe the machine", &script, Duration::from_secs(60)).await?;
     Ok(json!({
         "memory_mib": node.machine.memory_mib,
         "vcpus": node.machine.vcpus,

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     figures::chart::three_digits,
     metric,
+    scenario::Hypervisor,
     stats::{Analysis, Interval, Warning, analysis},
     store::StoredRun,
 };
@@ -27,6 +28,8 @@ pub(super) struct View {
     claims: Vec<Claim>,
     emulated: bool,
     sides: &'static str,
+    /// What the table of measurements lacks on some machine, and why.
+    remarks: Vec<String>,
     rows: Vec<Row>,
     comparisons: Vec<Comparison>,
     links: Vec<Link>,
@@ -129,6 +132,7 @@ impl View {
             claims: claims(experiment, analysis),
             emulated: analysis.groups.iter().any(|group| group.accelerator == "tcg"),
             sides: sides(experiment),
+            remarks: remarks(analysis),
             rows: analysis.rows.iter().filter(|row| row.metric != metric::SERVER_BYTES).map(row).collect(),
             comparisons: analysis.comparisons.iter().map(comparison).collect(),
             links: links(runs),
@@ -139,6 +143,20 @@ impl View {
             runs: runs.iter().map(run).collect(),
         }
     }
+}
+
+/// Says where a hypervisor gives less than the others.
+fn remarks(analysis: &Analysis) -> Vec<String> {
+    let xen = |group: &&analysis::Group| group.hypervisor == Hypervisor::Xen.name();
+    let remark = |group: &analysis::Group| {
+        format!(
+            "{}: libxl keeps no statistics of a migration and takes no limit on its downtime. Its time is that of the \
+             call, and its downtime is the silence of a program in the guest (heartbeat) and of its kernel (ping), \
+             both seen from outside.",
+            group.name()
+        )
+    };
+    analysis.groups.iter().filter(xen).map(remark).collect()
 }
 
 /// Bytes are shown in MiB: nine digits say nothing.

@@ -95,7 +95,44 @@ pub struct Slots {
     pub in_guest: &'static [&'static str],
 }
 
+/// Why guests of a type cannot migrate live between hosts with an image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Immovable {
+    /// Xen follows the writes of a PV guest in shadow page tables alone.
+    #[error(
+        "live migration of a PV guest needs shadow paging in the hosts' Xen, and the Xen of image {image} was built \
+         without it: set guest.type = \"pvh\" or \"hvm\""
+    )]
+    NoShadowPaging {
+        /// Name of the hosts' image.
+        image: String,
+    },
+    /// The image's configuration of Xen cannot be read.
+    #[error("cannot read the configuration of Xen in image {image}: {reason}")]
+    Unreadable {
+        /// Name of the hosts' image.
+        image: String,
+        /// The system's error, in words.
+        reason: String,
+    },
+}
+
 impl Hypervisor {
+    /// Whether guests of a type can migrate live between hosts with this image.
+    ///
+    /// # Errors
+    /// [`Immovable`], with what to do.
+    pub fn movable(self, kind: GuestType, host: &Image) -> Result<(), Immovable> {
+        let (Hypervisor::Xen, GuestType::Pv) = (self, kind) else { return Ok(()) };
+        let image = host.manifest.name.clone();
+        let config = host.hypervisor_config().unwrap_or_default();
+        match std::fs::read_to_string(config) {
+            Ok(config) if xen::shadow_paging(&config) => Ok(()),
+            Ok(_) => Err(Immovable::NoShadowPaging { image }),
+            Err(error) => Err(Immovable::Unreadable { image, reason: error.to_string() }),
+        }
+    }
+
     /// What its hosts have in common.
     pub fn host(self) -> &'static Host {
         match self {
