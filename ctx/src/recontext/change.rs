@@ -132,11 +132,12 @@ impl Change<'_> {
 
 /// One attempt at a change of media; gives what was answered when it is to be tried again.
 fn change_medium(domain: &Domain, target: &str, image: Option<&str>) -> Result<Option<String>, RunError> {
-    let source = |xml: &str| -> Result<Option<String>, RunError> {
-        Ok(View::parse(xml)?.disks.remove(target).and_then(|disk| disk.source))
+    let drive = |xml: &str| -> Result<Disk, RunError> {
+        View::parse(xml)?.disks.remove(target).ok_or_else(|| RunError::NotThere(target.to_owned()))
     };
     let xml = domain.xml()?;
-    if source(&xml)?.as_deref() == image {
+    let before = drive(&xml)?;
+    if before.source.as_deref() == image {
         return Ok(None);
     }
     let Some(changed) = medium_xml(&xml, target, image)? else {
@@ -147,7 +148,30 @@ fn change_medium(domain: &Domain, target: &str, image: Option<&str>) -> Result<O
         Err(error) if passes(&error) => error.message().to_owned(),
         Err(error) => return Err(error.into()),
     };
-    Ok(if source(&domain.xml()?)?.as_deref() == image { None } else { Some(answer) })
+    let after = drive(&domain.xml()?)?;
+    if after.source.as_deref() == image {
+        return Ok(None);
+    }
+    if answer.contains(TRAY_CLOSED)
+        && let Some(alias) = &after.alias
+    {
+        open_tray(domain, alias);
+    }
+    Ok(Some(answer))
+}
+
+/// What QEMU answers when libvirt takes the tray to be open and it is not.
+const TRAY_CLOSED: &str = "is not open";
+
+/// Makes libvirt's idea of a tray true again.
+///
+/// When firmware or a guest's driver resets the bus, QEMU closes an open tray and tells nobody. libvirt,
+/// which had it opened for the change of media, then never opens it again, and every further change fails.
+fn open_tray(domain: &Domain, alias: &str) {
+    let command = serde_json::json!({"execute": "blockdev-open-tray", "arguments": {"id": alias}});
+    if let Err(error) = domain.qemu_monitor_command(&command.to_string()) {
+        tracing::debug!(%error, alias, "the tray cannot be opened");
+    }
 }
 
 /// Whether a refusal may be due to the guest, which drivers do not tell by a number of its own.
@@ -192,7 +216,10 @@ impl std::fmt::Display for Refusals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (index, (refusal, times)) in self.0.iter().enumerate() {
             let separator = if index > 0 { ", then " } else { "" };
-            write!(f, "{separator}{times} times: {refusal}")?;
+            write!(f, "{separator}{refusal}")?;
+            if *times > 1 {
+                write!(f, " ({times} times)")?;
+            }
         }
         Ok(())
     }
@@ -218,6 +245,6 @@ mod tests {
         for refusal in ["locked", "locked", "busy", "locked"] {
             refusals.push(refusal.into());
         }
-        assert_eq!(refusals.to_string(), "2 times: locked, then 1 times: busy, then 1 times: locked");
+        assert_eq!(refusals.to_string(), "locked (2 times), then busy, then locked");
     }
 }

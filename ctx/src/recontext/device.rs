@@ -210,15 +210,21 @@ fn form(view: &View, wanted: &Wanted) -> Result<Form, DeviceError> {
         (_, "xen") if wanted.target.starts_with("xvd") => Ok(Form::XenDisk),
         (_, "xen") => Err(DeviceError::Target { target, bus: wanted.bus.clone(), prefix: "xvd" }),
         (Machine::XenHvm, _) => {
-            wrong("bus=\"xen\" with target=\"xvdc\", or strategy=\"swap\" with its CD-ROM on ide")
+            // The first four disks of an HVM domain are emulated as well and cannot come and go.
+            wrong("bus=\"xen\" with target=\"xvde\", or strategy=\"swap\" with its CD-ROM on ide")
         }
         _ => wrong("bus=\"xen\" with target=\"xvdc\""),
     }
 }
 
 fn describe(disk: &Disk) -> String {
-    let access = if disk.readonly { "read-only" } else { "writable" };
-    format!("a {access} {} on bus {}", disk.device, disk.bus)
+    let what = match (disk.device.as_str(), disk.readonly) {
+        ("cdrom", _) => "CD-ROM",
+        ("disk", true) => "read-only disk",
+        ("disk", false) => "writable disk",
+        (other, _) => other,
+    };
+    format!("a {what} on bus {}", disk.bus)
 }
 
 impl fmt::Display for Form {
