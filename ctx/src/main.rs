@@ -1,5 +1,6 @@
 //! The program `ctx`: context data for virtual machines, on the host's side.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use clap::{Parser, Subcommand};
 use ctx::config::{Config, DEFAULT_SOCKET};
 use ctx::recontext::control::{Answer, Ask, Status, ask};
 use ctx::recontext::daemon::daemon;
+use ctx::recontext::hook::{self, HookError};
 use ctx::recontext::{Outcome, Record};
 use ctx::source::read_directory;
 use ctx_format::{
@@ -80,6 +82,20 @@ enum Command {
         /// The image to write.
         out: PathBuf,
     },
+    /// Answer a hook of libvirt: give an image to a device that migrates here without its own.
+    ///
+    /// Called by `hooks/50-ctx`. Reads the domain's XML on standard input for `migrate begin`, and
+    /// prints it where it had to be changed; does nothing for any other operation.
+    Hook {
+        /// The configuration, for the state directory.
+        #[arg(long, default_value = "/etc/ctx/ctx.toml")]
+        config: PathBuf,
+        /// libvirt's driver: `qemu` or `libxl`.
+        driver: String,
+        /// What libvirt gave the hook: the domain's name, the operation, its part, more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check a configuration and the sources of its classes.
     Check {
         /// The configuration.
@@ -135,6 +151,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             write_atomically(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Hook { config, driver, arguments } => answer_hook(&config, &driver, &arguments),
         Command::Check { config } => {
             let config = Config::load(&config)?;
             for class in &config.classes {
@@ -178,6 +195,22 @@ fn serve(path: &Path) -> anyhow::Result<ExitCode> {
         daemon(config, ready, stop).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What is wrong with the domain stops no migration: its recontextualization says so afterwards.
+fn answer_hook(config: &Path, driver: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    if !hook::asks_for_xml(arguments) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let xml = std::io::read_to_string(std::io::stdin())?;
+    let image = || hook::placeholder(&Config::load(config)?.state);
+    match hook::filter(&xml, Path::exists, image) {
+        Ok(Some(changed)) => std::io::stdout().write_all(changed.as_bytes())?,
+        Ok(None) => {}
+        Err(HookError::View(error)) => eprintln!("ctx: {driver} domain {}: {error}", arguments[0]),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn question(socket: &Path, question: &Ask) -> anyhow::Result<Answer> {

@@ -123,3 +123,73 @@ fn the_daemon_tells_when_it_is_ready_answers_and_ends_on_sigterm() {
     assert!(daemon.0.wait().unwrap().success());
     assert!(!control.exists());
 }
+
+/// Runs the hook as libvirt does; what it printed.
+fn hook(dir: &std::path::Path, arguments: &[&str], xml: &str) -> assert_cmd::assert::Assert {
+    let config = dir.join("ctx.toml");
+    std::fs::write(&config, "state = \"state\"\n[[class]]\nname = \"a\"\npriority = 1\ndirectory = \"a\"\n")
+        .unwrap();
+    ctx().args(["hook", "--config"]).arg(config).arg("libxl").args(arguments).write_stdin(xml).assert()
+}
+
+fn arriving(image: &std::path::Path) -> String {
+    format!(
+        "<domain type='xen'>\n  <name>g</name><!-- as it was -->\n  <metadata><ctx:context xmlns:ctx=\"urn:ctx:context:1\">\
+         <ctx:device class=\"a\" target=\"xvdc\" bus=\"xen\"/></ctx:context></metadata>\n  <devices>\
+         <disk type=\"file\" device='disk'><source file='{}'/><target dev='xvdc' bus='xen'/><readonly/></disk></devices>\n</domain>\n",
+        image.display()
+    )
+}
+
+#[test]
+fn the_hook_gives_an_image_to_a_device_that_arrives_without_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = ["g", "migrate", "begin", "-"];
+    let (missing, placeholder) = (dir.path().join("elsewhere.iso"), dir.path().join("state/empty.iso"));
+    let xml = arriving(&missing);
+    hook(dir.path(), &begin, &xml).success().stdout(arriving(&placeholder));
+    let image = std::fs::read(&placeholder).unwrap();
+    assert!(image.len() > 16 * 2048 && &image[16 * 2048 + 1..16 * 2048 + 6] == b"CD001");
+    hook(dir.path(), &begin, &xml).success().stdout(arriving(&placeholder));
+    assert_eq!(std::fs::read_dir(dir.path().join("state")).unwrap().count(), 1, "one image, no leftovers");
+    // Nothing to change, nothing printed.
+    hook(dir.path(), &begin, &arriving(&placeholder)).success().stdout("");
+    hook(dir.path(), &["g", "started", "begin", "-"], &xml).success().stdout("");
+    hook(dir.path(), &begin, "<domain/>").success().stdout("");
+    hook(dir.path(), &begin, "not XML").success().stdout("");
+}
+
+#[test]
+fn the_hook_stops_a_migration_only_when_it_cannot_write_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("state"), "in the way").unwrap();
+    let failed =
+        hook(dir.path(), &["g", "migrate", "begin", "-"], &arriving(&dir.path().join("no.iso"))).code(1);
+    let stderr = String::from_utf8(failed.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("empty.iso") && failed.get_output().stdout.is_empty(), "{stderr}");
+}
+
+#[test]
+fn the_script_for_libvirt_tells_the_driver_by_its_folder_and_does_nothing_without_ctx() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks/50-ctx");
+    assert_eq!(script.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+    for folder in ["libxl.d", "bin"] {
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    let installed = dir.path().join("libxl.d/50-ctx");
+    std::fs::copy(script, &installed).unwrap();
+    let bin = dir.path().join("bin");
+    let run = |path: &str| {
+        let mut command = Command::new(&installed);
+        command.env("PATH", path).args(["g", "migrate", "begin", "-"]).write_stdin("<x/>");
+        command.assert().success()
+    };
+    let system = "/usr/bin:/bin";
+    run(system).stdout("");
+    let fake = bin.join("ctx");
+    std::fs::write(&fake, "#!/bin/sh\necho \"$@\"\n").unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    run(&format!("{}:{system}", bin.display())).stdout("hook libxl g migrate begin -\n");
+}

@@ -210,7 +210,7 @@ async fn a_start_completes_what_was_cut_off_and_leaves_alone_what_is_right() {
 
     // As after a crash between detach and attach.
     let view = View::parse(&guest.0.xml().unwrap()).unwrap();
-    guest.0.detach_device(&ctx::recontext::domain::detach_xml(&view.disks["sdb"]), Scope::Live).unwrap();
+    guest.0.detach_device(&ctx::recontext::device::detach_xml(&view.disks["sdb"]), Scope::Live).unwrap();
     host.start().await;
     let second =
         host.logged(|record| record.uuid == guest.0.uuid() && record.generation > first.generation).await;
@@ -272,5 +272,52 @@ async fn failures_say_what_to_do_and_are_tried_again() {
     assert_eq!(records[0].outcome, Outcome::Skipped);
     assert!(records[0].error.as_ref().unwrap().contains(NAMESPACE));
     drop(plain);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_medium_is_swapped_in_the_drive_that_is_there() {
+    let Some(connection) = embed("a_medium_is_swapped_in_the_drive_that_is_there") else { return };
+    let _alone = ALONE.lock().await;
+    let mut host = Host::new(&connection);
+    let empty = "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
+                 <target dev='sdb' bus='scsi'/><readonly/></disk>";
+    let guest = Guest::create(&connection, &domain_xml("swaps", &metadata("strategy='swap'"), empty));
+    let drive = |guest: &Guest| View::parse(&guest.0.xml().unwrap()).unwrap().disks["sdb"].alias.clone();
+    let alias = drive(&guest);
+    host.start().await;
+    // The drive is empty: a run was missed.
+    let first = host.logged(|record| is(record, guest.0.id(), &Trigger::Reconcile)).await;
+    assert_eq!(first.outcome, Outcome::Done, "{first:?}");
+    let inserted = image(&guest);
+    let records = host.trigger("swaps").await;
+    assert_eq!(records[0].outcome, Outcome::Done, "{records:?}");
+    let names: Vec<Phase> = records[0].phases.iter().map(|phase| phase.name).collect();
+    assert_eq!(names, [Phase::Resolve, Phase::Detach, Phase::Build, Phase::Attach]);
+    assert_ne!(image(&guest), inserted);
+    assert!(!inserted.exists(), "older images are removed");
+    assert_eq!(drive(&guest), alias, "the drive stays");
+    let xml = guest.0.xml().unwrap();
+    assert!(xml.contains("startupPolicy='optional'") && xml.contains("strategy=\"swap\""), "{xml}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_domain_cannot_have_fails_once_and_touches_nothing() {
+    let Some(connection) = embed("what_a_domain_cannot_have_fails_once_and_touches_nothing") else { return };
+    let _alone = ALONE.lock().await;
+    let mut host = Host::new(&connection);
+    let guest = Guest::create(&connection, &domain_xml("cannot", &metadata("strategy='swap'"), ""));
+    let before = guest.0.xml().unwrap();
+    host.start().await;
+    let failed = host.logged(|record| record.uuid == guest.0.uuid()).await;
+    assert_eq!(failed.outcome, Outcome::Failed, "{failed:?}");
+    let error = failed.error.unwrap();
+    assert!(error.contains("`sdb`") && error.contains("no such CD-ROM drive"), "{error}");
+    // A retry would come after one second.
+    sleep(Duration::from_millis(1500)).await;
+    let status = host.ask(Ask::Status).await.status.unwrap();
+    assert_eq!((status.failed, status.running.len()), (1, 0), "no retries: {status:?}");
+    assert_eq!(guest.0.xml().unwrap(), before);
     host.stop().await;
 }

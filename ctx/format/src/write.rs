@@ -122,9 +122,24 @@ pub fn write_iso(data: &ContextData, options: &ImageOptions) -> Result<Vec<u8>, 
     Ok(image)
 }
 
+/// An image without anything in it: no manifest, so no reader takes it for context data. It stands in a
+/// device until there is data for it.
+///
+/// # Errors
+/// None in practice; the image writer's type has one.
+pub fn empty_iso() -> Result<Vec<u8>, WriteError> {
+    let mut image = Vec::new();
+    hadris_iso::sync::write(&mut image, &Tree::new(), &labelled("EMPTY"))?;
+    Ok(image)
+}
+
 fn iso_options(options: ImageOptions) -> hadris_iso::IsoOptions {
+    labelled(options.label.as_str())
+}
+
+fn labelled(label: &str) -> hadris_iso::IsoOptions {
     hadris_iso::IsoOptions::new()
-        .with_id(IsoId::Volume, options.label.as_str())
+        .with_id(IsoId::Volume, label)
         .with_id(IsoId::Application, "CTX")
         .with_level(IsoLevel::L3)
         .with_joliet()
@@ -196,6 +211,13 @@ mod tests {
     use super::*;
     use crate::class::Priority;
     use crate::data::File;
+
+    #[test]
+    fn an_image_without_anything_is_an_image_without_a_manifest() {
+        let image = empty_iso().unwrap();
+        assert_eq!(image, empty_iso().unwrap());
+        assert!(crate::read::index(&image).unwrap().root.get(MANIFEST_PATH).is_none());
+    }
 
     fn data(files: &[(&str, &str)]) -> ContextData {
         ContextData {

@@ -174,7 +174,7 @@ impl Daemon {
                 if let Some(next) = self.queue.finished(&request.domain.uuid) {
                     // Not pushed: its slot is kept by `finished`.
                     self.spawn(next);
-                } else if records.iter().any(|record| record.outcome == Outcome::Failed) {
+                } else if records.iter().any(Record::is_worth_another_try) {
                     self.retry(request);
                 }
             }

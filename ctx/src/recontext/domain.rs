@@ -13,9 +13,9 @@
 //! | attribute | meaning | when not given |
 //! |---|---|---|
 //! | `class` | the class on this device, as the host's configuration names it | required |
-//! | `target` | the device's target name (`<target dev=…>`) | required |
-//! | `bus` | its bus; `scsi` needs a virtio-scsi controller in the domain | `scsi` |
-//! | `strategy` | how it is replaced; so far `replace`: detach and attach | `replace` |
+//! | `target` | the device's target name (`<target dev=…>`): `sdb`; on Xen `xvdc` or, in a drive, `hdc` | required |
+//! | `bus` | its bus: `scsi` (needs a virtio-scsi controller in the domain); on Xen `xen` or, in a drive, `ide` | `scsi` |
+//! | `strategy` | how it is replaced: `replace` detaches the device and attaches a new one, `swap` changes the medium of a CD-ROM drive that the domain was started with; [`super::device`] has what each machine can | `replace` |
 //! | `on` | the events that ask for it, with spaces: `migrated`, `booted`, `restored` | `migrated` |
 //! | `generation` | the generation on the device, kept by the daemon; travels with the domain | `0` |
 
@@ -26,6 +26,8 @@ use ctx_format::ClassName;
 use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
 
+use super::device::{self, Machine};
+use super::edit::escape;
 use super::trigger::Trigger;
 
 /// The namespace of our metadata.
@@ -41,6 +43,20 @@ pub enum Strategy {
     /// Detach the device and attach a new one, as the paper does.
     #[default]
     Replace,
+    /// Leave the drive where it is and change the medium in it.
+    Swap,
+}
+
+impl Strategy {
+    const ALL: [Self; 2] = [Self::Replace, Self::Swap];
+
+    /// Its name in metadata and log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Swap => "swap",
+        }
+    }
 }
 
 /// A device that a domain wants replaced.
@@ -87,38 +103,6 @@ impl Wanted {
             Trigger::Reconcile | Trigger::Manual { .. } => true,
         }
     }
-
-    /// The alias of the device: user-defined, so that it stays the same over generations.
-    pub fn alias(&self) -> String {
-        format!("ua-ctx-{}", self.target)
-    }
-
-    /// The XML of the device with the image at `image`.
-    ///
-    /// `startupPolicy='optional'` lets a migration leave it behind: the image of this host does not
-    /// exist on the next one, which puts its own in.
-    pub fn device_xml(&self, image: &str) -> String {
-        format!(
-            "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
-             <source file='{}' startupPolicy='optional'/><target dev='{}' bus='{}'/><readonly/>\
-             <serial>ctx-{}</serial><alias name='{}'/></disk>",
-            escape(image),
-            escape(&self.target),
-            escape(&self.bus),
-            self.class,
-            escape(&self.alias()),
-        )
-    }
-}
-
-/// The XML that names the device at `target` for a detach: every driver goes by the target alone.
-pub fn detach_xml(disk: &Disk) -> String {
-    format!(
-        "<disk type='file' device='{}'><target dev='{}' bus='{}'/></disk>",
-        escape(&disk.device),
-        escape(&disk.target),
-        escape(&disk.bus)
-    )
 }
 
 /// A disk that a domain has.
@@ -134,6 +118,8 @@ pub struct Disk {
     pub source: Option<String>,
     /// Its alias, which events name.
     pub alias: Option<String>,
+    /// Whether the guest cannot write to it.
+    pub readonly: bool,
 }
 
 /// What a domain's XML says.
@@ -145,6 +131,8 @@ pub struct View {
     pub disks: BTreeMap<String, Disk>,
     /// Whether it has a virtio-scsi controller.
     pub virtio_scsi: bool,
+    /// What kind of machine it is.
+    pub machine: Machine,
 }
 
 /// Why a domain's XML cannot be used.
@@ -164,6 +152,11 @@ pub enum ViewError {
 }
 
 impl View {
+    /// Whether this trigger asks for any device.
+    pub fn asks_for(&self, trigger: &Trigger) -> bool {
+        self.wanted.iter().any(|wanted| wanted.asks_for(trigger))
+    }
+
     /// Reads a domain's XML.
     ///
     /// # Errors
@@ -187,23 +180,19 @@ impl View {
             }
         }
         let devices = child(root, "devices");
-        let disks = devices
-            .into_iter()
-            .flat_map(|devices| devices.children())
-            .filter(|node| node.has_tag_name("disk"))
-            .filter_map(parse_disk)
-            .map(|disk| (disk.target.clone(), disk))
-            .collect();
+        let disks =
+            device::disks(root).filter_map(parse_disk).map(|disk| (disk.target.clone(), disk)).collect();
         let virtio_scsi = devices.into_iter().flat_map(|devices| devices.children()).any(|node| {
             node.has_tag_name("controller")
                 && node.attribute("type") == Some("scsi")
                 && node.attribute("model").is_some_and(|model| model.starts_with("virtio"))
         });
-        Ok(Self { wanted, disks, virtio_scsi })
+        Ok(Self { wanted, disks, virtio_scsi, machine: device::machine(root) })
     }
 }
 
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+/// The first child element of that name.
+pub(super) fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     node.children().find(|child| child.has_tag_name(name))
 }
 
@@ -222,8 +211,12 @@ fn parse_wanted(node: Node<'_, '_>) -> Result<Wanted, String> {
             "target" | "bus" => {
                 return Err(format!("{} is {value:?}: use a name like sdb or scsi", attribute.name()));
             }
-            "strategy" if value == "replace" => strategy = Strategy::Replace,
-            "strategy" => return Err(format!("strategy `{value}` is not known: use `replace`")),
+            "strategy" => {
+                strategy = Strategy::ALL
+                    .into_iter()
+                    .find(|strategy| strategy.name() == value)
+                    .ok_or_else(|| format!("strategy `{value}` is not known: use `replace` or `swap`"))?;
+            }
             "on" => {
                 on = On { migrated: false, booted: false, restored: false };
                 for event in value.split_whitespace() {
@@ -269,6 +262,7 @@ fn parse_disk(node: Node<'_, '_>) -> Option<Disk> {
         bus: target.attribute("bus").unwrap_or_default().to_owned(),
         source: child(node, "source").and_then(|source| source.attribute("file")).map(str::to_owned),
         alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
+        readonly: child(node, "readonly").is_some(),
     })
 }
 
@@ -288,30 +282,16 @@ pub fn metadata_xml(wanted: &[Wanted], target: &str, generation: u64) -> String 
         // Writing to a string cannot fail.
         let _ = write!(
             xml,
-            "<device class='{}' target='{}' bus='{}' strategy='replace' on='{}' generation='{generation}'/>",
+            "<device class='{}' target='{}' bus='{}' strategy='{}' on='{}' generation='{generation}'/>",
             device.class,
             escape(&device.target),
             escape(&device.bus),
+            device.strategy.name(),
             on.join(" "),
         );
     }
     xml.push_str("</context>");
     xml
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '\'' => escaped.push_str("&apos;"),
-            '"' => escaped.push_str("&quot;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -381,7 +361,7 @@ mod tests {
 
     #[test]
     fn the_metadata_that_is_written_is_read_back() {
-        let devices = "<ctx:device class='a' target='sdb' on='booted restored'/><ctx:device class='b' target='sdc' generation='4'/>";
+        let devices = "<ctx:device class='a' target='sdb' on='booted restored'/><ctx:device class='b' target='sdc' strategy='swap' generation='4'/>";
         let mut wanted = View::parse(&xml(devices)).unwrap().wanted;
         let written = metadata_xml(&wanted, "sdb", 9);
         let inner = written.trim_start_matches("<context>").trim_end_matches("</context>");
@@ -400,7 +380,7 @@ mod tests {
         #[test]
         fn any_image_path_survives_the_xml(path in "[^\\p{Cc}\\p{Cn}]{1,40}") {
             let view = View::parse(&xml("<ctx:device class='a' target='sdb'/>")).unwrap();
-            let device = view.wanted[0].device_xml(&path);
+            let device = device::Form::Cdrom.xml(&view.wanted[0], &path);
             let document = format!("<domain><devices>{device}</devices></domain>");
             let disk = &View::parse(&document).unwrap().disks["sdb"];
             prop_assert_eq!(disk.source.as_deref(), Some(path.as_str()));

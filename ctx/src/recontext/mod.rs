@@ -7,18 +7,26 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`trigger`] | which events ask for a run |
+//! | [`device`] | which device carries a class on which machine, and how it can be replaced |
 //! | [`domain`] | what a domain's XML says: the devices it wants replaced, the ones it has |
 //! | [`plan`] | the steps of a run, as a pure machine that survives a crash at any point |
 //! | [`state`] | what must be known after a crash, on disk |
 //! | [`run`] | the effects: one run against libvirt, timed |
+//! | `change` | the effects on the device: detach, attach, eject, insert, each confirmed |
 //! | [`record`] | what a run did, as a line in the event log |
 //! | [`queue`] | order and coalescing of the runs of each domain |
 //! | [`daemon`] | events in, runs out, until told to stop |
 //! | [`control`] | the socket on which runs are asked for |
+//! | [`edit`] | XML changed in a few places and in no other byte |
+//! | [`hook`] | libvirt's hook: an image for a device that arrives without its own |
 
+mod change;
 pub mod control;
 pub mod daemon;
+pub mod device;
 pub mod domain;
+pub mod edit;
+pub mod hook;
 pub mod plan;
 pub mod queue;
 pub mod record;

@@ -1,4 +1,5 @@
-//! The steps of a run, as a pure machine.
+//! The steps of a run, as a pure machine: the same for both strategies. Where media are swapped, the
+//! *device* here is the medium: an empty drive has none, detaching ejects and attaching inserts.
 //!
 //! A crash may come between any two steps, and also between a step's effect and the knowledge of
 //! it. What makes that harmless is the order: the generation is reserved on disk before anything
@@ -122,6 +123,8 @@ mod tests {
         journal: Journal,
         /// Generations on the devices at the target; the hypervisor allows one.
         devices: Vec<u64>,
+        /// How many more times a guest that holds the device refuses to let it go.
+        refusals: u8,
         images: Vec<u64>,
         /// Every generation that a guest was ever shown, in order.
         shown: Vec<u64>,
@@ -150,6 +153,11 @@ mod tests {
                     return Err(Crash);
                 }
                 match plan.step() {
+                    // Given up at the deadline: like a cut before the effect.
+                    Step::Detach if self.refusals > 0 => {
+                        self.refusals -= 1;
+                        return Err(Crash);
+                    }
                     Step::Detach => self.devices.clear(),
                     Step::Reserve(generation) => self.journal = self.journal.reserved(generation),
                     Step::Write(generation) => self.images.push(generation),
@@ -178,8 +186,9 @@ mod tests {
         #[test]
         fn a_restart_completes_whatever_was_cut_off(
             runs in proptest::collection::vec((0usize..6, any::<bool>(), 0u8..4, 0u64..30), 0..12),
+            refusals in 0u8..4,
         ) {
-            let mut world = World::default();
+            let mut world = World { refusals, ..World::default() };
             for (effects, after, outside, floor) in runs {
                 match outside {
                     0 => world.devices.clear(),
@@ -189,6 +198,8 @@ mod tests {
                 }
                 let _ = world.run(Some((effects, after)), floor);
             }
+            // The guest lets go at last.
+            world.refusals = 0;
             let before = world.shown.iter().copied().max().unwrap_or(0);
             if unfinished(&world.journal, world.seen(), true) {
                 prop_assert!(world.run(None, 0).is_ok());

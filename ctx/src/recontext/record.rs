@@ -114,9 +114,17 @@ pub struct Record {
     pub iso: Option<Image>,
     /// What went wrong or why nothing was done, and what to do about it.
     pub error: Option<String>,
+    /// Whether another try would end the same way; not in the log.
+    #[serde(skip)]
+    pub permanent: bool,
 }
 
 impl Record {
+    /// Whether another try may help.
+    pub fn is_worth_another_try(&self) -> bool {
+        self.outcome == Outcome::Failed && !self.permanent
+    }
+
     /// The time of a phase in nanoseconds, if the run came to it.
     pub fn phase_ns(&self, name: Phase) -> Option<u64> {
         self.phases.iter().find(|phase| phase.name == name).map(|phase| phase.end_ns - phase.start_ns)
@@ -179,6 +187,7 @@ mod tests {
             generation: Some(7),
             iso: Some(Image { sha256: Sha256::of(b""), bytes: 2048 }),
             error: None,
+            permanent: false,
         }
     }
 

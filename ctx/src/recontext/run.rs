@@ -2,27 +2,25 @@
 //!
 //! Read from top to bottom, this is what happens when a guest has migrated here.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ctx_format::manifest::Sha256;
 use ctx_format::{ContextData, ImageOptions, InstanceId, Label, write_iso};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, timeout_at};
 
-use super::domain::{Disk, NAMESPACE, PREFIX, Strategy, View, ViewError, Wanted, detach_xml, metadata_xml};
+use super::change::Change;
+use super::device::{DeviceError, Method, method};
+use super::domain::{NAMESPACE, PREFIX, Strategy, View, ViewError, Wanted, metadata_xml};
+use super::hook::placeholder_path;
 use super::plan::{Plan, Seen, Step, unfinished};
 use super::record::{Image, Outcome, Phase, PhaseTime, Record};
 use super::state::{StateDir, StateError};
-use super::trigger::Trigger;
+use super::trigger::{Trigger, not_now};
 use crate::clock::{Stamp, monotonic_ns};
 use crate::config::{Config, hostname};
-use crate::libvirt::{
-    Connection, Domain, DomainId, Error as LibvirtError, ErrorKind, Event, EventKind, Lifecycle, Running,
-    Scope, State,
-};
+use crate::libvirt::{Connection, Domain, DomainId, Error as LibvirtError, ErrorKind, Running, Scope, State};
 use crate::source::{Facts, SourceError, gather};
 
 /// What to do.
@@ -73,12 +71,9 @@ pub enum RunError {
     /// A class that this host does not have.
     #[error("this host has no class `{0}`: add a [[class]] of that name to the configuration")]
     NoClass(String),
-    /// No controller for the device.
-    #[error(
-        "device `{0}` is to be on bus scsi, but the domain has no virtio-scsi controller: add \
-         <controller type='scsi' model='virtio-scsi'/> to it"
-    )]
-    NoController(String),
+    /// What is wanted cannot be had of this domain.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The guest or QEMU refused.
     #[error(
         "the guest refused to let go of device `{0}`: look into its kernel log, then `ctx trigger` again"
@@ -93,6 +88,19 @@ pub enum RunError {
         target: String,
         /// How long it had.
         seconds: u64,
+    },
+    /// The medium of a drive could not be changed.
+    #[error(
+        "the medium of drive `{target}` could not be changed within {seconds} s: the guest must not hold the \
+         disc (mount it, lock the tray); what was answered: {refusals}"
+    )]
+    Locked {
+        /// The device.
+        target: String,
+        /// How long it had.
+        seconds: u64,
+        /// Every answer, in order.
+        refusals: String,
     },
     /// libvirt said yes, but the device is not there.
     #[error("device `{0}` was attached but is not in the domain's XML: see libvirt's log")]
@@ -171,23 +179,14 @@ impl Recontextualizer {
         let (this, uuid, trigger) = (Arc::clone(self), request.domain.uuid.clone(), request.trigger.clone());
         blocking(move || {
             let domain = this.connection.domain_by_uuid(&uuid)?;
-            match domain.state()? {
-                State::Running(Running::MigrationCancelled) if trigger == Trigger::Migrated => {
-                    return Err(RunError::Skip(
-                        "an outgoing migration was cancelled: the domain never left".into(),
-                    ));
-                }
-                // Its devices cannot be changed now; `Resumed Migrated` follows when it has arrived.
-                State::Migrating | State::Running(Running::Postcopy) => {
-                    return Err(RunError::Skip("the domain is being migrated".into()));
-                }
-                State::Shutdown | State::ShutOff | State::Crashed => {
-                    return Err(RunError::Skip("the domain does not run any more".into()));
-                }
-                _ => {}
-            }
             let view = View::parse(&domain.xml()?)?;
-            Ok((domain, view))
+            if trigger == Trigger::Restored && view.machine.is_xen() && view.asks_for(&trigger) {
+                settled(&domain)?;
+            }
+            match not_now(&trigger, view.machine, domain.state()?) {
+                Some(why) => Err(RunError::Skip(why.into())),
+                None => Ok((domain, view)),
+            }
         })
         .await
     }
@@ -202,27 +201,31 @@ impl Recontextualizer {
     ) -> Result<Done, RunError> {
         let class =
             self.config.class(&wanted.class).ok_or_else(|| RunError::NoClass(wanted.class.to_string()))?;
-        if wanted.bus == "scsi" && !view.virtio_scsi {
-            return Err(RunError::NoController(wanted.target.clone()));
-        }
+        let method = method(view, wanted)?;
         let (uuid, target) = (domain.uuid().to_owned(), wanted.target.clone());
         let journal = self.state.load(&uuid)?.devices.get(&target).cloned().unwrap_or_default();
         let disk = view.disks.get(&target);
+        let present = match method {
+            Method::Replace(_) => disk.is_some(),
+            Method::Swap => disk.is_some_and(|disk| disk.source.is_some()),
+        };
 
         // Before the request to detach, so that its answer cannot be missed.
         let mut events = self.connection.subscribe()?;
+        let patience = self.config.detach_timeout;
+        let change = Change { domain, machine: view.machine, wanted, patience };
         let floor = wanted.generation.saturating_add(1).max(Stamp::now().realtime_ns / 1_000_000_000);
-        let mut plan = Plan::new(&journal, disk.is_some(), floor);
+        let mut plan = Plan::new(&journal, present, floor);
         let image_path = self.state.image(&uuid, &target, plan.generation());
         let mut image = Arc::new(Vec::new());
         clock.enter(Phase::Detach);
         loop {
             match plan.step() {
-                Step::Detach => {
-                    if let Some(disk) = disk {
-                        self.detach(domain, disk, &mut events).await?;
-                    }
-                }
+                Step::Detach => match (method, disk) {
+                    (Method::Replace(_), Some(disk)) => change.detach(disk, &mut events).await?,
+                    (Method::Replace(_), None) => {}
+                    (Method::Swap, _) => change.medium(None, &mut events).await?,
+                },
                 Step::Reserve(generation) => {
                     clock.enter(Phase::Build);
                     let facts = Facts {
@@ -255,7 +258,10 @@ impl Recontextualizer {
                 }
                 Step::Attach(_) => {
                     clock.enter(Phase::Attach);
-                    attach(domain, wanted, image_path.clone()).await?;
+                    match method {
+                        Method::Replace(form) => change.attach(form, &image_path).await?,
+                        Method::Swap => change.medium(Some(&image_path), &mut events).await?,
+                    }
                     // Here the guest has the device; what follows is bookkeeping.
                     clock.close(monotonic_ns());
                 }
@@ -284,11 +290,14 @@ impl Recontextualizer {
         }
     }
 
-    /// What is at a device's target.
+    /// What is at a device's target; the image without data, with which it arrived, is nothing.
     fn seen(&self, uuid: &str, target: &str, view: &View) -> Seen {
         let Some(source) = view.disks.get(target).and_then(|disk| disk.source.as_deref()) else {
             return Seen::Nothing;
         };
+        if Path::new(source) == placeholder_path(&self.config.state) {
+            return Seen::Nothing;
+        }
         self.state.generation_of(uuid, target, source).map_or(Seen::Foreign, Seen::Ours)
     }
 
@@ -310,44 +319,13 @@ impl Recontextualizer {
         }))
     }
 
-    /// Detaches a device and waits until the guest has let go, by event, confirmed by the XML.
-    async fn detach(
-        &self,
-        domain: &Domain,
-        disk: &Disk,
-        events: &mut UnboundedReceiver<Event>,
-    ) -> Result<(), RunError> {
-        let (handle, xml) = (domain.clone(), detach_xml(disk));
-        let asked = blocking(move || Ok(handle.detach_device(&xml, Scope::Live)?)).await;
-        match asked {
-            Ok(()) => {}
-            Err(RunError::Libvirt(error)) if error.kind() == ErrorKind::NoDevice => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let deadline = Instant::now() + self.config.detach_timeout;
-        loop {
-            let (handle, target) = (domain.clone(), disk.target.clone());
-            let there =
-                blocking(move || Ok(View::parse(&handle.xml()?)?.disks.contains_key(&target))).await?;
-            if !there {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let seconds = self.config.detach_timeout.as_secs();
-                return Err(RunError::Deadline { target: disk.target.clone(), seconds });
-            }
-            // Xen tells of no device events: there the XML is read again after a while.
-            let look_again = deadline.min(Instant::now() + WITHOUT_EVENTS);
-            removed(domain, disk, events, look_again).await?;
-        }
-    }
-
     fn record(
         request: &Request,
         wanted: Option<&Wanted>,
         clock: Clock,
         result: Result<Done, RunError>,
     ) -> Record {
+        let permanent = matches!(&result, Err(RunError::Device(_)));
         let end = clock.phases.last().map_or_else(monotonic_ns, |phase| phase.end_ns);
         let (outcome, done, error) = match result {
             Ok(done) => (Outcome::Done, Some(done), None),
@@ -375,12 +353,10 @@ impl Recontextualizer {
             generation: done.as_ref().map(|done| done.generation),
             iso: done.map(|done| done.iso),
             error,
+            permanent,
         }
     }
 }
-
-/// How long to wait for an event before the XML is read again.
-const WITHOUT_EVENTS: Duration = Duration::from_millis(500);
 
 /// What a run achieved.
 struct Done {
@@ -388,52 +364,26 @@ struct Done {
     iso: Image,
 }
 
-/// Waits until something was said about the removal of `disk`, or until `look_again`.
-async fn removed(
-    domain: &Domain,
-    disk: &Disk,
-    events: &mut UnboundedReceiver<Event>,
-    look_again: Instant,
-) -> Result<(), RunError> {
-    let ours = |alias: &String| Some(alias) == disk.alias.as_ref();
-    while let Ok(event) = timeout_at(look_again, events.recv()).await {
-        match event {
-            Some(Event::Domain(event)) if event.domain.uuid == domain.uuid() => match event.kind {
-                EventKind::DeviceRemoved { alias } if ours(&alias) => return Ok(()),
-                EventKind::DeviceRemovalFailed { alias } if ours(&alias) => {
-                    return Err(RunError::Refused(disk.target.clone()));
-                }
-                EventKind::Lifecycle(Lifecycle::Stopped(_)) => {
-                    return Err(RunError::Skip("the domain stopped meanwhile".into()));
-                }
-                _ => {}
-            },
-            Some(Event::Domain(_)) => {}
-            // The next call to libvirt tells what is wrong with the connection.
-            Some(Event::Closed { .. }) | None => return Ok(()),
+/// Waits until libvirt has no job on the domain any more: libxl says `Started Restored` of a domain that
+/// migrates here too, and holds its job until the migration is over. Blocks.
+fn settled(domain: &Domain) -> Result<(), RunError> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        match domain.job_stats() {
+            Err(error) if matches!(error.kind(), ErrorKind::NoJob | ErrorKind::Unsupported) => return Ok(()),
+            Err(error) => return Err(error.into()),
+            // A change of devices waits for the job as well, and says so when it does not end.
+            Ok(_) if Instant::now() >= deadline => return Ok(()),
+            Ok(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
-    Ok(())
 }
 
-/// Attaches the image and confirms it by the domain's XML. The call returns when QEMU has the
-/// device; `DEVICE_ADDED` comes at the same time and says no more.
-async fn attach(domain: &Domain, wanted: &Wanted, image: PathBuf) -> Result<(), RunError> {
-    let (domain, wanted) = (domain.clone(), wanted.clone());
-    blocking(move || {
-        let image = image.to_string_lossy().into_owned();
-        domain.attach_device(&wanted.device_xml(&image), Scope::Live)?;
-        let view = View::parse(&domain.xml()?)?;
-        match view.disks.get(&wanted.target) {
-            Some(disk) if disk.source.as_deref() == Some(&image) => Ok(()),
-            _ => Err(RunError::NotThere(wanted.target)),
-        }
-    })
-    .await
-}
+/// The longest that the end of an incoming migration is waited for.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Runs blocking work on a thread for it.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RunError> + Send + 'static,
 ) -> Result<T, RunError> {
     match tokio::task::spawn_blocking(work).await {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::libvirt::{Lifecycle, Resumed, Started};
+use super::device::Machine;
+use crate::libvirt::{Lifecycle, Resumed, Running, Started, State};
 
 /// Why a run was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +60,48 @@ pub fn trigger(event: Lifecycle) -> Option<Trigger> {
     }
 }
 
+/// Why a run leaves a domain in this state alone, if it does.
+///
+/// On Xen a migration that arrives triggers twice, by `Started Restored` and by `Resumed Migrated`. The
+/// first is only the beginning, the migration may still fail: so the first leaves it to the second.
+pub fn not_now(trigger: &Trigger, machine: Machine, state: State) -> Option<&'static str> {
+    match state {
+        State::Running(Running::MigrationCancelled) if *trigger == Trigger::Migrated => {
+            Some("an outgoing migration was cancelled: the domain never left")
+        }
+        State::Running(Running::Migrated) if *trigger == Trigger::Restored && machine.is_xen() => {
+            Some("the domain was not restored but has migrated here, which is a run of its own")
+        }
+        // Its devices cannot be changed now; `Resumed Migrated` follows when it has arrived.
+        State::Migrating | State::Running(Running::Postcopy) => Some("the domain is being migrated"),
+        State::Shutdown | State::ShutOff | State::Crashed => Some("the domain does not run any more"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::libvirt::{Stopped, Suspended};
+
+    #[test]
+    fn one_arrival_is_one_run_whatever_the_driver_says_of_it() {
+        let arrived = State::Running(Running::Migrated);
+        assert!(not_now(&Trigger::Restored, Machine::XenPvh, arrived).is_some());
+        assert!(not_now(&Trigger::Migrated, Machine::XenPvh, arrived).is_none());
+        assert!(not_now(&Trigger::Restored, Machine::XenHvm, State::Running(Running::Other(1))).is_none());
+        assert!(not_now(&Trigger::Restored, Machine::Qemu, arrived).is_none());
+    }
+
+    #[test]
+    fn a_domain_that_never_left_or_is_gone_is_left_alone() {
+        let cancelled = State::Running(Running::MigrationCancelled);
+        assert!(not_now(&Trigger::Migrated, Machine::Qemu, cancelled).is_some());
+        assert!(not_now(&Trigger::Manual { reason: None }, Machine::Qemu, cancelled).is_none());
+        for state in [State::Migrating, State::Running(Running::Postcopy), State::ShutOff, State::Crashed] {
+            assert!(not_now(&Trigger::Reconcile, Machine::XenPvh, state).is_some(), "{state:?}");
+        }
+    }
 
     #[test]
     fn only_a_guest_that_runs_here_is_recontextualized() {
