@@ -57,7 +57,7 @@ mod tests {
             priority: 1,
             origin: "device:/dev/sr0".to_owned(),
             generation,
-            root: Arc::new(LayerDir { meta: Meta::bare_dir(), opaque: false, entries: [].into() }),
+            root: Arc::new(LayerDir::new(Meta::bare_dir())),
         }
     }
 

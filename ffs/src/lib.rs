@@ -12,6 +12,7 @@
 //! | [`diff`](mod@diff) | what a switch changed; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
+//! | `prefetch` | the kernel's caches, filled before they are asked |
 //! | `watch` | real inotify events for what changed |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
 //! | [`hooks`] | what is run when paths change |
@@ -31,6 +32,7 @@ pub mod layer;
 pub mod merge;
 pub mod mount;
 pub mod notify;
+mod prefetch;
 pub mod sealed;
 pub mod sys;
 mod table;

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -37,11 +37,9 @@ impl Sealed {
     /// What reading returns; [`io::ErrorKind::FileTooLarge`] when there is more than `limit`;
     /// what `memfd_create(2)`, fcntl(2) or mmap(2) return.
     pub fn read_from(from: &mut impl Read, limit: u64) -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let mut file = File::from(memfd_create(c"ffs-image", flags)?);
+        let mut writer = Writer::new()?;
         // 1 MiB: large reads are what an emulated drive is fast at.
         let mut buffer = vec![0; 1 << 20];
-        let mut total = 0_u64;
         loop {
             let read = match from.read(&mut buffer) {
                 Ok(0) => break,
@@ -49,13 +47,12 @@ impl Sealed {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            total += read as u64;
-            if total > limit {
+            if writer.len + read as u64 > limit {
                 return Err(io::ErrorKind::FileTooLarge.into());
             }
-            file.write_all(&buffer[..read])?;
+            writer.append(&buffer[..read])?;
         }
-        Self::seal(file, total)
+        writer.seal()
     }
 
     fn seal(file: File, len: u64) -> io::Result<Self> {
@@ -90,6 +87,46 @@ impl Sealed {
             let range = usize::try_from(start).ok().zip(usize::try_from(start.saturating_add(len)).ok());
             range.and_then(|(start, end)| self.bytes().get(start..end)).unwrap_or_default()
         })
+    }
+}
+
+/// Memory that is being filled.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    file: BufWriter<File>,
+    len: u64,
+}
+
+impl Writer {
+    /// # Errors
+    /// What `memfd_create(2)` returns.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"ffs-image", flags)?);
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), len: 0 })
+    }
+
+    /// Adds bytes and returns where they begin.
+    ///
+    /// # Errors
+    /// What write(2) returns.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let at = self.len;
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(at)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// # Errors
+    /// What write(2), fcntl(2) or mmap(2) return.
+    pub(crate) fn seal(self) -> io::Result<Sealed> {
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        Sealed::seal(file, self.len)
     }
 }
 

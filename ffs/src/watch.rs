@@ -22,8 +22,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fuser::{INodeNo, Notifier};
 use nix::errno::Errno;
@@ -101,7 +101,7 @@ impl Replay {
 /// The private writable clone of a mount.
 #[derive(Debug)]
 pub(crate) struct Twin {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     stand_ins: std::sync::atomic::AtomicU64,
 }
 
@@ -119,7 +119,12 @@ impl Twin {
             | MsFlags::MS_NODEV
             | MsFlags::MS_NOATIME;
         nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>)?;
-        Ok(Self { root, stand_ins: (HIDDEN + 1).into() })
+        Ok(Self { root: Arc::new(root), stand_ins: (HIDDEN + 1).into() })
+    }
+
+    /// The root of the clone, for who wants it only as long as it is there.
+    pub(crate) fn root(&self) -> std::sync::Weak<OwnedFd> {
+        Arc::downgrade(&self.root)
     }
 
     /// Lets watchers know of `changes`. Blocks until the kernel has taken all of them; must not be

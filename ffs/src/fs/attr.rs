@@ -12,18 +12,18 @@ use crate::watch::HIDDEN;
 pub(super) const BLOCK: u32 = 4096;
 
 pub(super) fn attr(node: &Node) -> FileAttr {
-    let Meta { kind, perm, uid, gid, size, mtime, device } = *node.meta();
+    let Meta { kind, perm, uid, gid, size, blocks, links, mtime, ctime, device } = *node.meta();
     let nlink = match node {
         Node::Dir(dir) => dir.subdirs.saturating_add(2),
-        Node::File(_) => 1,
+        Node::File(_) => links,
     };
     FileAttr {
         ino: INodeNo(node.ino()),
         size,
-        blocks: size.div_ceil(512),
+        blocks,
         atime: mtime,
         mtime,
-        ctime: mtime,
+        ctime,
         crtime: mtime,
         kind: file_type(kind),
         perm,

@@ -1,52 +1,23 @@
 //! Opening and reading files.
 
-use std::os::unix::fs::FileExt;
+use std::fs::File;
 
-use fuser::{Errno, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
+use fuser::{Errno, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
 
 use super::Shared;
-use crate::layer::Content;
+use crate::layer::{Content, dir};
 
 impl Shared {
     pub(super) fn open(&self, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        if self.no_open {
-            // ENOSYS is how FUSE says "never ask again".
-            return reply.error(Errno::ENOSYS);
-        }
-        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        match self.file(ino) {
-            Err(error) => reply.error(error),
-            Ok(file) => match &file.leaf.content {
-                Content::Path { root, path, stamp } => match crate::layer::dir::open(root, path, stamp) {
-                    Ok((open, true)) => reply.opened(FileHandle(self.files.insert(open)), cached),
-                    // Another file than was scanned: shown as it is, past the caches of the one before.
-                    Ok((open, false)) => {
-                        self.found_stale();
-                        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-                        reply.opened(FileHandle(self.files.insert(open)), flags);
-                    }
-                    Err(error) => {
-                        self.found_stale();
-                        reply.error(error.into());
-                    }
-                },
-                // No handle: the number stands for this content as long as anybody has it open.
-                _ => reply.opened(FileHandle(0), cached),
-            },
-        }
+        let _ = ino;
+        // ENOSYS is how FUSE says "never ask again": a warm open is the kernel's alone.
+        reply.error(Errno::ENOSYS);
     }
 
-    pub(super) fn read(&self, ino: INodeNo, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        if let Some(open) = self.files.get(fh.0) {
-            let mut buffer = vec![0; size as usize];
-            return match read_full(&open, &mut buffer, offset) {
-                Ok(read) => reply.data(&buffer[..read]),
-                Err(error) => reply.error(error.into()),
-            };
-        }
+    pub(super) fn read(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
         match self.file(ino).map(|file| file.leaf.clone()) {
             Err(error) => reply.error(error),
             Ok(leaf) => match &leaf.content {
@@ -55,20 +26,14 @@ impl Shared {
                     Piece::One(bytes) => reply.data(bytes),
                     Piece::Joined(bytes) => reply.data(&bytes),
                 },
-                // A directory layer that came later, on a mount where opens are not asked: opened for
-                // each read, which page-cached files need once.
-                Content::Path { root, path, stamp } => match crate::layer::dir::open(root, path, stamp) {
-                    Ok((open, true)) => {
-                        let mut buffer = vec![0; size as usize];
-                        match read_full(&open, &mut buffer, offset) {
-                            Ok(read) => reply.data(&buffer[..read]),
-                            Err(error) => reply.error(error.into()),
+                Content::Held { file, .. } => read_file(file, offset, size, reply),
+                Content::Path { root, path, stamp } => match dir::open(root, path, stamp) {
+                    // Another file than was found, or changed: shown as it is until the layer was read again.
+                    Ok((open, same)) => {
+                        if !same {
+                            self.found_stale();
                         }
-                    }
-                    // Better no content than a mixture of two.
-                    Ok((_, false)) => {
-                        self.found_stale();
-                        reply.error(Errno::ESTALE);
+                        read_file(&open, offset, size, reply);
                     }
                     Err(error) => {
                         self.found_stale();
@@ -81,17 +46,12 @@ impl Shared {
     }
 }
 
-fn read_full(file: &std::fs::File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+fn read_file(file: &File, offset: u64, size: u32, reply: ReplyData) {
+    let mut buffer = vec![0; size as usize];
+    match dir::read_at(file, &mut buffer, offset) {
+        Ok(read) => reply.data(&buffer[..read]),
+        Err(error) => reply.error(error.into()),
     }
-    Ok(done)
 }
 
 /// Part of a content that lies in pieces.

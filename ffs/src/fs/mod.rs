@@ -28,6 +28,7 @@ use fuser::{
 use crate::generation::Generation;
 use crate::layer::Content;
 use crate::merge::{Dir, File, Node, ROOT};
+use crate::prefetch::Prefetch;
 use crate::table::{Handles, Table};
 use crate::watch::{HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
 use attr::{BLOCK, attr, hidden, stand_in};
@@ -42,13 +43,12 @@ pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) current: ArcSwap<Generation>,
     pub(crate) table: Table,
-    /// Opens are left to the kernel: no request for each, and the first answer holds for the whole
-    /// life of the connection. For mounts that begin without directory layers, whose files are the
-    /// only ones that must be opened to be read.
-    no_open: bool,
     /// The replay of changes for watchers.
     pub(crate) replay: Replay,
-    files: Handles<std::fs::File>,
+    /// Listing of directories in advance.
+    pub(crate) prefetch: Prefetch,
+    /// Whether the kernel takes attributes with listings.
+    pub(crate) readdirplus: AtomicBool,
     dirs: Handles<Mutex<Arc<Dir>>>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
     pub(crate) stale: AtomicBool,
@@ -63,10 +63,10 @@ impl Shared {
         Self {
             gate: RwLock::new(()),
             table,
-            no_open: !generation.layers.iter().any(|layer| layer.origin.starts_with("dir:")),
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
-            files: Handles::default(),
+            prefetch: Prefetch::default(),
+            readdirplus: AtomicBool::new(false),
             dirs: Handles::default(),
             stale: AtomicBool::new(false),
             on_stale: OnceLock::new(),
@@ -108,7 +108,6 @@ pub(crate) struct Ffs(pub(crate) Arc<Shared>);
 impl Filesystem for Ffs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             // Cached pages are dropped when we say so, not when attributes look new.
@@ -119,6 +118,8 @@ impl Filesystem for Ffs {
             let _ = config.add_capabilities(wanted & !missing);
             tracing::info!(?missing, "the kernel lacks some FUSE features: slower, not different");
         }
+        let readdirplus = config.capabilities().contains(InitFlags::FUSE_DO_READDIRPLUS);
+        self.0.readdirplus.store(readdirplus, Ordering::Relaxed);
         // As much read-ahead as the kernel offers.
         if let Err(most) = config.set_max_readahead(1 << 20) {
             let _ = config.set_max_readahead(most);
@@ -159,6 +160,7 @@ impl Filesystem for Ffs {
                 Some(node) => {
                     self.0.table.remember(node);
                     reply.entry(&FOREVER, &attr(node), ONE);
+                    self.0.prefetch.looked_up(dir.ino, &dir.asked, dir.entries.len());
                 }
                 // Number 0 is how FUSE says "not there, and you may remember that".
                 None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..attr(&Node::Dir(dir)) }, ONE),
@@ -241,36 +243,25 @@ impl Filesystem for Ffs {
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.read(ino, fh, offset, size, reply);
+        self.0.read(ino, offset, size, reply);
     }
 
-    fn release(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.0.files.remove(fh.0);
-        reply.ok();
-    }
-
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.0.dir(ino) {
             Err(error) => reply.error(error),
             Ok(dir) => {
                 let handle = FileHandle(self.0.dirs.insert(Mutex::new(dir)));
-                reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+                let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+                // What is listed in advance is asked for its attributes, which no cached listing has.
+                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::empty() } else { cached };
+                reply.opened(handle, flags);
             }
         }
     }

@@ -9,26 +9,36 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
 use super::Shared;
+use crate::layer::Name;
 use crate::merge::Node;
 
 impl Shared {
     pub(super) fn getxattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.table.get(ino.0).and_then(|node| match (name.as_bytes(), node) {
+        let Some(node) = self.table.get(ino.0) else { return reply.error(Errno::ESTALE) };
+        let own = match (name.as_bytes(), &node) {
             (b"user.ffs.layer", Node::File(file)) => Some(file.layer.to_string()),
             (b"user.ffs.layer", Node::Dir(dir)) => Some(dir.layers().collect::<Vec<_>>().join(":")),
             (b"user.ffs.generation", _) => Some(self.current.load().number.to_string()),
             _ => None,
-        });
-        match value {
+        };
+        if let Some(own) = own {
+            return answer(own.as_bytes(), size, reply);
+        }
+        match layered(&node).iter().find(|(have, _)| **have == *name.as_bytes()) {
+            Some((_, value)) => answer(value, size, reply),
             None => reply.error(Errno::ENODATA),
-            Some(value) => answer(value.as_bytes(), size, reply),
         }
     }
 
     /// Our own names are not listed: a copy of a file would take them along.
-    #[allow(clippy::unused_self)]
-    pub(super) fn listxattr(&self, _ino: INodeNo, size: u32, reply: ReplyXattr) {
-        answer(&[], size, reply);
+    pub(super) fn listxattr(&self, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some(node) = self.table.get(ino.0) else { return reply.error(Errno::ESTALE) };
+        let mut names = Vec::new();
+        for (name, _) in layered(&node) {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        answer(&names, size, reply);
     }
 
     #[allow(clippy::unused_self)]
@@ -41,6 +51,14 @@ impl Shared {
         reply: ReplyEmpty,
     ) {
         reply.error(Errno::EROFS);
+    }
+}
+
+/// The attributes that a node has from its layer.
+fn layered(node: &Node) -> &[(Name, Box<[u8]>)] {
+    match node {
+        Node::File(file) => &file.leaf.xattrs,
+        Node::Dir(dir) => dir.xattrs(),
     }
 }
 

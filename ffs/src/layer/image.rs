@@ -145,7 +145,7 @@ fn verify(manifest: &Manifest, data: &Entry, image: &[u8]) -> Result<(), ImageEr
 }
 
 fn tree(dir: &Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
-    let mut made = LayerDir { meta: meta(dir), opaque: false, entries: std::collections::BTreeMap::new() };
+    let mut made = LayerDir::new(meta(dir));
     for child in dir.children() {
         match whiteout_name(&child.name) {
             WhiteoutName::Opaque => made.opaque = true,
@@ -174,7 +174,7 @@ fn node(entry: &Entry, image: &Arc<Sealed>) -> LayerNode {
         read::Kind::Symlink(target) => Content::Target(target.clone().into()),
         _ => Content::Empty,
     };
-    LayerNode::Leaf(Arc::new(Leaf { meta: meta(entry), content }))
+    LayerNode::Leaf(Arc::new(Leaf::new(meta(entry), content)))
 }
 
 fn meta(entry: &Entry) -> Meta {
@@ -199,7 +199,10 @@ fn meta(entry: &Entry) -> Meta {
         uid: entry.uid,
         gid: entry.gid,
         size: entry.size,
+        blocks: entry.size.div_ceil(512),
+        links: 1,
         mtime: mtime.unwrap_or(SystemTime::UNIX_EPOCH),
+        ctime: mtime.unwrap_or(SystemTime::UNIX_EPOCH),
         device: entry.device,
     }
 }
