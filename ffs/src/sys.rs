@@ -162,13 +162,15 @@ pub fn open_inode(mount: &impl AsFd, ino: u64, root: bool) -> io::Result<OwnedFd
     /// `FILEID_INO64_GEN` (linux/exportfs.h): high half, low half, generation, as fs/fuse encodes it.
     const FILEID_INO64_GEN: libc::c_int = 0x81;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    // A clone's own descriptor is of the kind that is good for paths only.
+    let top = openat(mount, ".", flags, Mode::empty())?;
     if root {
-        return Ok(openat(mount, ".", flags, Mode::empty())?);
+        return Ok(top);
     }
     // The two halves fit.
     let halves = [(ino >> 32) as u32, (ino & 0xffff_ffff) as u32];
     let mut handle = Handle { bytes: 12, kind: FILEID_INO64_GEN, ino: halves, generation: 0 };
-    let mount = mount.as_fd().as_raw_fd();
+    let mount = top.as_raw_fd();
     // SAFETY: the handle is laid out as `struct file_handle`, with as many bytes behind it as it says.
     let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount, &raw mut handle, flags.bits()) };
     match i32::try_from(fd) {
