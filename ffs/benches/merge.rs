@@ -48,6 +48,11 @@ fn switches(criterion: &mut Criterion) {
                 diff(&before, &after)
             });
         });
+        // Two trees that share nothing: the most that there is to compare.
+        let other = merge(&layers[..9], None, &Inodes::default(), SystemTime::UNIX_EPOCH);
+        group.bench_function(BenchmarkId::new("diff of strangers", files), |bencher| {
+            bencher.iter(|| diff(black_box(&before), &other));
+        });
         let dir = format!("d{:05}", dirs - 1);
         let file = format!("l5-{}-00042", dirs - 1);
         group.bench_function(BenchmarkId::new("lookup", files), |bencher| {

@@ -136,6 +136,17 @@ impl At {
     }
 }
 
+/// Says on the standard error what `FFS_LOG` asks for (`info`, `warn,ffs=debug`), else warnings.
+fn log() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let asked = std::env::var("FFS_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let usual = || Targets::new().with_default(LevelFilter::WARN).with_target("fuser", LevelFilter::ERROR);
+    let to = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(to).with(asked.unwrap_or_else(usual)).init();
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -146,9 +157,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("FFS_LOG").unwrap_or_else(|_| "warn,fuser=error".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -8,7 +8,24 @@
 //! before, the old subtree is shared, so that a switch costs what has changed and not what there is.
 //! Inode numbers carry meaning: a directory keeps its number while its path is a directory (watches
 //! and working directories stay valid), anything else keeps it while its content is the same.
-//! A number therefore never stands for two contents, and the kernel may cache data forever.
+//! A number therefore never stands for two contents, and the kernel may cache data forever. The names
+//! of one file in a layer share its number.
+//!
+//! What a program sees is what overlayfs would show (`tests/overlay.rs` compares the two on random
+//! layers), but for what is in this table:
+//!
+//! | | overlayfs | here | why |
+//! |---|---|---|---|
+//! | modification time of a directory | that of the highest layer | the latest of its layers, then that of the last switch that changed its listing | programs that watch times must see a switch |
+//! | links of a directory | 1 where layers merge | 2 and its subdirectories | what find(1) and fts(3) take it for on local disks |
+//! | size and blocks of a directory | those of a layer | 0 | the merged one is in no layer |
+//! | opaque mark on a layer's root | has no effect | hides the layers below | one layer can replace all others |
+//! | whiteouts by name (`.wh.x`, `.wh..wh..opq`) | plain files | whiteouts | ISO 9660 tools drop devices |
+//! | whiteout by attribute | counts in directories marked `x` | counts everywhere | the mark is easily lost in copies |
+//! | whiteouts in a directory of one layer | listed, and not found | not listed | |
+//! | access time | that of the file | the modification time | reading changes nothing |
+//! | access control lists | in force | shown; the mode bits are in force | asking for them would cost each first lookup a request |
+//! | a write to a file of a layer | seen at once, undefined | small files: seen when the layer is read again; large ones: at once | one moment of all layers |
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use fuser::{Errno, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyOpen};
+use fuser::{Errno, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyLseek, ReplyOpen};
 
 use super::Shared;
 use crate::layer::{Content, dir};
@@ -42,6 +42,32 @@ impl Shared {
                 },
                 _ => reply.data(&[]),
             },
+        }
+    }
+
+    /// Finds data and holes; the kernel asks for those alone.
+    pub(super) fn lseek(&self, ino: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
+        use nix::libc::{SEEK_DATA, SEEK_HOLE};
+        use nix::unistd::{Whence, lseek};
+        let file = match self.file(ino) {
+            Ok(file) => file,
+            Err(error) => return reply.error(error),
+        };
+        let size = file.leaf.meta.size.cast_signed();
+        match (&file.leaf.content, whence) {
+            _ if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
+            // Its own position is nobody's: reads say where.
+            (Content::Held { file, .. }, SEEK_DATA | SEEK_HOLE) => {
+                let whence = if whence == SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
+                match lseek(file, offset, whence) {
+                    Ok(found) => reply.offset(found),
+                    Err(errno) => reply.error(std::io::Error::from(errno).into()),
+                }
+            }
+            // What was copied has no holes.
+            (_, SEEK_DATA) => reply.offset(offset),
+            (_, SEEK_HOLE) => reply.offset(size),
+            _ => reply.error(Errno::EINVAL),
         }
     }
 }
