@@ -30,6 +30,7 @@ const EPOCH_FROM: usize = 200;
 
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // Each is of its own: no state machine hides in them.
 pub struct Abilities {
     /// Cached names are invalidated all at once (Linux 6.16).
     pub epoch: bool,

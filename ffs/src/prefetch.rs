@@ -52,7 +52,7 @@ impl Prefetch {
     pub(crate) fn looked_up(&self, ino: u64, asked: &Asked, names: usize) {
         let Some(to) = self.to.get().filter(|_| names <= LARGEST) else { return };
         let count = asked.count(self.epoch.load(Ordering::Relaxed));
-        if count == BEGIN || count % AGAIN == 0 {
+        if count == BEGIN || count.is_multiple_of(AGAIN) {
             // Full: others are listed first, and this one does without.
             let _ = to.try_send(ino);
         }

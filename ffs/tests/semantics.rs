@@ -1,5 +1,7 @@
 //! What programs see of files beyond their names, and what becomes of generations that went.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, too.
+
 mod common;
 
 use std::fs::File;

@@ -290,7 +290,7 @@ impl Scan {
             if size > SMALL || self.copied.len() + size > COPIED {
                 break;
             }
-            let mut bytes = Vec::with_capacity(size as usize + 1);
+            let mut bytes = Vec::with_capacity(usize::try_from(size + 1).unwrap_or_default());
             (&file).take(size + 1).read_to_end(&mut bytes)?;
             let after = fstat(&file)?;
             if stamp(&after) == stamp(&stat) && bytes.len() as u64 == size {
