@@ -26,7 +26,7 @@ use fuser::{
 };
 
 use crate::generation::Generation;
-use crate::layer::Content;
+use crate::layer::{Content, Name};
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
 use crate::table::{Handles, Table};
@@ -49,6 +49,9 @@ pub(crate) struct Shared {
     pub(crate) prefetch: Prefetch,
     /// Whether the kernel takes attributes with listings.
     pub(crate) readdirplus: AtomicBool,
+    /// Whether access control lists are in force: the kernel asks for them on first looks by others
+    /// than the owner, so only where the mount begins with some.
+    acls: bool,
     dirs: Handles<Mutex<Arc<Dir>>>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
     pub(crate) stale: AtomicBool,
@@ -59,12 +62,14 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(generation: Generation) -> Self {
         let table = Table::new(generation.root.clone());
+        let acls = any_acl(&generation.root);
         table.remember(&hidden());
         Self {
             gate: RwLock::new(()),
             table,
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
+            acls,
             prefetch: Prefetch::default(),
             readdirplus: AtomicBool::new(false),
             dirs: Handles::default(),
@@ -107,12 +112,15 @@ pub(crate) struct Ffs(pub(crate) Arc<Shared>);
 
 impl Filesystem for Ffs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+        let mut wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             // Cached pages are dropped when we say so, not when attributes look new.
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_EXPORT_SUPPORT;
+        if self.0.acls {
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
         if let Err(missing) = config.add_capabilities(wanted) {
             // What is left is what the kernel has: they were just reported as present.
             let _ = config.add_capabilities(wanted & !missing);
@@ -275,8 +283,9 @@ impl Filesystem for Ffs {
             Ok(dir) => {
                 let handle = FileHandle(self.0.dirs.insert(Mutex::new(dir)));
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-                // What is listed in advance is asked for its attributes, which no cached listing has.
-                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::empty() } else { cached };
+                // What is listed in advance is asked for its attributes, which a cached listing has not:
+                // a fresh one takes its place.
+                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::FOPEN_CACHE_DIR } else { cached };
                 reply.opened(handle, flags);
             }
         }
@@ -346,4 +355,15 @@ impl Filesystem for Ffs {
 /// Answers with an entry that holds for this one lookup.
 fn once(reply: ReplyEntry, attr: &FileAttr) {
     reply.entry_with_ttls(&FOREVER, &Duration::ZERO, attr, ONE);
+}
+
+/// Whether anything in a tree has an access control list.
+fn any_acl(dir: &Dir) -> bool {
+    let has =
+        |xattrs: &[(Name, Box<[u8]>)]| xattrs.iter().any(|(name, _)| **name == *b"system.posix_acl_access");
+    has(dir.xattrs())
+        || dir.entries.iter().any(|(_, node)| match node {
+            Node::Dir(dir) => any_acl(dir),
+            Node::File(file) => has(&file.leaf.xattrs),
+        })
 }
