@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
@@ -73,6 +73,7 @@ pub fn layer(path: &Path, name: &str, priority: u16) -> Result<Layer, DirError> 
         copied: Writer::new().map_err(error)?,
         may_hold: HELD.min(sys::raise_descriptor_limit() / HELD_PART),
         seen: HashSet::new(),
+        buffer: vec![0; usize::try_from(SMALL + 1).unwrap_or_default()],
     };
     let fd = root.try_clone().map_err(error)?;
     let tree = scan.dir(fd, &mut PathBuf::new(), 0)?;
@@ -161,6 +162,8 @@ struct Scan {
     may_hold: u64,
     /// Files of several names that were taken in under one of them.
     seen: HashSet<(u64, u64)>,
+    /// A small file while it is copied.
+    buffer: Vec<u8>,
 }
 
 impl Scan {
@@ -290,14 +293,15 @@ impl Scan {
             if size > SMALL || self.copied.len() + size > COPIED {
                 break;
             }
-            let mut bytes = Vec::with_capacity(usize::try_from(size + 1).unwrap_or_default());
-            (&file).take(size + 1).read_to_end(&mut bytes)?;
+            // One byte more than there should be: a read that stops before it has met the end.
+            let room = usize::try_from(size + 1).unwrap_or_default();
+            // Who reads it is told why it cannot be read; the layer is not to fail for one file.
+            let Ok(read) = file.read_at(&mut self.buffer[..room], 0) else { break };
             let after = fstat(&file)?;
-            if stamp(&after) == stamp(&stat) && bytes.len() as u64 == size {
-                content = Some(FoundContent::Copied(self.copied.append(&bytes)?, size));
+            if stamp(&after) == stamp(&stat) && read as u64 == size {
+                content = Some(FoundContent::Copied(self.copied.append(&self.buffer[..read])?, size));
                 break;
             }
-            io::Seek::rewind(&mut &file)?;
             stat = after;
         }
         let content = content.unwrap_or_else(|| {
