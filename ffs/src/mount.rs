@@ -231,6 +231,25 @@ impl Mount {
         }
     }
 
+    /// Makes the kernel forget all names, attributes and pages. Not from a request handler, as
+    /// above.
+    pub fn forget(&self) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = vec![self.current().root.clone()];
+        while let Some(dir) = left.pop() {
+            for (name, node) in &dir.entries {
+                use std::os::unix::ffi::OsStrExt;
+                // What it does not know it cannot forget.
+                let _ = self.notifier.inval_entry(INodeNo(dir.ino), std::ffi::OsStr::from_bytes(name));
+                match node {
+                    Node::Dir(dir) => left.push(dir.clone()),
+                    Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
+                }
+            }
+            let _ = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0);
+        }
+    }
+
     /// Unmounts. What is still open keeps working until the program ends.
     ///
     /// # Errors
