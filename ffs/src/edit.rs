@@ -80,7 +80,8 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
         return Err(EditError::Nothing);
     }
     let mut plan = Plan { desired: desired.clone(), ..Plan::default() };
-    // Every name that there is at this point of the list, with its rank.
+    // Every name that there is at this point of the list, with its rank. An order may leave out one
+    // whose disc has not been there.
     let mut there: BTreeMap<String, u16> = shown.clone();
     for spec in &desired.layers {
         there.entry(spec.name.clone()).or_insert(spec.priority.unwrap_or(0));
@@ -120,7 +121,13 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
                         return Err(EditError::Twice(name.clone()));
                     }
                 }
-                if let Some(name) = there.keys().find(|name| !seen.contains(name)) {
+                if let Some(name) = there
+                    .keys()
+                    .filter(|name| {
+                        shown.contains_key(*name) || plan.load.iter().any(|spec| spec.name == **name)
+                    })
+                    .find(|name| !seen.contains(name))
+                {
                     return Err(EditError::LeftOut(name.clone()));
                 }
                 for (name, rank) in ranks(names, &there) {

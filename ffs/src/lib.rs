@@ -14,6 +14,8 @@
 //! | [`mount`] | the kernel session and the switch |
 //! | `watch` | real inotify events for what changed |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
+//! | `attrs` | extended attributes that tell of the mount and take commands; pure |
+//! | [`fstab`] | what mount(8) tells its helper; pure |
 //! | [`hooks`] | what is run when paths change |
 //! | [`edit`] | what a request makes of the layers; pure |
 //! | [`dirs`] | directories that are followed |
@@ -21,6 +23,7 @@
 //! | [`daemon`] | one loop that owns every change |
 //! | [`control`], [`status`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
+mod attrs;
 pub mod config;
 pub mod control;
 pub mod daemon;

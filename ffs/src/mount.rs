@@ -160,6 +160,18 @@ impl Mount {
         let _ = self.shared.on_stale.set(Box::new(tell));
     }
 
+    /// Sets what is called, from a thread that answers the kernel and must not be held up, with a
+    /// command that came as an extended attribute. Only the first setting counts.
+    pub fn on_command(
+        &self,
+        run: impl Fn(crate::control::Request, Box<dyn FnOnce(crate::control::Response) + Send>)
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        let _ = self.shared.on_command.set(Box::new(run));
+    }
+
     /// Shows other layers: all at once for programs that look from now on.
     ///
     /// `edit` gets the present layers and returns those to come. When this returns, every lookup
