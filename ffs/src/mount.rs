@@ -195,6 +195,18 @@ impl Mount {
         let _ = self.shared.on_stale.set(Box::new(tell));
     }
 
+    /// Sets what is called, from a thread that answers the kernel and must not be held up, with a
+    /// command that came as an extended attribute. Only the first setting counts.
+    pub fn on_command(
+        &self,
+        run: impl Fn(crate::control::Request, Box<dyn FnOnce(crate::control::Response) + Send>)
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        let _ = self.shared.on_command.set(Box::new(run));
+    }
+
     /// Shows other layers: all at once for programs that look from now on.
     ///
     /// `edit` gets the present layers and returns those to come. When this returns, every lookup
@@ -286,6 +298,25 @@ impl Mount {
         }
         if let Some(error) = failed {
             tracing::warn!(%error, "the kernel refused an invalidation: old names may show until they are dropped");
+        }
+    }
+
+    /// Makes the kernel forget all names, attributes and pages. Not from a request handler, as
+    /// above.
+    pub fn forget(&self) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = vec![self.current().root.clone()];
+        while let Some(dir) = left.pop() {
+            for (name, node) in &dir.entries {
+                use std::os::unix::ffi::OsStrExt;
+                // What it does not know it cannot forget.
+                let _ = self.notifier.inval_entry(INodeNo(dir.ino), std::ffi::OsStr::from_bytes(name));
+                match node {
+                    Node::Dir(dir) => left.push(dir.clone()),
+                    Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
+                }
+            }
+            let _ = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0);
         }
     }
 

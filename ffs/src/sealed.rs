@@ -11,10 +11,19 @@ use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Bytes in all sealed memory of this process.
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that all [`Sealed`] of this process hold: those of every generation that somebody uses.
+pub fn in_use() -> u64 {
+    IN_USE.load(Ordering::Relaxed)
+}
 
 /// Immutable bytes in memory of their own.
 #[derive(Debug)]
@@ -68,6 +77,7 @@ impl Sealed {
             }
             None => None,
         };
+        IN_USE.fetch_add(len as u64, Ordering::Relaxed);
         Ok(Self { fd: file.into(), map, len })
     }
 
@@ -138,6 +148,7 @@ impl AsFd for Sealed {
 
 impl Drop for Sealed {
     fn drop(&mut self) {
+        IN_USE.fetch_sub(self.len as u64, Ordering::Relaxed);
         if let Some(map) = self.map {
             // SAFETY: exactly the mapping made in `seal`; no slice of it outlives `self`.
             let unmapped = unsafe { munmap(map.cast(), self.len) };

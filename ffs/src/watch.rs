@@ -39,6 +39,10 @@ use crate::sys;
 pub(crate) const HIDDEN_NAME: &[u8] = b".ffs";
 /// Its inode; real numbers count up from 2 and stand-ins from above it: they never meet.
 pub(crate) const HIDDEN: u64 = 1 << 62;
+/// The name that mergerfs has for it; another directory, for a directory has one name only.
+pub(crate) const ALIAS_NAME: &[u8] = b".mergerfs";
+/// The inode of that.
+pub(crate) const ALIAS: u64 = HIDDEN - 1;
 /// A name that somebody looks up all the time is tried so often.
 const TRIES: usize = 100;
 

@@ -6,7 +6,6 @@ use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::layer::{Kind, Meta};
 use crate::merge::{Dir, Node};
-use crate::watch::HIDDEN;
 
 /// The block size of statfs and stat.
 pub(super) const BLOCK: u32 = 4096;
@@ -49,9 +48,11 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// The hidden directory: empty for everybody, and there for the replay.
-pub(super) fn hidden() -> Node {
-    Node::Dir(Arc::new(Dir::empty(HIDDEN, Meta { perm: 0o700, ..Meta::bare_dir() })))
+/// The hidden directory, or its alias: empty, there for the replay and for its extended attributes,
+/// which are its owner's to write.
+pub(super) fn hidden(ino: u64) -> Node {
+    let uid = nix::unistd::geteuid().as_raw();
+    Node::Dir(Arc::new(Dir::empty(ino, Meta { perm: 0o755, uid, ..Meta::bare_dir() })))
 }
 
 /// What stands for a real inode while it is moved into place or removed.

@@ -30,13 +30,17 @@ use crate::layer::{Content, Name};
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
 use crate::table::{Handles, Table};
-use crate::watch::{HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
+use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
 use attr::{BLOCK, attr, hidden, stand_in};
 
 /// As good as forever; the kernel clamps what its clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 /// One number never stands for two objects, so FUSE's own generation of a number is constant.
 const ONE: fuser::Generation = fuser::Generation(0);
+
+/// Does what a command asks, and gives the answer to the second.
+pub(crate) type OnCommand =
+    dyn Fn(crate::control::Request, Box<dyn FnOnce(crate::control::Response) + Send>) + Send + Sync;
 
 /// What the handlers and the switching thread share.
 pub(crate) struct Shared {
@@ -57,13 +61,15 @@ pub(crate) struct Shared {
     pub(crate) stale: AtomicBool,
     /// Called when that is first seen.
     pub(crate) on_stale: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Called with a command that came as an extended attribute.
+    pub(crate) on_command: OnceLock<Box<OnCommand>>,
 }
 
 impl Shared {
     pub(crate) fn new(generation: Generation) -> Self {
         let table = Table::new(generation.root.clone());
         let acls = any_acl(&generation.root);
-        table.remember(&hidden());
+        table.remember(&hidden(HIDDEN));
         Self {
             gate: RwLock::new(()),
             table,
@@ -75,6 +81,7 @@ impl Shared {
             dirs: Handles::default(),
             stale: AtomicBool::new(false),
             on_stale: OnceLock::new(),
+            on_command: OnceLock::new(),
         }
     }
 
@@ -138,7 +145,7 @@ impl Filesystem for Ffs {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _gate = self.0.enter();
         if parent.0 == ROOT && name.as_bytes() == HIDDEN_NAME {
-            let hidden = hidden();
+            let hidden = hidden(HIDDEN);
             self.0.table.remember(&hidden);
             return reply.entry(&FOREVER, &attr(&hidden), ONE);
         }
@@ -169,6 +176,11 @@ impl Filesystem for Ffs {
                     self.0.table.remember(node);
                     reply.entry(&FOREVER, &attr(node), ONE);
                     self.0.prefetch.looked_up(dir.ino, &dir.asked, dir.entries.len());
+                }
+                None if parent.0 == ROOT && name.as_bytes() == ALIAS_NAME => {
+                    let alias = hidden(ALIAS);
+                    self.0.table.remember(&alias);
+                    reply.entry(&FOREVER, &attr(&alias), ONE);
                 }
                 // Number 0 is how FUSE says "not there, and you may remember that".
                 None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..attr(&Node::Dir(dir)) }, ONE),

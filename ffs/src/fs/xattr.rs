@@ -1,7 +1,6 @@
 //! Extended attributes: those of the layers, and our own.
 //!
-//! The place for what is answered on `<mount>/.ffs` (inode [`HIDDEN`](crate::watch::HIDDEN)): a
-//! branch at the top of each function here.
+//! What is told of the mount, and the commands on `<mount>/.ffs`, are in [`attrs`].
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,29 +8,36 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
 use super::Shared;
+use crate::attrs::{self, Refused};
+use crate::control::Response;
 use crate::layer::Name;
 use crate::merge::Node;
+use crate::watch::{ALIAS, HIDDEN};
 
 impl Shared {
     pub(super) fn getxattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some(node) = self.table.get(ino.0) else { return reply.error(Errno::ESTALE) };
-        let own = match (name.as_bytes(), &node) {
-            (b"user.ffs.layer", Node::File(file)) => Some(file.layer.to_string()),
-            (b"user.ffs.layer", Node::Dir(dir)) => Some(dir.layers().collect::<Vec<_>>().join(":")),
-            (b"user.ffs.generation", _) => Some(self.current.load().number.to_string()),
-            _ => None,
+        let generation = self.current.load();
+        let own = match ino.0 {
+            HIDDEN | ALIAS => attrs::of_control(name.as_bytes(), &generation),
+            _ => self.table.get(ino.0).and_then(|node| attrs::of_path(name.as_bytes(), &node, &generation)),
         };
         if let Some(own) = own {
-            return answer(own.as_bytes(), size, reply);
+            return answer(&own, size, reply);
         }
-        match layered(&node).iter().find(|(have, _)| **have == *name.as_bytes()) {
+        let node = self.table.get(ino.0);
+        let found =
+            node.as_ref().and_then(|node| layered(node).iter().find(|(have, _)| **have == *name.as_bytes()));
+        match found {
             Some((_, value)) => answer(value, size, reply),
             None => reply.error(Errno::ENODATA),
         }
     }
 
-    /// Our own names are not listed: a copy of a file would take them along.
+    /// Our own names are listed on the hidden directory alone: a copy of a file would take them along.
     pub(super) fn listxattr(&self, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if matches!(ino.0, HIDDEN | ALIAS) {
+            return answer(attrs::LISTED, size, reply);
+        }
         let Some(node) = self.table.get(ino.0) else { return reply.error(Errno::ESTALE) };
         let mut names = Vec::new();
         for (name, _) in layered(&node) {
@@ -41,16 +47,41 @@ impl Shared {
         answer(&names, size, reply);
     }
 
-    #[allow(clippy::unused_self)]
+    /// Reaches us only on a mount that the kernel does not hold read-only: that of a user who is not
+    /// root.
     pub(super) fn setxattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        if !matches!(ino.0, HIDDEN | ALIAS) {
+            return reply.error(Errno::EROFS);
+        }
+        if req.uid() != 0 && req.uid() != nix::unistd::geteuid().as_raw() {
+            return reply.error(Errno::EPERM);
+        }
+        let request = attrs::command(name.as_bytes(), value, &self.current.load());
+        match (request, self.on_command.get()) {
+            // Answered when it is done, by the one who does it: this thread is needed meanwhile.
+            (Ok(request), Some(run)) => run(
+                request,
+                Box::new(move |response| match response {
+                    Response::Status(_) => reply.ok(),
+                    Response::Conflict(_) => reply.error(Errno::EAGAIN),
+                    Response::Error(reason) => {
+                        tracing::warn!(reason, "a command by attribute was refused");
+                        reply.error(Errno::EINVAL);
+                    }
+                }),
+            ),
+            (Ok(_), None) => reply.error(Errno::EAGAIN),
+            (Err(Refused::Unknown), _) => reply.error(Errno::ENODATA),
+            (Err(Refused::ReadOnly), _) => reply.error(Errno::EROFS),
+            (Err(Refused::Invalid), _) => reply.error(Errno::EINVAL),
+        }
     }
 }
 

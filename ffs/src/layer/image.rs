@@ -78,6 +78,12 @@ pub fn layer(
     })
 }
 
+/// The class that an image's manifest states, if it has one.
+pub(crate) fn class(image: &[u8]) -> Option<String> {
+    let index = read::index(image).ok()?;
+    manifest(&index, image).ok()?.map(|manifest| manifest.class.as_str().to_owned())
+}
+
 fn empty_dir() -> Entry {
     Entry {
         name: Vec::new(),
