@@ -25,8 +25,9 @@ use crate::watch::Twin;
 const THREADS: usize = 4;
 
 /// From so many names on, all that the kernel has cached is invalidated at once, in a constant time,
-/// and then looked up again; below, name by name, at about 2 µs each, and the rest stays.
-const EPOCH_FROM: usize = 200;
+/// and then looked up again; below, name by name, at 10 to 40 µs each on a busy machine, and the rest
+/// stays: half a millisecond is what a switch may take.
+const EPOCH_FROM: usize = 32;
 
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
