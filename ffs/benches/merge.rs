@@ -13,10 +13,10 @@ use ffs::merge::{Inodes, merge};
 fn layer(number: u16, dirs: usize) -> Arc<Layer> {
     let leaf = |_| {
         let meta = Meta { kind: Kind::File, ..Meta::bare_dir() };
-        LayerNode::Leaf(Arc::new(Leaf { meta, content: Content::Empty }))
+        LayerNode::Leaf(Arc::new(Leaf::new(meta, Content::Empty)))
     };
     let name = |prefix: &str, i: usize| Name::from(format!("{prefix}{i:05}").as_bytes());
-    let dir = |entries| Arc::new(LayerDir { meta: Meta::bare_dir(), opaque: false, entries });
+    let dir = |entries| Arc::new(LayerDir { entries, ..LayerDir::new(Meta::bare_dir()) });
     let files = |d: usize| (0..100).map(|i| (name(&format!("l{number}-{d}-"), i), leaf(i))).collect();
     let entries = (0..dirs).map(|d| (name("d", d), LayerNode::Dir(dir(files(d))))).collect();
     let root = dir(entries);
@@ -47,6 +47,11 @@ fn switches(criterion: &mut Criterion) {
                 let after = merge(black_box(&more), Some(&before), &inodes, SystemTime::UNIX_EPOCH);
                 diff(&before, &after)
             });
+        });
+        // Two trees that share nothing: the most that there is to compare.
+        let other = merge(&layers[..9], None, &Inodes::default(), SystemTime::UNIX_EPOCH);
+        group.bench_function(BenchmarkId::new("diff of strangers", files), |bencher| {
+            bencher.iter(|| diff(black_box(&before), &other));
         });
         let dir = format!("d{:05}", dirs - 1);
         let file = format!("l5-{}-00042", dirs - 1);

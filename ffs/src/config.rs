@@ -36,6 +36,10 @@ pub struct Config {
     pub keep_removed_ms: Option<u64>,
     /// Take images of a lower generation than the one shown.
     pub accept_older: bool,
+    /// The most that images may hold in memory together, in bytes: of the generation that is shown,
+    /// the one kept for a rollback, and what programs have open of earlier ones. Without it half of
+    /// the machine's memory, or of the control group's limit.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for Config {
@@ -49,6 +53,7 @@ impl Default for Config {
             image_limit: DEFAULT_LIMIT,
             keep_removed_ms: None,
             accept_older: false,
+            max_memory: None,
         }
     }
 }
@@ -62,7 +67,17 @@ pub struct LayerSpec {
     /// Where it comes from: `dir:PATH`, `iso:PATH` or `device:PATH`.
     pub source: Source,
     /// Its rank; without it that of the manifest, or 0.
+    #[serde(default)]
     pub priority: Option<u16>,
+    /// A directory is read again when something in it changes.
+    #[serde(default = "LayerSpec::default_watch")]
+    pub watch: bool,
+}
+
+impl LayerSpec {
+    fn default_watch() -> bool {
+        true
+    }
 }
 
 /// Where a layer comes from.
@@ -233,22 +248,39 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// `NAME=SOURCE[,priority=N]`, as on the command line.
+/// `NAME=SOURCE[,priority=N][,watch=on|off]`, as on the command line.
 impl FromStr for LayerSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, rest) =
+        let (name, mut rest) =
             text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
-        let (source, priority) = match rest.rsplit_once(",priority=") {
-            Some((source, number)) => {
-                let number =
-                    number.parse().map_err(|_| format!("`{number}` is not a priority from 0 to 65535"))?;
-                (source, Some(number))
+        let (mut priority, mut watch) = (None, true);
+        // From the end: a path may have commas.
+        while let Some((before, option)) = rest.rsplit_once(',') {
+            match option.split_once('=') {
+                Some(("priority", number)) => {
+                    let wrong = |_| format!("`{number}` is not a priority from 0 to 65535");
+                    priority = Some(number.parse().map_err(wrong)?);
+                }
+                Some(("watch", "on")) => watch = true,
+                Some(("watch", "off")) => watch = false,
+                Some(("watch", other)) => return Err(format!("`watch={other}` is not `on` or `off`")),
+                _ => break,
             }
-            None => (rest, None),
-        };
-        Ok(Self { name: name.to_owned(), source: source.parse()?, priority })
+            rest = before;
+        }
+        Ok(Self { name: name.to_owned(), source: rest.parse()?, priority, watch })
+    }
+}
+
+impl std::fmt::Display for LayerSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.name, self.source)?;
+        if let Some(priority) = self.priority {
+            write!(f, ",priority={priority}")?;
+        }
+        if self.watch { Ok(()) } else { write!(f, ",watch=off") }
     }
 }
 
@@ -318,6 +350,15 @@ mod tests {
             let error = Config::parse(text).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn layers_read_back() {
+        for text in ["a=dir:/x", "a=iso:/x,y,priority=3", "a=dir:/x,priority=0,watch=off"] {
+            assert_eq!(text.parse::<LayerSpec>().unwrap().to_string(), text);
+        }
+        assert!("a=dir:/x,watch=no".parse::<LayerSpec>().unwrap_err().contains("`on` or `off`"));
+        assert!("a=dir:/x,priority=70000".parse::<LayerSpec>().unwrap_err().contains("70000"));
     }
 
     #[test]

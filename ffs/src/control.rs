@@ -2,7 +2,8 @@
 //! its owner can open.
 //!
 //! The socket is `/run/ffs/NAME.sock`, NAME being the mount point with `-` for `/`
-//! (`/mnt/context` → `mnt-context`), so that no state is needed to find it.
+//! (`/mnt/context` → `mnt-context`), so that no state is needed to find it; for users other than root
+//! it is below `$XDG_RUNTIME_DIR`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hooks::Outcome;
+use crate::edit::Op;
+pub use crate::status::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 
 /// The longest request, in bytes.
 const REQUEST_MAX: u64 = 1 << 16;
@@ -29,14 +31,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Request {
     /// How it is.
     Status,
-    /// Add a layer, as `NAME=SOURCE[,priority=N]`; refused when there is one of its name.
-    Add(String),
-    /// Put a layer in place of the one of its name; refused when there is none.
-    Replace(String),
-    /// Remove the layer of this name.
-    Remove(String),
+    /// Change the layers: all operations as one switch, or none.
+    Apply {
+        /// What to do, in order.
+        ops: Vec<Op>,
+        /// Only if the mount is at this generation.
+        if_generation: Option<u64>,
+    },
+    /// Show the generation before again.
+    Rollback {
+        /// Only if that is this one.
+        to: Option<u64>,
+        /// Only if the mount is at this generation.
+        if_generation: Option<u64>,
+    },
     /// Read all layers again.
     Reload,
+    /// Make the kernel forget all names and attributes.
+    Invalidate,
     /// Unmount and end.
     Unmount,
 }
@@ -47,65 +59,24 @@ pub enum Request {
 pub enum Response {
     /// Done; this is how it is now.
     Status(Box<Status>),
+    /// Not done: the mount is at another generation than was asked for.
+    Conflict(String),
     /// Not done.
     Error(String),
 }
 
-/// How a mount is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// The mount point.
-    pub mount: PathBuf,
-    /// The version of the program.
-    pub version: String,
-    /// Its process.
-    pub pid: u32,
-    /// The generation that is shown.
-    pub generation: u64,
-    /// Layers, highest priority first.
-    pub layers: Vec<LayerStatus>,
-    /// Names shown.
-    pub names: u64,
-    /// Bytes of the files shown.
-    pub bytes: u64,
-    /// Inodes that the kernel holds.
-    pub known_inodes: u64,
-    /// Drives that are followed.
-    pub devices: Vec<DeviceStatus>,
-    /// The last outcome of each hook that ran.
-    pub hooks: Vec<Outcome>,
-    /// What this kernel or these privileges do not allow.
-    pub reduced: Vec<String>,
-}
-
-/// One layer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerStatus {
-    /// Its name.
-    pub name: String,
-    /// Its rank.
-    pub priority: u16,
-    /// Where it came from.
-    pub origin: String,
-    /// The generation that its manifest states.
-    pub generation: Option<u64>,
-}
-
-/// One drive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceStatus {
-    /// Its name, like `sr0`.
-    pub device: String,
-    /// What came of it last.
-    pub state: String,
-}
-
-/// Where the socket of a mount is.
-pub fn socket_path(point: &Path) -> PathBuf {
+/// Where the socket of a mount is: in `/run/ffs` for root, in `$XDG_RUNTIME_DIR/ffs` for others;
+/// `None` where that variable is not set.
+pub fn socket_path(point: &Path) -> Option<PathBuf> {
     let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
     let text = point.to_string_lossy();
     let name = text.trim_matches('/').replace('/', "-");
-    Path::new("/run/ffs").join(format!("{name}.sock"))
+    let dir = if nix::unistd::geteuid().is_root() {
+        PathBuf::from("/run")
+    } else {
+        PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())?)
+    };
+    Some(dir.join("ffs").join(format!("{name}.sock")))
 }
 
 /// Asks a mounted `ffs`.

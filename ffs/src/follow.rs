@@ -44,6 +44,25 @@ pub fn judge(shown: Option<&Layer>, arrived: &Layer, accept_older: bool) -> Verd
     }
 }
 
+/// An image that was rolled back: it is not taken again by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The generation that its manifest states.
+    pub generation: Option<u64>,
+    /// Its digest.
+    pub digest: String,
+}
+
+impl Hold {
+    /// Whether an image that arrives for the layer is held back: the same, or one that is not newer.
+    pub fn covers(&self, generation: Option<u64>, digest: impl FnOnce() -> Option<String>) -> bool {
+        match (self.generation, generation) {
+            (Some(held), Some(arrived)) => arrived <= held,
+            _ => digest().is_some_and(|digest| digest == self.digest),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -57,7 +76,7 @@ mod tests {
             priority: 1,
             origin: "device:/dev/sr0".to_owned(),
             generation,
-            root: Arc::new(LayerDir { meta: Meta::bare_dir(), opaque: false, entries: [].into() }),
+            root: Arc::new(LayerDir::new(Meta::bare_dir())),
         }
     }
 
@@ -70,6 +89,17 @@ mod tests {
         assert!(matches!(judge(Some(&layer(Some(2))), &layer(None), false), Verdict::Refuse(_)));
         assert_eq!(judge(Some(&layer(Some(2))), &layer(Some(1)), true), Verdict::Take);
         assert_eq!(judge(Some(&layer(None)), &layer(None), false), Verdict::Take);
+    }
+
+    #[test]
+    fn what_was_rolled_back_is_held() {
+        let digest = |text: &str| Some(text.to_owned());
+        let hold = Hold { generation: Some(3), digest: "a".to_owned() };
+        assert!(hold.covers(Some(3), || digest("b")) && hold.covers(Some(2), || None));
+        assert!(!hold.covers(Some(4), || digest("a")));
+        let plain = Hold { generation: None, digest: "a".to_owned() };
+        assert!(plain.covers(None, || digest("a")));
+        assert!(!plain.covers(None, || digest("b")) && !plain.covers(None, || None));
     }
 
     #[test]

@@ -12,26 +12,39 @@
 //! | [`diff`](mod@diff) | what a switch changed; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
+//! | `prefetch` | the kernel's caches, filled before they are asked |
 //! | `watch` | real inotify events for what changed |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
+//! | `attrs` | extended attributes that tell of the mount and take commands; pure |
+//! | [`fstab`] | what mount(8) tells its helper; pure |
 //! | [`hooks`] | what is run when paths change |
+//! | [`edit`] | what a request makes of the layers; pure |
+//! | [`dirs`] | directories that are followed |
+//! | [`memory`] | how much images may hold |
 //! | [`daemon`] | one loop that owns every change |
-//! | [`control`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
+//! | [`control`], [`status`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
+mod attrs;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod diff;
+pub mod dirs;
+pub mod edit;
 pub mod events;
 pub mod follow;
 mod fs;
+pub mod fstab;
 pub mod generation;
 pub mod hooks;
 pub mod layer;
+pub mod memory;
 pub mod merge;
 pub mod mount;
 pub mod notify;
+mod prefetch;
 pub mod sealed;
+pub mod status;
 pub mod sys;
 mod table;
 pub mod uevent;

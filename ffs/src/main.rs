@@ -1,142 +1,42 @@
 //! `ffs`: shows layers of context data as one read-only tree that changes atomically.
+//!
+//! Called as `mount.ffs` it is the helper of mount(8), so that a line in /etc/fstab mounts.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+mod cli;
+mod start;
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
-use ffs::config::{Config, DEFAULT_PATH, LayerSpec};
-use ffs::control::{Request, Response, Status, ask, socket_path};
-use ffs::events::Log;
+use clap::Parser;
+use ffs::control::{Request, Response, Status, ask};
+use ffs::edit::{Op, parse_script};
+use ffs::fstab;
 
-/// Shows layers (directories, ISO images, discs in drives) as one read-only tree that changes
-/// atomically under running programs.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Verb,
-}
+use cli::{At, Cli, LayerVerb, Verb};
 
-#[derive(Subcommand)]
-enum Verb {
-    /// Mount a union of layers.
-    Mount(MountArgs),
-    /// Say how a mount is.
-    Status {
-        /// The mount point.
-        mount: PathBuf,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        at: At,
-    },
-    /// Change the layers of a mount.
-    #[command(subcommand)]
-    Layer(LayerVerb),
-    /// Read all layers of a mount again.
-    Reload {
-        /// The mount point.
-        mount: PathBuf,
-        #[command(flatten)]
-        at: At,
-    },
-    /// Unmount, and end the program behind the mount.
-    Umount {
-        /// The mount point.
-        mount: PathBuf,
-        #[command(flatten)]
-        at: At,
-    },
-}
-
-#[derive(Args)]
-struct MountArgs {
-    /// The mount point; may be given by the configuration.
-    mount: Option<PathBuf>,
-    /// A layer: NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N after it.
-    #[arg(long = "layer", value_name = "NAME=SOURCE")]
-    layers: Vec<LayerSpec>,
-    /// Every drive with context data becomes the layer of its class.
-    #[arg(long)]
-    auto: bool,
-    /// Device names that --auto looks at, in place of `sr*`.
-    #[arg(long = "auto-device", value_name = "PATTERN")]
-    auto_devices: Vec<String>,
-    /// The configuration file; /etc/ffs.toml is read when it exists.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Milliseconds that the layer of a removed device is still shown; without it, until an image
-    /// takes its place.
-    #[arg(long, value_name = "MS")]
-    keep_removed: Option<u64>,
-    /// Append what happens, as JSON lines.
-    #[arg(long, value_name = "FILE")]
-    event_log: Option<PathBuf>,
-    /// Stay in the foreground.
-    #[arg(long)]
-    foreground: bool,
-    #[command(flatten)]
-    at: At,
-}
-
-#[derive(Args)]
-struct At {
-    /// The control socket, in place of /run/ffs/NAME.sock.
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-}
-
-#[derive(Subcommand)]
-enum LayerVerb {
-    /// Add a layer.
-    Add {
-        /// The mount point.
-        mount: PathBuf,
-        /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N after it.
-        layer: LayerSpec,
-        #[command(flatten)]
-        at: At,
-    },
-    /// Put a layer in place of the one of its name, in one step.
-    Replace {
-        /// The mount point.
-        mount: PathBuf,
-        /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N after it.
-        layer: LayerSpec,
-        #[command(flatten)]
-        at: At,
-    },
-    /// Remove a layer.
-    Remove {
-        /// The mount point.
-        mount: PathBuf,
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        at: At,
-    },
-    /// List the layers, highest priority first.
-    List {
-        /// The mount point.
-        mount: PathBuf,
-        #[command(flatten)]
-        at: At,
-    },
-}
-
-impl At {
-    fn socket(&self, mount: &Path) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| socket_path(mount))
-    }
+/// Says on the standard error what `FFS_LOG` asks for (`info`, `warn,ffs=debug`), else warnings.
+fn log() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let asked = std::env::var("FFS_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let usual = || Targets::new().with_default(LevelFilter::WARN).with_target("fuser", LevelFilter::ERROR);
+    let to = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(to).with(asked.unwrap_or_else(usual)).init();
 }
 
 fn main() -> ExitCode {
+    log();
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    let words: Vec<OsString> = words.collect();
+    if Path::new(&program).file_name().is_some_and(|name| name == "mount.ffs" || name == "mount.fuse.ffs") {
+        return helper(&words);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -146,21 +46,59 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("FFS_LOG").unwrap_or_else(|_| "warn,fuser=error".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(cli.command) {
+    match run(cli.command, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ffs: {error:#}");
-            ExitCode::FAILURE
+            say("ffs", &error);
+            // One that said something else ended by itself.
+            let code = error.downcast_ref::<start::Ended>().map_or(1, |ended| ended.0);
+            ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
     }
 }
 
-fn run(verb: Verb) -> anyhow::Result<()> {
+fn say(program: &str, error: &anyhow::Error) {
+    if !error.is::<start::Ended>() {
+        eprintln!("{program}: {error:#}");
+    }
+}
+
+/// The helper of mount(8), with its exit codes.
+fn helper(words: &[OsString]) -> ExitCode {
+    let call = match fstab::parse(words) {
+        Ok(call) => call,
+        Err(error) => {
+            eprintln!("mount.ffs: {error}");
+            return ExitCode::from(fstab::USAGE);
+        }
+    };
+    let command = match Cli::try_parse_from([OsString::from("ffs")].iter().chain(&call.command)) {
+        Ok(Cli { command: Verb::Mount(args) }) => args,
+        Ok(_) => return ExitCode::from(fstab::USAGE),
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(fstab::USAGE);
+        }
+    };
+    if call.fake {
+        return ExitCode::SUCCESS;
+    }
+    match start::mount(command, &call.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say("mount.ffs", &error);
+            let system = error.chain().any(|cause| cause.is::<std::io::Error>());
+            ExitCode::from(if system { fstab::SYSTEM } else { fstab::FAILURE })
+        }
+    }
+}
+
+fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
+    let apply = |mount: &Path, at: &At, ops: Vec<Op>, if_generation| {
+        request(mount, at, &Request::Apply { ops, if_generation }).map(drop)
+    };
     match verb {
-        Verb::Mount(args) => mount(args),
+        Verb::Mount(args) => start::mount(args, words),
         Verb::Status { mount, json, at } => {
             let status = request(&mount, &at, &Request::Status)?;
             if json {
@@ -170,31 +108,49 @@ fn run(verb: Verb) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Verb::Layer(LayerVerb::Add { mount, layer, at }) => {
-            request(&mount, &at, &Request::Add(spell(&layer))).map(drop)
+        Verb::Layer(LayerVerb::Add { mount, layers, only, at }) => {
+            let ops = layers.iter().map(|layer| Op::Add(layer.to_string())).collect();
+            apply(&mount, &at, ops, only.if_generation)
         }
-        Verb::Layer(LayerVerb::Replace { mount, layer, at }) => {
-            request(&mount, &at, &Request::Replace(spell(&layer))).map(drop)
+        Verb::Layer(LayerVerb::Replace { mount, layers, only, at }) => {
+            let ops = layers.iter().map(|layer| Op::Replace(layer.to_string())).collect();
+            apply(&mount, &at, ops, only.if_generation)
         }
-        Verb::Layer(LayerVerb::Remove { mount, name, at }) => {
-            request(&mount, &at, &Request::Remove(name)).map(drop)
+        Verb::Layer(LayerVerb::Remove { mount, names, only, at }) => {
+            apply(&mount, &at, names.into_iter().map(Op::Remove).collect(), only.if_generation)
+        }
+        Verb::Layer(LayerVerb::Order { mount, names, only, at }) => {
+            apply(&mount, &at, vec![Op::Order(names)], only.if_generation)
+        }
+        Verb::Layer(LayerVerb::Apply { mount, file, only, at }) => {
+            apply(&mount, &at, script(&file)?, only.if_generation)
         }
         Verb::Layer(LayerVerb::List { mount, at }) => {
             print_layers(&request(&mount, &at, &Request::Status)?);
             Ok(())
+        }
+        Verb::Rollback { mount, to, only, at } => {
+            let request_it = Request::Rollback { to, if_generation: only.if_generation };
+            request(&mount, &at, &request_it).map(drop)
         }
         Verb::Reload { mount, at } => request(&mount, &at, &Request::Reload).map(drop),
         Verb::Umount { mount, at } => request(&mount, &at, &Request::Unmount).map(drop),
     }
 }
 
-fn spell(spec: &LayerSpec) -> String {
-    let priority = spec.priority.map(|priority| format!(",priority={priority}")).unwrap_or_default();
-    format!("{}={}{priority}", spec.name, spec.source)
+fn script(file: &Path) -> anyhow::Result<Vec<Op>> {
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let text = text.with_context(|| format!("cannot read `{}`", file.display()))?;
+    parse_script(&text).map_err(|error| anyhow::anyhow!("`{}`: {error}", file.display()))
 }
 
 fn request(mount: &Path, at: &At, request: &Request) -> anyhow::Result<Status> {
-    let socket = at.socket(mount);
+    let socket = at.socket(mount)?;
     let response = ask(&socket, request).with_context(|| {
         format!(
             "no ffs answers for `{}` at `{}`: is it mounted, and may you?",
@@ -204,21 +160,30 @@ fn request(mount: &Path, at: &At, request: &Request) -> anyhow::Result<Status> {
     })?;
     match response {
         Response::Status(status) => Ok(*status),
-        Response::Error(reason) => bail!(reason),
+        Response::Conflict(reason) | Response::Error(reason) => bail!(reason),
     }
 }
 
 fn print_layers(status: &Status) {
     for layer in &status.layers {
-        let generation = layer.generation.map(|number| format!(", generation {number}")).unwrap_or_default();
-        println!("{} (priority {}{generation}): {}", layer.name, layer.priority, layer.origin);
+        let mut facts = vec![format!("priority {}", layer.priority)];
+        facts.extend(layer.class.as_ref().map(|class| format!("class {class}")));
+        facts.extend(layer.generation.map(|number| format!("generation {number}")));
+        facts.extend(layer.digest.as_ref().map(|digest| format!("{} bytes, {digest}", layer.bytes)));
+        println!("{} ({}): {}", layer.name, facts.join(", "), layer.origin);
     }
 }
 
 fn print_status(status: &Status) {
-    let Status { mount, generation, names, bytes, pid, version, .. } = status;
+    let Status { mount, generation, names, bytes, pid, version, memory, .. } = status;
     println!("{}: generation {generation}, {names} names, {bytes} bytes", mount.display());
-    println!("ffs {version}, process {pid}");
+    println!(
+        "ffs {version}, process {pid}, {} of {} bytes of image memory in use",
+        memory.in_use, memory.limit
+    );
+    if let Some(before) = status.rollback_to {
+        println!("rollback shows generation {before} again");
+    }
     print_layers(status);
     for device in &status.devices {
         println!("{}: {}", device.device, device.state);
@@ -226,66 +191,8 @@ fn print_status(status: &Status) {
     for hook in &status.hooks {
         println!("hook {}: {} ({} ms, generation {})", hook.hook, hook.result, hook.millis, hook.generation);
     }
+    println!("works: {}", status.abilities.join(", "));
     for reduced in &status.reduced {
         println!("reduced: {reduced}");
     }
-}
-
-fn mount(args: MountArgs) -> anyhow::Result<()> {
-    if !args.foreground {
-        return in_background();
-    }
-    let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists()));
-    let mut config = path.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
-    for layer in args.layers {
-        config.layers.retain(|have| have.name != layer.name);
-        config.layers.push(layer);
-    }
-    config.auto |= args.auto;
-    if !args.auto_devices.is_empty() {
-        config.auto_devices = args.auto_devices;
-    }
-    config.keep_removed_ms = args.keep_removed.or(config.keep_removed_ms);
-    config.check().map_err(anyhow::Error::msg)?;
-    let Some(point) = args.mount.or_else(|| config.mount.clone()) else {
-        bail!("no mount point: name one, or set `mount` in the configuration");
-    };
-    let log = match &args.event_log {
-        Some(path) => Log::to_file(path).with_context(|| format!("cannot write `{}`", path.display()))?,
-        None => Log::default(),
-    };
-    let socket = args.at.socket(&point);
-    Ok(ffs::daemon::run(&point, config, &socket, log)?)
-}
-
-/// Starts this program again in the foreground, in a process group of its own, and returns when it
-/// says that it is ready: forking is not for programs with threads.
-fn in_background() -> anyhow::Result<()> {
-    let name = format!("ffs-start-{}", std::process::id());
-    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .arg("--foreground")
-        .env("NOTIFY_SOCKET", format!("@{name}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .context("cannot start in the background")?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut buffer = [0; 256];
-    while Instant::now() < deadline {
-        if let Ok(len) = socket.recv(&mut buffer)
-            && buffer[..len].starts_with(b"READY=1")
-        {
-            return Ok(());
-        }
-        if let Some(status) = child.try_wait()? {
-            // It has said why on the same standard error.
-            std::process::exit(status.code().unwrap_or(1));
-        }
-    }
-    let _ = child.kill();
-    bail!("not ready within 30 s")
 }

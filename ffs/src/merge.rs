@@ -8,31 +8,71 @@
 //! before, the old subtree is shared, so that a switch costs what has changed and not what there is.
 //! Inode numbers carry meaning: a directory keeps its number while its path is a directory (watches
 //! and working directories stay valid), anything else keeps it while its content is the same.
-//! A number therefore never stands for two contents, and the kernel may cache data forever.
+//! A number therefore never stands for two contents, and the kernel may cache data forever. The names
+//! of one file in a layer share its number.
+//!
+//! What a program sees is what overlayfs would show (`tests/overlay.rs` compares the two on random
+//! layers), but for what is in this table:
+//!
+//! | | overlayfs | here | why |
+//! |---|---|---|---|
+//! | modification time of a directory | that of the highest layer | the latest of its layers, then that of the last switch that changed its listing | programs that watch times must see a switch |
+//! | links of a directory | 1 where layers merge | 2 and its subdirectories | what find(1) and fts(3) take it for on local disks |
+//! | size and blocks of a directory | those of a layer | 0 | the merged one is in no layer |
+//! | opaque mark on a layer's root | has no effect | hides the layers below | one layer can replace all others |
+//! | whiteouts by name (`.wh.x`, `.wh..wh..opq`) | plain files | whiteouts | ISO 9660 tools drop devices |
+//! | whiteout by attribute | counts in directories marked `x` | counts everywhere | the mark is easily lost in copies |
+//! | whiteouts in a directory of one layer | listed, and not found | not listed | |
+//! | access time | that of the file | the modification time | reading changes nothing |
+//! | access control lists | in force | in force where the mount begins with some; else shown, and the mode bits are in force | the kernel must be told at the start |
+//! | a write to a file of a layer | seen at once, undefined | small files: seen when the layer is read again; large ones: at once | one moment of all layers |
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use crate::layer::{Layer, LayerDir, LayerNode, Leaf, Meta, Name};
+use crate::prefetch::Asked;
 
 /// The inode number of the root, by FUSE's rules.
 pub const ROOT: u64 = 1;
 
 /// Gives out inode numbers; none is used twice in the life of a mount.
 #[derive(Debug)]
-pub struct Inodes(AtomicU64);
+pub struct Inodes {
+    next: AtomicU64,
+    /// Files of several names, by the address of their leaf: all names share one inode, in whatever
+    /// generation they come up. An entry is good while its file lives, which keeps the leaf in place.
+    linked: Mutex<HashMap<usize, Weak<File>>>,
+}
 
 impl Default for Inodes {
     fn default() -> Self {
-        Self(AtomicU64::new(ROOT + 1))
+        Self { next: AtomicU64::new(ROOT + 1), linked: Mutex::default() }
     }
 }
 
 impl Inodes {
     fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The file that other names of a leaf have, if there is one.
+    fn linked(&self, leaf: &Arc<Leaf>) -> Option<Arc<File>> {
+        let linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        linked.get(&(Arc::as_ptr(leaf) as usize))?.upgrade()
+    }
+
+    fn link(&self, file: &Arc<File>) {
+        let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        linked.insert(Arc::as_ptr(&file.leaf) as usize, Arc::downgrade(file));
+    }
+
+    /// Drops what no generation has any more.
+    fn tidy(&self) {
+        let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        linked.retain(|_, file| file.strong_count() > 0);
     }
 }
 
@@ -50,6 +90,8 @@ pub struct Dir {
     pub subdirs: u32,
     /// What it was merged from, highest first.
     sources: Vec<Source>,
+    /// How often the kernel asked for a name in it.
+    pub(crate) asked: Asked,
 }
 
 /// A file, link or special file of the union.
@@ -99,13 +141,18 @@ impl Node {
 impl Dir {
     /// A directory that no layer has.
     pub(crate) fn empty(ino: u64, meta: Meta) -> Self {
-        Self { ino, meta, entries: Vec::new(), subdirs: 0, sources: Vec::new() }
+        Self { ino, meta, entries: Vec::new(), subdirs: 0, sources: Vec::new(), asked: Asked::default() }
     }
 
     /// The entry of a name.
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
         let at = self.entries.binary_search_by(|(have, _)| (**have).cmp(name)).ok()?;
         Some(&self.entries[at].1)
+    }
+
+    /// Its extended attributes: those of the highest layer that has it.
+    pub(crate) fn xattrs(&self) -> &[(Name, Box<[u8]>)] {
+        self.sources.first().map_or(&[], |source| &source.dir.xattrs)
     }
 
     /// The names of the layers that have this directory, highest first.
@@ -127,12 +174,15 @@ pub fn merge(layers: &[Arc<Layer>], before: Option<&Arc<Dir>>, inodes: &Inodes, 
             break;
         }
     }
-    Merge { inodes, now }.dir(sources, before, Some(ROOT))
+    inodes.tidy();
+    Merge { inodes, now, taken: HashSet::new() }.dir(sources, before, Some(ROOT))
 }
 
 struct Merge<'a> {
     inodes: &'a Inodes,
     now: SystemTime,
+    /// Numbers that a file of several names had before, and that one of its names has kept.
+    taken: HashSet<u64>,
 }
 
 /// What is known of a name while layers are gone through from the highest down.
@@ -146,7 +196,7 @@ enum Pending {
 }
 
 impl Merge<'_> {
-    fn dir(&self, sources: Vec<Source>, before: Option<&Arc<Dir>>, ino: Option<u64>) -> Arc<Dir> {
+    fn dir(&mut self, sources: Vec<Source>, before: Option<&Arc<Dir>>, ino: Option<u64>) -> Arc<Dir> {
         if let Some(before) = before
             && before.sources.len() == sources.len()
             && before.sources.iter().zip(&sources).all(|(a, b)| Arc::ptr_eq(&a.dir, &b.dir))
@@ -173,10 +223,11 @@ impl Merge<'_> {
             entries,
             subdirs: u32::try_from(subdirs).unwrap_or(u32::MAX),
             sources,
+            asked: Asked::default(),
         })
     }
 
-    fn node(&self, pending: Pending, before: Option<&Node>) -> Option<Node> {
+    fn node(&mut self, pending: Pending, before: Option<&Node>) -> Option<Node> {
         match pending {
             Pending::Hidden => None,
             Pending::Dir { sources, .. } => {
@@ -186,17 +237,39 @@ impl Merge<'_> {
                 };
                 Some(Node::Dir(self.dir(sources, before, None)))
             }
-            Pending::Leaf(layer, leaf) => {
-                let ino = match before {
-                    Some(Node::File(file)) if Arc::ptr_eq(&file.leaf, &leaf) && file.layer == layer => {
-                        return Some(Node::File(file.clone()));
-                    }
-                    Some(Node::File(file)) if file.leaf.same_content(&leaf) => file.ino,
-                    _ => self.inodes.next(),
-                };
-                Some(Node::File(Arc::new(File { ino, leaf, layer })))
-            }
+            Pending::Leaf(layer, leaf) => Some(Node::File(self.file(layer, leaf, before))),
         }
+    }
+}
+
+impl Merge<'_> {
+    fn file(&mut self, layer: Arc<str>, leaf: Arc<Leaf>, before: Option<&Node>) -> Arc<File> {
+        let before = match before {
+            Some(Node::File(file)) => Some(file),
+            _ => None,
+        };
+        if let Some(before) = before
+            && Arc::ptr_eq(&before.leaf, &leaf)
+            && before.layer == layer
+        {
+            return before.clone();
+        }
+        let links = leaf.meta.links > 1;
+        if links && let Some(file) = self.inodes.linked(&leaf).filter(|file| file.layer == layer) {
+            return file;
+        }
+        let same = before.filter(|before| before.leaf.same_content(&leaf)).map(|before| before.ino);
+        // Names that shared a number and no longer share a file: the first of them keeps it.
+        let was_linked = before.is_some_and(|before| before.leaf.meta.links > 1);
+        let ino = match same {
+            Some(ino) if !was_linked || self.taken.insert(ino) => ino,
+            _ => self.inodes.next(),
+        };
+        let file = Arc::new(File { ino, leaf, layer });
+        if links {
+            self.inodes.link(&file);
+        }
+        file
     }
 }
 

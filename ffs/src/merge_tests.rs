@@ -20,7 +20,7 @@ enum Tree {
 
 fn leaf(target: &str) -> Leaf {
     let meta = Meta { kind: Kind::Symlink, perm: 0o777, size: target.len() as u64, ..Meta::bare_dir() };
-    Leaf { meta, content: Content::Target(target.as_bytes().into()) }
+    Leaf::new(meta, Content::Target(target.as_bytes().into()))
 }
 
 fn build(tree: &Tree) -> LayerNode {
@@ -30,7 +30,7 @@ fn build(tree: &Tree) -> LayerNode {
         Tree::Dir { opaque, entries } => {
             let entries =
                 entries.iter().map(|(name, tree)| (Name::from(name.as_bytes()), build(tree))).collect();
-            LayerNode::Dir(Arc::new(LayerDir { meta: Meta::bare_dir(), opaque: *opaque, entries }))
+            LayerNode::Dir(Arc::new(LayerDir { opaque: *opaque, entries, ..LayerDir::new(Meta::bare_dir()) }))
         }
     }
 }

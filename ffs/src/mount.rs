@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,11 +16,34 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
+use crate::prefetch::Prefetch;
+use crate::sys;
 use crate::watch::Twin;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side, and a
 /// thread that opens a file of a directory layer does not hold up the others.
 const THREADS: usize = 4;
+
+/// From so many names on, all that the kernel has cached is invalidated at once, in a constant time,
+/// and then looked up again; below, name by name, at 10 to 40 µs each on a busy machine, and the rest
+/// stays: half a millisecond is what a switch may take.
+const EPOCH_FROM: usize = 32;
+
+/// What the kernel and our privileges allow, for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // Each is of its own: no state machine hides in them.
+pub struct Abilities {
+    /// Cached names are invalidated all at once (Linux 6.16).
+    pub epoch: bool,
+    /// Listings bring attributes (Linux 3.9).
+    pub readdirplus: bool,
+    /// Directories are listed in advance when programs go through them (root).
+    pub prefetch: bool,
+    /// Watchers get real inotify events (Linux 5.2, root).
+    pub events: bool,
+    /// Threads that answer the kernel.
+    pub threads: usize,
+}
 
 /// Why a mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +72,9 @@ pub struct Mount {
     shared: Arc<Shared>,
     inodes: Inodes,
     notifier: Notifier,
+    /// The kernel's end of the connection, for what the notifier cannot say; `None` where the kernel
+    /// does not know that either.
+    device: Option<OwnedFd>,
     /// The way to tell watchers; without it they are not told.
     twin: Mutex<Result<Twin, String>>,
     /// One switch at a time.
@@ -95,12 +122,22 @@ impl Mount {
         let session = fuser::Session::new(Ffs(shared.clone()), &point, &config)
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
         let notifier = session.notifier();
+        let device =
+            session.as_fd().try_clone_to_owned().ok().filter(|device| sys::inc_epoch(device).is_ok());
         let thread = std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(move || session.run())
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
-        let twin = Mutex::new(Twin::of(&point).map_err(|error| error.to_string()));
-        Ok((Self { point, shared, inodes, notifier, twin, switching: Mutex::new(()) }, Session(thread)))
+        let twin = Twin::of(&point).map_err(|error| error.to_string());
+        if let Ok(twin) = &twin {
+            // Without it first lookups cost what they cost.
+            let _ = Prefetch::start(&shared, twin.root());
+        }
+        let twin = Mutex::new(twin);
+        Ok((
+            Self { point, shared, inodes, notifier, device, twin, switching: Mutex::new(()) },
+            Session(thread),
+        ))
     }
 
     /// Where it is mounted.
@@ -121,7 +158,6 @@ impl Mount {
     pub fn watch_gone(point: &Path) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::io::{Read, Seek, SeekFrom};
-        use std::os::fd::AsFd;
         use std::os::unix::fs::MetadataExt;
         let device = std::fs::metadata(point)?.dev();
         let device = format!(" {}:{} ", nix::libc::major(device), nix::libc::minor(device));
@@ -160,6 +196,18 @@ impl Mount {
         let _ = self.shared.on_stale.set(Box::new(tell));
     }
 
+    /// Sets what is called, from a thread that answers the kernel and must not be held up, with a
+    /// command that came as an extended attribute. Only the first setting counts.
+    pub fn on_command(
+        &self,
+        run: impl Fn(crate::control::Request, Box<dyn FnOnce(crate::control::Response) + Send>)
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        let _ = self.shared.on_command.set(Box::new(run));
+    }
+
     /// Shows other layers: all at once for programs that look from now on.
     ///
     /// `edit` gets the present layers and returns those to come. When this returns, every lookup
@@ -193,6 +241,17 @@ impl Mount {
         }
     }
 
+    /// What is used of what kernels can do.
+    pub fn abilities(&self) -> Abilities {
+        Abilities {
+            epoch: self.device.is_some(),
+            readdirplus: self.shared.readdirplus.load(std::sync::atomic::Ordering::Relaxed),
+            prefetch: self.shared.prefetch.runs(),
+            events: self.twin.lock().unwrap_or_else(PoisonError::into_inner).is_ok(),
+            threads: THREADS,
+        }
+    }
+
     /// What this kernel or these privileges do not allow.
     pub fn reduced(&self) -> Vec<String> {
         let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,11 +268,23 @@ impl Mount {
         use std::os::unix::ffi::OsStrExt;
         let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let mut failed = None;
+        // Names below a directory that came or went are reached through it alone.
+        let stale = diff.changes.iter().filter(|change| kept.contains(&change.parent));
+        let all_at_once = match &self.device {
+            Some(device) if stale.clone().nth(EPOCH_FROM).is_some() => sys::inc_epoch(device).is_ok(),
+            _ => false,
+        };
+        if all_at_once {
+            self.shared.prefetch.emptied();
+        }
+        let known = |ino| self.shared.table.has(ino);
         for change in &diff.changes {
             let told = match change.what {
-                What::Attributes { ino } => self.notifier.inval_inode(INodeNo(ino), -1, 0),
-                // Names below a directory that came or went are reached through it alone.
-                _ if !kept.contains(&change.parent) => continue,
+                What::Attributes { ino } if known(ino) => self.notifier.inval_inode(INodeNo(ino), -1, 0),
+                // A name that the kernel holds, it holds with its inode.
+                What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
+                What::Attributes { .. } => continue,
+                _ if all_at_once || !kept.contains(&change.parent) => continue,
                 _ => {
                     let name = std::ffi::OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)
@@ -223,11 +294,30 @@ impl Mount {
         }
         // After the names: their invalidation waited for listings under way, so none of those can
         // fill the cache again with what was true before.
-        for dir in &diff.dirs {
+        for dir in diff.dirs.iter().filter(|dir| known(dir.ino)) {
             failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
         }
         if let Some(error) = failed {
             tracing::warn!(%error, "the kernel refused an invalidation: old names may show until they are dropped");
+        }
+    }
+
+    /// Makes the kernel forget all names, attributes and pages. Not from a request handler, as
+    /// above.
+    pub fn forget(&self) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = vec![self.current().root.clone()];
+        while let Some(dir) = left.pop() {
+            for (name, node) in &dir.entries {
+                use std::os::unix::ffi::OsStrExt;
+                // What it does not know it cannot forget.
+                let _ = self.notifier.inval_entry(INodeNo(dir.ino), std::ffi::OsStr::from_bytes(name));
+                match node {
+                    Node::Dir(dir) => left.push(dir.clone()),
+                    Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
+                }
+            }
+            let _ = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0);
         }
     }
 

@@ -7,14 +7,23 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Bytes in all sealed memory of this process.
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that all [`Sealed`] of this process hold: those of every generation that somebody uses.
+pub fn in_use() -> u64 {
+    IN_USE.load(Ordering::Relaxed)
+}
 
 /// Immutable bytes in memory of their own.
 #[derive(Debug)]
@@ -37,11 +46,9 @@ impl Sealed {
     /// What reading returns; [`io::ErrorKind::FileTooLarge`] when there is more than `limit`;
     /// what `memfd_create(2)`, fcntl(2) or mmap(2) return.
     pub fn read_from(from: &mut impl Read, limit: u64) -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let mut file = File::from(memfd_create(c"ffs-image", flags)?);
+        let mut writer = Writer::new()?;
         // 1 MiB: large reads are what an emulated drive is fast at.
         let mut buffer = vec![0; 1 << 20];
-        let mut total = 0_u64;
         loop {
             let read = match from.read(&mut buffer) {
                 Ok(0) => break,
@@ -49,13 +56,12 @@ impl Sealed {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            total += read as u64;
-            if total > limit {
+            if writer.len + read as u64 > limit {
                 return Err(io::ErrorKind::FileTooLarge.into());
             }
-            file.write_all(&buffer[..read])?;
+            writer.append(&buffer[..read])?;
         }
-        Self::seal(file, total)
+        writer.seal()
     }
 
     fn seal(file: File, len: u64) -> io::Result<Self> {
@@ -71,6 +77,7 @@ impl Sealed {
             }
             None => None,
         };
+        IN_USE.fetch_add(len as u64, Ordering::Relaxed);
         Ok(Self { fd: file.into(), map, len })
     }
 
@@ -93,6 +100,46 @@ impl Sealed {
     }
 }
 
+/// Memory that is being filled.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    file: BufWriter<File>,
+    len: u64,
+}
+
+impl Writer {
+    /// # Errors
+    /// What `memfd_create(2)` returns.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"ffs-image", flags)?);
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), len: 0 })
+    }
+
+    /// Adds bytes and returns where they begin.
+    ///
+    /// # Errors
+    /// What write(2) returns.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let at = self.len;
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(at)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// # Errors
+    /// What write(2), fcntl(2) or mmap(2) return.
+    pub(crate) fn seal(self) -> io::Result<Sealed> {
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        Sealed::seal(file, self.len)
+    }
+}
+
 impl AsFd for Sealed {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -101,6 +148,7 @@ impl AsFd for Sealed {
 
 impl Drop for Sealed {
     fn drop(&mut self) {
+        IN_USE.fetch_sub(self.len as u64, Ordering::Relaxed);
         if let Some(map) = self.map {
             // SAFETY: exactly the mapping made in `seal`; no slice of it outlives `self`.
             let unmapped = unsafe { munmap(map.cast(), self.len) };

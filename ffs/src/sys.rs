@@ -5,11 +5,13 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::fcntl::{OFlag, openat};
 use nix::libc;
+use nix::sys::stat::Mode;
 
 /// `CDROM_DRIVE_STATUS` (linux/cdrom.h).
 const CDROM_DRIVE_STATUS: libc::c_ulong = 0x5326;
@@ -53,17 +55,81 @@ pub fn forget_pages(device: &impl AsRawFd) {
     let _ = unsafe { libc::ioctl(device.as_raw_fd(), BLKFLSBUF as _, 0) };
 }
 
-/// Reads an extended attribute of a file, without following a link at the end; `None` when there is
-/// none or it cannot be read.
-pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    // XATTR_SIZE_MAX is 64 KiB.
-    let mut value = vec![0; 1 << 16];
-    // SAFETY: both strings end in NUL, and the buffer has as many bytes as is said.
-    let len =
-        unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(usize::try_from(len).ok()?);
-    Some(value)
+/// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` (linux/limits.h).
+const XATTR_MAX: usize = 1 << 16;
+
+/// Whose extended attributes are read.
+#[derive(Debug, Clone, Copy)]
+pub enum XattrsOf<'a> {
+    /// Those of an open file or directory.
+    Fd(BorrowedFd<'a>),
+    /// Those of a path; a link at its end is not followed.
+    Path(&'a CStr),
+}
+
+impl XattrsOf<'_> {
+    fn list(self, names: &mut [u8]) -> libc::ssize_t {
+        let (at, len) = (names.as_mut_ptr().cast(), names.len());
+        match self {
+            // SAFETY: the buffer has as many bytes as is said; 0 says that there is none.
+            Self::Fd(fd) => unsafe { libc::flistxattr(fd.as_raw_fd(), at, len) },
+            // SAFETY: as above, and the path ends in NUL.
+            Self::Path(path) => unsafe { libc::llistxattr(path.as_ptr(), at, len) },
+        }
+    }
+
+    fn get(self, name: &CStr, value: &mut [u8]) -> libc::ssize_t {
+        let (at, len) = (value.as_mut_ptr().cast(), value.len());
+        match self {
+            // SAFETY: the name ends in NUL, and the buffer has as many bytes as is said.
+            Self::Fd(fd) => unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), at, len) },
+            // SAFETY: as above, and the path ends in NUL.
+            Self::Path(path) => unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), at, len) },
+        }
+    }
+}
+
+/// Reads all extended attributes. What cannot be read is not there: attributes that need more
+/// privileges than we have, or a file system without any.
+pub fn xattrs(of: XattrsOf<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    // Nearly every file has none: that is found out without a buffer.
+    if of.list(&mut []) <= 0 {
+        return Vec::new();
+    }
+    let mut names = vec![0_u8; XATTR_MAX];
+    let len = of.list(&mut names);
+    names.truncate(usize::try_from(len).unwrap_or(0));
+    let mut value = vec![0; XATTR_MAX];
+    names
+        .split_inclusive(|&byte| byte == 0)
+        .filter_map(|name| {
+            let name = CStr::from_bytes_with_nul(name).ok()?;
+            let len = usize::try_from(of.get(name, &mut value)).ok()?;
+            Some((name.to_bytes().to_vec(), value[..len].to_vec()))
+        })
+        .collect()
+}
+
+/// Lets this process have as many descriptors as it may, and returns how many that is.
+pub fn raise_descriptor_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+/// Tells the kernel that every cached name of a FUSE connection is to be looked up again
+/// (`FUSE_NOTIFY_INC_EPOCH`, Linux 6.16). `device` is the connection's `/dev/fuse`.
+///
+/// # Errors
+/// What write(2) returns: `EINVAL` from kernels that do not know it.
+pub fn inc_epoch(device: &impl AsFd) -> io::Result<()> {
+    /// linux/fuse.h; a notification is a `fuse_out_header` with the code for an error and no request.
+    const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    header[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
+    nix::unistd::write(device, &header)?;
+    Ok(())
 }
 
 /// Reads from the start of `CLOCK_MONOTONIC` and `CLOCK_REALTIME`, in nanoseconds.
@@ -79,13 +145,66 @@ pub fn clocks() -> io::Result<(u64, u64)> {
     Ok((nanos(clock_gettime(ClockId::CLOCK_MONOTONIC)?), nanos(clock_gettime(ClockId::CLOCK_REALTIME)?)))
 }
 
+/// Opens a directory of a FUSE mount by its inode number, wherever it is in the tree. Needs
+/// `CAP_DAC_READ_SEARCH`, and a file system that can be exported.
+///
+/// # Errors
+/// What `open_by_handle_at(2)` returns.
+pub fn open_inode(mount: &impl AsFd, ino: u64, root: bool) -> io::Result<OwnedFd> {
+    /// A `struct file_handle` with its bytes (fcntl.h).
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        ino: [u32; 2],
+        generation: u32,
+    }
+    /// `FILEID_INO64_GEN` (linux/exportfs.h): high half, low half, generation, as fs/fuse encodes it.
+    const FILEID_INO64_GEN: libc::c_int = 0x81;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    // A clone's own descriptor is of the kind that is good for paths only.
+    let top = openat(mount, ".", flags, Mode::empty())?;
+    if root {
+        return Ok(top);
+    }
+    // The two halves fit.
+    let halves = [(ino >> 32) as u32, (ino & 0xffff_ffff) as u32];
+    let mut handle = Handle { bytes: 12, kind: FILEID_INO64_GEN, ino: halves, generation: 0 };
+    let mount = top.as_raw_fd();
+    // SAFETY: the handle is laid out as `struct file_handle`, with as many bytes behind it as it says.
+    let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount, &raw mut handle, flags.bits()) };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lists a directory to its end, for what that leaves in the kernel's caches.
+///
+/// # Errors
+/// What getdents64(2) returns.
+pub fn list(dir: &impl AsFd) -> io::Result<()> {
+    // The kernel holds the directory's lock for one such piece at a time: some hundred names.
+    let mut piece = vec![0_u8; 1 << 15];
+    loop {
+        let dir = dir.as_fd().as_raw_fd();
+        // SAFETY: the buffer has as many bytes as is said.
+        let read = unsafe { libc::syscall(libc::SYS_getdents64, dir, piece.as_mut_ptr(), piece.len()) };
+        match read {
+            0 => return Ok(()),
+            1.. => {}
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 /// A detached, private clone of a mount (`open_tree(2)` with `OPEN_TREE_CLONE`): the descriptor of
 /// its root. It is nowhere to be found by others and ends with the descriptor.
 ///
 /// # Errors
 /// What `open_tree(2)` returns: `EPERM` without `CAP_SYS_ADMIN`, `ENOSYS` before Linux 5.2.
-pub fn clone_mount(point: &Path) -> io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::{FromRawFd, OwnedFd};
+pub fn clone_mount(point: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(point.as_os_str().as_bytes())?;
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: the path ends in NUL; the other arguments are integers.

@@ -70,6 +70,11 @@ impl Table {
         }
     }
 
+    /// Whether the kernel knows an inode.
+    pub(crate) fn has(&self, ino: u64) -> bool {
+        self.shard(ino).contains_key(&ino)
+    }
+
     /// How many inodes the kernel holds.
     pub(crate) fn len(&self) -> usize {
         self.0.iter().map(|shard| locked(shard).len()).sum()

@@ -22,8 +22,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fuser::{INodeNo, Notifier};
 use nix::errno::Errno;
@@ -39,6 +39,10 @@ use crate::sys;
 pub(crate) const HIDDEN_NAME: &[u8] = b".ffs";
 /// Its inode; real numbers count up from 2 and stand-ins from above it: they never meet.
 pub(crate) const HIDDEN: u64 = 1 << 62;
+/// The name that mergerfs has for it; another directory, for a directory has one name only.
+pub(crate) const ALIAS_NAME: &[u8] = b".mergerfs";
+/// The inode of that.
+pub(crate) const ALIAS: u64 = HIDDEN - 1;
 /// A name that somebody looks up all the time is tried so often.
 const TRIES: usize = 100;
 
@@ -101,7 +105,7 @@ impl Replay {
 /// The private writable clone of a mount.
 #[derive(Debug)]
 pub(crate) struct Twin {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     stand_ins: std::sync::atomic::AtomicU64,
 }
 
@@ -119,7 +123,12 @@ impl Twin {
             | MsFlags::MS_NODEV
             | MsFlags::MS_NOATIME;
         nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>)?;
-        Ok(Self { root, stand_ins: (HIDDEN + 1).into() })
+        Ok(Self { root: Arc::new(root), stand_ins: (HIDDEN + 1).into() })
+    }
+
+    /// The root of the clone, for who wants it only as long as it is there.
+    pub(crate) fn root(&self) -> std::sync::Weak<OwnedFd> {
+        Arc::downgrade(&self.root)
     }
 
     /// Lets watchers know of `changes`. Blocks until the kernel has taken all of them; must not be

@@ -118,17 +118,37 @@ fn whiteouts_hide() {
 }
 
 #[test]
-fn a_changed_directory_layer_is_never_mixed() {
-    needs_mount!("a_changed_directory_layer_is_never_mixed");
+fn a_changed_directory_layer_is_never_mixed_and_never_an_error() {
+    needs_mount!("a_changed_directory_layer_is_never_mixed_and_never_an_error");
     let dir = tempfile::tempdir().unwrap();
-    let layer = tree(dir.path(), &[("x", "first")]);
+    let large = "first, of a size that is not copied\n".repeat(10_000);
+    let files = [("x", "first"), ("gone", "still read"), ("large", &large), ("large-gone", &large)];
+    let layer = tree(dir.path(), &files);
     let mounted = Mounted::new(&["--layer", &format!("l=dir:{}", layer.display())]);
-    assert_eq!(mounted.read("x"), "first");
-    std::fs::write(layer.join("x.new"), "second, and longer").unwrap();
-    std::fs::rename(layer.join("x.new"), layer.join("x")).unwrap();
-    // The first open notices; the content is that of the new file at once.
-    assert_eq!(mounted.read("x"), "second, and longer");
-    eventually("the scan", || (mounted.at("x").metadata().unwrap().len() == 18).then_some(()));
+    let mut held = File::open(mounted.at("large")).unwrap();
+    let mut start = [0; 5];
+    held.read_exact(&mut start).unwrap();
+    for (name, content) in [("x", "second, and longer"), ("large", "second")] {
+        std::fs::write(layer.join("new"), content).unwrap();
+        std::fs::rename(layer.join("new"), layer.join(name)).unwrap();
+    }
+    std::fs::write(layer.join("gone"), "cut").unwrap();
+    // Until the layer is read again, what was shown is whole: the old or the new, nothing between.
+    let seen = mounted.read("x");
+    assert!(["first", "second, and longer"].contains(&seen.as_str()), "{seen}");
+    let seen = std::fs::read_to_string(mounted.at("gone")).unwrap();
+    assert!(["still read", "cut"].contains(&seen.as_str()), "{seen}");
+    for name in ["gone", "large-gone"] {
+        std::fs::remove_file(layer.join(name)).unwrap();
+    }
+    let output = mounted.ffs(&["reload", mounted.at("").to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    eventually("the new content", || (mounted.read("x") == "second, and longer").then_some(()));
+    assert_eq!(mounted.read("large"), "second");
+    assert_eq!(mounted.names(""), ["large", "x"]);
+    let mut rest = String::new();
+    held.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, large[5..], "what was open is what it was");
 }
 
 /// How often the files are read while they change.

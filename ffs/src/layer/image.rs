@@ -3,6 +3,7 @@
 //! An image with `/.ctx/manifest.json` is context data: the tree that shows is `/data`, and it must
 //! be exactly what the manifest names, byte for byte. Any other image shows its root.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -77,6 +78,12 @@ pub fn layer(
     })
 }
 
+/// The class that an image's manifest states, if it has one.
+pub(crate) fn class(image: &[u8]) -> Option<String> {
+    let index = read::index(image).ok()?;
+    manifest(&index, image).ok()?.map(|manifest| manifest.class.as_str().to_owned())
+}
+
 fn empty_dir() -> Entry {
     Entry {
         name: Vec::new(),
@@ -145,36 +152,61 @@ fn verify(manifest: &Manifest, data: &Entry, image: &[u8]) -> Result<(), ImageEr
 }
 
 fn tree(dir: &Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
-    let mut made = LayerDir { meta: meta(dir), opaque: false, entries: std::collections::BTreeMap::new() };
-    for child in dir.children() {
-        match whiteout_name(&child.name) {
-            WhiteoutName::Opaque => made.opaque = true,
-            WhiteoutName::Ignored => {}
-            WhiteoutName::Hides(hidden) => {
-                made.entries.insert(hidden.into(), LayerNode::Whiteout);
-            }
-            WhiteoutName::Plain => {
-                let node = node(child, image);
-                // A whiteout of the same name came first in order and gives way: the layer has it.
-                made.entries.insert(child.name.clone().into(), node);
+    let mut links = Links::default();
+    links.count(dir);
+    links.tree(dir, image)
+}
+
+/// Files of several names: how many each has, and the leaf that they share.
+#[derive(Default)]
+struct Links(HashMap<u64, (u32, Option<Arc<Leaf>>)>);
+
+impl Links {
+    fn count(&mut self, dir: &Entry) {
+        for child in dir.children() {
+            match child.kind {
+                read::Kind::Dir(_) => self.count(child),
+                _ => self.0.entry(child.id).or_default().0 += 1,
             }
         }
     }
-    Arc::new(made)
-}
 
-fn node(entry: &Entry, image: &Arc<Sealed>) -> LayerNode {
-    let content = match &entry.kind {
-        read::Kind::Dir(_) => return LayerNode::Dir(tree(entry, image)),
-        read::Kind::CharDevice if entry.device == (0, 0) => return LayerNode::Whiteout,
-        read::Kind::File(ranges) => Content::Sealed {
-            image: image.clone(),
-            ranges: ranges.iter().map(|range| (range.start, range.len)).collect(),
-        },
-        read::Kind::Symlink(target) => Content::Target(target.clone().into()),
-        _ => Content::Empty,
-    };
-    LayerNode::Leaf(Arc::new(Leaf { meta: meta(entry), content }))
+    fn tree(&mut self, dir: &Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
+        let mut made = LayerDir::new(meta(dir));
+        for child in dir.children() {
+            match whiteout_name(&child.name) {
+                WhiteoutName::Opaque => made.opaque = true,
+                WhiteoutName::Ignored => {}
+                WhiteoutName::Hides(hidden) => {
+                    made.entries.insert(hidden.into(), LayerNode::Whiteout);
+                }
+                WhiteoutName::Plain => {
+                    let node = self.node(child, image);
+                    // A whiteout of the same name came first in order and gives way: the layer has it.
+                    made.entries.insert(child.name.clone().into(), node);
+                }
+            }
+        }
+        Arc::new(made)
+    }
+
+    fn node(&mut self, entry: &Entry, image: &Arc<Sealed>) -> LayerNode {
+        let content = match &entry.kind {
+            read::Kind::Dir(_) => return LayerNode::Dir(self.tree(entry, image)),
+            read::Kind::CharDevice if entry.device == (0, 0) => return LayerNode::Whiteout,
+            read::Kind::File(ranges) => Content::Sealed {
+                image: image.clone(),
+                ranges: ranges.iter().map(|range| (range.start, range.len)).collect(),
+            },
+            read::Kind::Symlink(target) => Content::Target(target.clone().into()),
+            _ => Content::Empty,
+        };
+        let (links, shared) = self.0.entry(entry.id).or_default();
+        let leaf = shared.get_or_insert_with(|| {
+            Arc::new(Leaf::new(Meta { links: (*links).max(1), ..meta(entry) }, content))
+        });
+        LayerNode::Leaf(leaf.clone())
+    }
 }
 
 fn meta(entry: &Entry) -> Meta {
@@ -199,7 +231,10 @@ fn meta(entry: &Entry) -> Meta {
         uid: entry.uid,
         gid: entry.gid,
         size: entry.size,
+        blocks: entry.size.div_ceil(512),
+        links: 1,
         mtime: mtime.unwrap_or(SystemTime::UNIX_EPOCH),
+        ctime: mtime.unwrap_or(SystemTime::UNIX_EPOCH),
         device: entry.device,
     }
 }

@@ -9,6 +9,7 @@ pub mod dir;
 pub mod image;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,9 +43,15 @@ pub struct LayerDir {
     pub meta: Meta,
     /// Hides what lower layers have in the directory of this path.
     pub opaque: bool,
+    /// Its extended attributes.
+    pub xattrs: Xattrs,
     /// Its entries by name.
     pub entries: BTreeMap<Name, LayerNode>,
 }
+
+/// Extended attributes: names and values. Those of overlayfs itself (`trusted.overlay.*`,
+/// `user.overlay.*`) are not among them: they say how to merge, not what to show.
+pub type Xattrs = Box<[(Name, Box<[u8]>)]>;
 
 /// What a name in a layer stands for.
 #[derive(Debug, Clone)]
@@ -62,6 +69,8 @@ pub enum LayerNode {
 pub struct Leaf {
     /// Its attributes.
     pub meta: Meta,
+    /// Its extended attributes.
+    pub xattrs: Xattrs,
     /// What it holds.
     pub content: Content,
 }
@@ -79,8 +88,14 @@ pub struct Meta {
     pub gid: u32,
     /// Bytes of content or of a link's target.
     pub size: u64,
+    /// Space that it takes in its source, in blocks of 512 bytes: less than `size` for sparse files.
+    pub blocks: u64,
+    /// Names that it has in its layer; for directories the merge counts.
+    pub links: u32,
     /// Last modification.
     pub mtime: SystemTime,
+    /// Last change of anything.
+    pub ctime: SystemTime,
     /// Major and minor number of a device.
     pub device: (u32, u32),
 }
@@ -107,14 +122,23 @@ pub enum Kind {
 /// Where the content of a leaf is.
 #[derive(Debug)]
 pub enum Content {
-    /// In an image in sealed memory: ranges of it, in order.
+    /// In sealed memory (of an image, or of the small files of a directory layer): ranges of it, in
+    /// order.
     Sealed {
         /// The image, shared by all its files.
         image: Arc<Sealed>,
         /// Offset and length of each range.
         ranges: Box<[(u64, u64)]>,
     },
-    /// In a file of a directory layer.
+    /// In a large file of a directory layer, held open since the layer was read: a rename or an
+    /// unlink in the directory does not reach it.
+    Held {
+        /// The file.
+        file: File,
+        /// What the file was when the layer was read.
+        stamp: Stamp,
+    },
+    /// In a file of a directory layer that could not be held: opened for each read.
     Path {
         /// The layer's directory.
         root: Arc<OwnedFd>,
@@ -150,13 +174,28 @@ impl Meta {
             uid: 0,
             gid: 0,
             size: 0,
+            blocks: 0,
+            links: 1,
             mtime: SystemTime::UNIX_EPOCH,
+            ctime: SystemTime::UNIX_EPOCH,
             device: (0, 0),
         }
     }
 }
 
+impl LayerDir {
+    /// An empty directory.
+    pub fn new(meta: Meta) -> Self {
+        Self { meta, opaque: false, xattrs: Xattrs::default(), entries: BTreeMap::new() }
+    }
+}
+
 impl Leaf {
+    /// A leaf without extended attributes.
+    pub fn new(meta: Meta, content: Content) -> Self {
+        Self { meta, xattrs: Xattrs::default(), content }
+    }
+
     /// Whether a program that reads both cannot tell them apart (attributes aside).
     ///
     /// Equal content keeps its inode across generations: caches stay warm and nobody is told of a
@@ -172,7 +211,10 @@ impl Leaf {
             (Content::Sealed { image: a, ranges: x }, Content::Sealed { image: b, ranges: y }) => {
                 (Arc::ptr_eq(a, b) && x == y) || chunks_equal(a.chunks(x), b.chunks(y))
             }
-            (Content::Path { stamp: a, .. }, Content::Path { stamp: b, .. }) => a == b,
+            (
+                Content::Path { stamp: a, .. } | Content::Held { stamp: a, .. },
+                Content::Path { stamp: b, .. } | Content::Held { stamp: b, .. },
+            ) => a == b,
             (Content::Target(a), Content::Target(b)) => a == b,
             (Content::Empty, Content::Empty) => true,
             _ => false,

@@ -1,0 +1,190 @@
+//! What can be said on the command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use ffs::config::LayerSpec;
+use ffs::control::socket_path;
+
+/// Shows layers (directories, ISO images, discs in drives) as one read-only tree that changes
+/// atomically under running programs.
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Verb,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Mount a union of layers.
+    Mount(MountArgs),
+    /// Say how a mount is.
+    Status {
+        /// The mount point.
+        mount: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Change the layers of a mount: all that one call names is one switch, or nothing.
+    #[command(subcommand)]
+    Layer(LayerVerb),
+    /// Show the generation before again, as a new one; directories as they are now.
+    Rollback {
+        /// The mount point.
+        mount: PathBuf,
+        /// Only if the generation before is this one.
+        #[arg(long, value_name = "GENERATION")]
+        to: Option<u64>,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Read all layers of a mount again.
+    Reload {
+        /// The mount point.
+        mount: PathBuf,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Unmount, and end the program behind the mount.
+    Umount {
+        /// The mount point.
+        mount: PathBuf,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct MountArgs {
+    /// The mount point; may be given by the configuration.
+    pub(crate) mount: Option<PathBuf>,
+    /// A layer: NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and, for a
+    /// directory that is not to be followed, ,watch=off after it.
+    #[arg(long = "layer", value_name = "NAME=SOURCE")]
+    pub(crate) layers: Vec<LayerSpec>,
+    /// Every drive with context data becomes the layer of its class.
+    #[arg(long)]
+    pub(crate) auto: bool,
+    /// Device names that --auto looks at, in place of `sr*`.
+    #[arg(long = "auto-device", value_name = "PATTERN")]
+    pub(crate) auto_devices: Vec<String>,
+    /// The configuration file; /etc/ffs.toml is read when it exists.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Milliseconds that the layer of a removed device is still shown; without it, until an image
+    /// takes its place.
+    #[arg(long, value_name = "MS")]
+    pub(crate) keep_removed: Option<u64>,
+    /// Bytes that images may hold in memory together; half of the machine's without it.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_memory: Option<u64>,
+    /// Append what happens, as JSON lines.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) event_log: Option<PathBuf>,
+    /// Stay in the foreground.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) at: At,
+}
+
+#[derive(Args)]
+pub(crate) struct At {
+    /// The control socket, in place of /run/ffs/NAME.sock or $XDG_RUNTIME_DIR/ffs/NAME.sock.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Only {
+    /// Only if the mount is at this generation: else nothing is changed.
+    #[arg(long, value_name = "GENERATION")]
+    pub(crate) if_generation: Option<u64>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum LayerVerb {
+    /// Add layers.
+    Add {
+        /// The mount point.
+        mount: PathBuf,
+        /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and ,watch=off after it.
+        #[arg(required = true)]
+        layers: Vec<LayerSpec>,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Put layers in place of those of their names.
+    Replace {
+        /// The mount point.
+        mount: PathBuf,
+        /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and ,watch=off after it.
+        #[arg(required = true)]
+        layers: Vec<LayerSpec>,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Remove layers.
+    Remove {
+        /// The mount point.
+        mount: PathBuf,
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Bring the layers into this order.
+    Order {
+        /// The mount point.
+        mount: PathBuf,
+        /// The names of all layers, highest first.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Do everything that a file says: one `add`, `replace`, `remove` or `order` a line.
+    Apply {
+        /// The mount point.
+        mount: PathBuf,
+        /// The file; `-` for the standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        only: Only,
+        #[command(flatten)]
+        at: At,
+    },
+    /// List the layers, highest priority first.
+    List {
+        /// The mount point.
+        mount: PathBuf,
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+impl At {
+    /// The control socket of a mount.
+    pub(crate) fn socket(&self, mount: &Path) -> anyhow::Result<PathBuf> {
+        self.socket
+            .clone()
+            .or_else(|| socket_path(mount))
+            .context("XDG_RUNTIME_DIR is not set: say where the control socket is with --socket")
+    }
+}

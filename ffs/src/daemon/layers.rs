@@ -1,0 +1,333 @@
+//! Every way to another generation.
+//!
+//! The generation that was shown before the present one is kept whole for a rollback; older ones end
+//! with the last program that has something of them open. A rollback is a switch like any other: its
+//! generation has a new number, and it can be rolled back.
+//!
+//! What a rollback takes away must not be back a moment later because its disc is read again: the
+//! image is held back ([`Hold`]) until another of a higher generation comes for its layer, until
+//! `ffs reload`, or until the rollback is itself rolled back. Of directories no content is kept: one
+//! that a rollback brings back is read as it is then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::devices::device_name;
+use super::report::digest;
+use super::{Daemon, DaemonError};
+use crate::config::{LayerSpec, Source};
+use crate::dirs::{Follower, same};
+use crate::edit::{Desired, Op, plan};
+use crate::events::Step;
+use crate::follow::Hold;
+use crate::generation::Generation;
+use crate::layer::{Layer, device, dir, image};
+use crate::memory::Limit;
+
+/// A generation that is kept, and what was asked for then.
+pub(super) struct Before {
+    pub(super) generation: Arc<Generation>,
+    desired: Desired,
+}
+
+/// Why a request was not fulfilled; nothing was changed.
+pub(super) enum Refusal {
+    /// The mount is at another generation than the one asked for.
+    Conflict(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+/// Reads a layer that is no device; `None` for devices, which are read when they are there.
+///
+/// # Errors
+/// [`DaemonError::Layer`] and [`DaemonError::NoRoom`].
+pub(super) fn load(spec: &LayerSpec, limit: &Limit) -> Result<Option<Layer>, DaemonError> {
+    let error = |reason: String| DaemonError::Layer { name: spec.name.clone(), reason };
+    match &spec.source {
+        Source::Dir(path) => dir::layer(path, &spec.name, spec.priority.unwrap_or(0))
+            .map(Some)
+            .map_err(|source| error(source.to_string())),
+        Source::Iso(path) => {
+            let image = device::read(path, limit.now()).map_err(|source| match limit.refuses(&source) {
+                Some(reason) => DaemonError::NoRoom { name: spec.name.clone(), reason },
+                None => error(source.to_string()),
+            })?;
+            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string())
+                .map(Some)
+                .map_err(|source| error(format!("`{}`: {source}", path.display())))
+        }
+        Source::Device(_) => Ok(None),
+    }
+}
+
+/// Follows a layer's directory, if it is one and is to be followed; before it is read, so that no
+/// change falls between. Where that fails, `unfollowed` says why.
+pub(super) fn follow(
+    follower: Option<&Follower>,
+    spec: &LayerSpec,
+    unfollowed: &mut BTreeMap<String, String>,
+) {
+    let (Some(follower), Source::Dir(path), true) = (follower, &spec.source, spec.watch) else { return };
+    match follower.follow(&spec.name, path) {
+        Ok(()) => drop(unfollowed.remove(&spec.name)),
+        Err(error) => drop(unfollowed.insert(spec.name.clone(), error.to_string())),
+    }
+}
+
+impl Daemon {
+    // The switch itself.
+
+    /// Shows `layers` and tells everybody; `asked` is what was asked for until now.
+    fn switch(
+        &mut self,
+        layer: &str,
+        layer_generation: Option<u64>,
+        asked: Desired,
+        layers: Vec<Arc<Layer>>,
+    ) {
+        // What drives bring at the start is one beginning, and nothing to go back behind.
+        if self.starting.is_none() {
+            let generation = self.mount.current();
+            self.before = Some(Before { generation, desired: asked });
+        }
+        let switch = self.mount.switch(|_| layers);
+        let generation = switch.generation.number;
+        self.log.write(Step::Visible {
+            generation,
+            layer: layer.to_owned(),
+            layer_generation,
+            changes: switch.changes.len(),
+        });
+        if !switch.changes.is_empty() {
+            self.mount.tell_watchers(&switch);
+            self.hooks.changed(generation, switch.changes.into_iter().map(|change| change.path).collect());
+        }
+    }
+
+    /// Shows layers in place of those of their names, as one switch; nothing happens when they are
+    /// what is shown already.
+    pub(super) fn show(&mut self, layers: Vec<Layer>) {
+        let current = self.mount.current();
+        let news: Vec<Arc<Layer>> = layers
+            .into_iter()
+            .filter(|layer| !current.layers.iter().any(|have| same(have, layer)))
+            .map(Arc::new)
+            .collect();
+        let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
+        let Some(first) = news.first() else { return };
+        let generation = first.generation.filter(|_| news.len() == 1);
+        let kept = current.layers.iter().filter(|have| !names.contains(&have.name.as_str()));
+        let all = kept.chain(&news).cloned().collect();
+        self.switch(&names.join(","), generation, self.desired.clone(), all);
+    }
+
+    /// Shows a layer no more that a drive had brought.
+    pub(super) fn drop_layer(&mut self, name: &str) {
+        let current = self.mount.current();
+        let left = current.layers.iter().filter(|have| have.name != name).cloned().collect();
+        self.switch(name, None, self.desired.clone(), left);
+    }
+
+    // Reading again.
+
+    /// Reads the layers that were asked for and that `which` picks again; what changed is one switch.
+    pub(super) fn read_again(&mut self, which: impl Fn(&LayerSpec) -> bool) {
+        let specs: Vec<LayerSpec> = self.desired.layers.iter().filter(|spec| which(spec)).cloned().collect();
+        let mut read = Vec::new();
+        for spec in specs {
+            follow(self.follower.as_ref(), &spec, &mut self.unfollowed);
+            match self.load(&spec) {
+                Ok(layer) => read.extend(layer),
+                // What was shown stays: better old than half.
+                Err(error) => {
+                    let (origin, reason) = (spec.source.to_string(), error.to_string());
+                    self.log.write(Step::Refused { origin, reason });
+                }
+            }
+        }
+        self.show(read);
+    }
+
+    /// Reads directory layers again: one of them was found to have changed.
+    pub(super) fn rescan(&mut self) {
+        self.mount.take_stale();
+        self.read_again(|spec| matches!(spec.source, Source::Dir(_)));
+    }
+
+    /// Reads everything again, what was rolled back too.
+    pub(super) fn reload(&mut self) {
+        self.held.clear();
+        self.mount.take_stale();
+        self.read_again(|_| true);
+        self.look_at_all("reload");
+    }
+
+    /// Reads a layer; gives up the generation kept for a rollback where only that leaves the room.
+    fn load(&mut self, spec: &LayerSpec) -> Result<Option<Layer>, DaemonError> {
+        let layer = match load(spec, &self.limit) {
+            Err(DaemonError::NoRoom { .. }) if self.before.take().is_some() => load(spec, &self.limit),
+            other => other,
+        }?;
+        Ok(layer.map(|layer| self.ranked(layer)))
+    }
+
+    /// Gives a layer the rank that an order gave it.
+    pub(super) fn ranked(&self, mut layer: Layer) -> Layer {
+        layer.priority = self.desired.ranks.get(&layer.name).copied().unwrap_or(layer.priority);
+        layer
+    }
+
+    // Requests.
+
+    fn expect(&self, generation: Option<u64>) -> Result<(), Refusal> {
+        let number = self.mount.current().number;
+        match generation {
+            Some(wanted) if wanted != number => Err(Refusal::Conflict(format!(
+                "`{}` is at generation {number}, not {wanted}: nothing was changed",
+                self.mount.point().display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes layers: all of `ops` as one switch, or none of them. A layer on a device joins when its
+    /// disc has been read, as a switch of its own.
+    pub(super) fn apply(&mut self, ops: &[Op], if_generation: Option<u64>) -> Result<(), Refusal> {
+        self.expect(if_generation)?;
+        let current = self.mount.current();
+        let shown = current.layers.iter().map(|layer| (layer.name.clone(), layer.priority)).collect();
+        let plan = plan(ops, &self.desired, &shown).map_err(|error| error.to_string())?;
+        let mut config = self.config.clone();
+        config.layers.clone_from(&plan.desired.layers);
+        config.check()?;
+        // Everything is read before anything is shown.
+        let mut read = Vec::new();
+        for spec in &plan.load {
+            follow(self.follower.as_ref(), spec, &mut self.unfollowed);
+            match self.load(spec) {
+                Ok(layer) => read.extend(layer.map(Arc::new)),
+                Err(error) => {
+                    self.follow_desired();
+                    return Err(error.to_string().into());
+                }
+            }
+        }
+        let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
+        let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
+        let generation = read.first().and_then(|layer| layer.generation).filter(|_| ops.len() == 1);
+        let kept = current.layers.iter().filter(|layer| !gone(&layer.name));
+        let all: Vec<Arc<Layer>> = kept
+            .chain(&read)
+            .map(|layer| match plan.desired.ranks.get(&layer.name) {
+                Some(&priority) if priority != layer.priority => {
+                    Arc::new(Layer { priority, ..Layer::clone(layer) })
+                }
+                _ => layer.clone(),
+            })
+            .collect();
+        for name in plan.load.iter().map(|spec| &spec.name).chain(&plan.removed) {
+            self.held.remove(name);
+        }
+        let asked = std::mem::replace(&mut self.desired, plan.desired);
+        let devices: Vec<&PathBuf> = plan
+            .load
+            .iter()
+            .filter_map(|spec| match &spec.source {
+                Source::Device(path) => Some(path),
+                _ => None,
+            })
+            .collect();
+        let unchanged = all.len() == current.layers.len()
+            && all.iter().all(|layer| current.layers.iter().any(|have| Arc::ptr_eq(have, layer)));
+        // A layer whose disc is not there yet changes nothing.
+        if !unchanged || devices.is_empty() {
+            self.switch(&ops.iter().map(named).collect::<Vec<_>>().join(","), generation, asked, all);
+        }
+        self.follow_desired();
+        for path in devices {
+            if let Some(device) = device_name(path) {
+                self.arrived(&device);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the generation before again.
+    pub(super) fn roll_back(&mut self, to: Option<u64>, if_generation: Option<u64>) -> Result<(), Refusal> {
+        self.expect(if_generation)?;
+        let Some(before) = &self.before else {
+            return Err("no earlier generation is kept: nothing to roll back to".to_owned().into());
+        };
+        let (target, asked) = (before.generation.clone(), before.desired.clone());
+        if let Some(to) = to.filter(|to| *to != target.number) {
+            let kept = target.number;
+            return Err(format!("generation {to} is not kept: only {kept}, the one before this").into());
+        }
+        let mut layers = Vec::with_capacity(target.layers.len());
+        for layer in &target.layers {
+            let Some(path) = layer.origin.strip_prefix("dir:") else {
+                layers.push(layer.clone());
+                continue;
+            };
+            let watch = asked.layers.iter().all(|spec| spec.name != layer.name || spec.watch);
+            let (name, priority) = (layer.name.clone(), Some(layer.priority));
+            let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
+            follow(self.follower.as_ref(), &spec, &mut self.unfollowed);
+            let read = load(&spec, &self.limit).map_err(|error| error.to_string())?;
+            layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));
+        }
+        let current = self.mount.current();
+        let stays = |layer: &Layer| layers.iter().any(|have| same(have, layer));
+        if layers.len() == current.layers.len() && current.layers.iter().all(|layer| stays(layer)) {
+            let reason = "the generation before differs only in what a directory held, which is not kept";
+            return Err(reason.to_owned().into());
+        }
+        for layer in current.layers.iter().filter(|layer| !stays(layer)) {
+            if let Some(digest) = digest(layer) {
+                let hold = Hold { generation: layer.generation, digest };
+                self.held.insert(layer.name.clone(), hold);
+            }
+        }
+        for layer in layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer))) {
+            // Back again; but what was newer than it and was taken away just now stays away.
+            if !current.layers.iter().any(|have| have.name == layer.name) {
+                self.held.remove(&layer.name);
+            }
+        }
+        let asked = std::mem::replace(&mut self.desired, asked);
+        self.switch("rollback", None, asked, layers);
+        self.follow_desired();
+        Ok(())
+    }
+
+    /// Follows exactly the directories that are asked for.
+    fn follow_desired(&mut self) {
+        let Some(follower) = &self.follower else { return };
+        let dirs = self.desired.layers.iter().filter(|spec| spec.watch);
+        let names: BTreeSet<&str> = dirs
+            .filter(|spec| matches!(spec.source, Source::Dir(_)))
+            .map(|spec| spec.name.as_str())
+            .collect();
+        follower.retain(&names);
+        self.unfollowed.retain(|name, _| names.contains(name.as_str()));
+    }
+}
+
+/// What an operation is about, for the event log.
+fn named(op: &Op) -> String {
+    match op {
+        Op::Add(text) | Op::Replace(text) => {
+            text.split_once('=').map_or(text.clone(), |(name, _)| name.to_owned())
+        }
+        Op::Remove(name) => name.clone(),
+        Op::Order(names) => names.join(","),
+    }
+}

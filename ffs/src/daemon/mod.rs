@@ -1,0 +1,368 @@
+//! The daemon: one loop that owns every change.
+//!
+//! Events come in on one channel (the kernel's about devices and directories, images that were read,
+//! requests, signals, deadlines) and are handled one after the other, so the order of switches is the
+//! order of events. Reading a device happens on a thread of its own and never holds the loop.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | `threads` | what waits, and passes on what comes |
+//! | `devices` | drives: when they are read, and what becomes of it |
+//! | `layers` | every way to another generation |
+//! | `report` | how it is |
+
+mod devices;
+mod layers;
+mod report;
+mod threads;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::{Config, LayerSpec, Source};
+use crate::control::{Request, Response, Server};
+use crate::dirs::Follower;
+use crate::edit::Desired;
+use crate::events::{Log, Step};
+use crate::follow::Hold;
+use crate::hooks::Hooks;
+use crate::layer::Layer;
+use crate::memory::{self, Limit};
+use crate::mount::{Mount, MountError};
+use crate::notify::notify;
+use crate::uevent::{Uevent, Uevents};
+
+use devices::{Device, Failure};
+use layers::{Before, Refusal};
+use report::Facts;
+
+/// How often drives are looked at where the kernel's events cannot be had.
+const POLL: Duration = Duration::from_secs(2);
+/// What is there at the start is waited for so long before the mount is said to be ready.
+const START: Duration = Duration::from_secs(5);
+
+/// Why the daemon cannot start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A layer that was asked for cannot be had.
+    #[error("layer `{name}`: {reason}")]
+    Layer {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A layer would take more memory than is allowed.
+    #[error("layer `{name}`: {reason}")]
+    NoRoom {
+        /// Its name.
+        name: String,
+        /// The figures.
+        reason: String,
+    },
+    /// Mounting or unmounting.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The control socket.
+    #[error("cannot listen on `{}`: {source} (is another ffs mounted there?)", path.display())]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Starting a thread, or the kernel session.
+    #[error("{what}: {source}")]
+    System {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What reaches the loop.
+enum Message {
+    Uevent(Option<Uevent>),
+    Loaded { device: String, result: Result<Layer, Failure> },
+    Directories(BTreeSet<String>),
+    Control(Request, Sender<Response>),
+    Stale,
+    Stop,
+    Reload,
+    SessionEnded(io::Result<()>),
+}
+
+#[derive(Debug, PartialEq, Eq, Clone)]
+enum Due {
+    Retry(String),
+    DropLayer { layer: String, device: String },
+    Poll,
+    Ready,
+}
+
+struct Daemon {
+    mount: Mount,
+    config: Config,
+    limit: Limit,
+    /// The layers asked for; the configuration's at first.
+    desired: Desired,
+    /// What a rollback shows.
+    before: Option<Before>,
+    /// Images that were rolled back, by layer.
+    held: BTreeMap<String, Hold>,
+    log: Arc<Log>,
+    hooks: Hooks,
+    tx: Sender<Message>,
+    devices: BTreeMap<String, Device>,
+    due: Vec<(Instant, Due)>,
+    /// Devices whose first result is waited for; `None` once ready.
+    starting: Option<BTreeSet<String>>,
+    follower: Option<Follower>,
+    /// What was found out about images for the status, by layer.
+    facts: HashMap<String, Facts>,
+    /// What works, by name.
+    abilities: Vec<String>,
+    /// What does not.
+    reduced: Vec<String>,
+    /// Layers whose directory cannot be followed, and why.
+    unfollowed: BTreeMap<String, String>,
+    stopping: bool,
+}
+
+/// Runs a mount until it is unmounted or told to stop.
+///
+/// # Errors
+/// [`DaemonError`]; before anything is mounted where that is possible.
+pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), DaemonError> {
+    let system = |what| move |source| DaemonError::System { what, source };
+    let log = Arc::new(log);
+    let (tx, rx) = channel();
+    let (mut abilities, mut reduced) = (Vec::new(), Vec::new());
+    // Blocked before any thread starts, so that all of them inherit it and one alone waits.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(|errno| system("cannot block signals")(errno.into()))?;
+    // Listen first: what happens from here on is not missed.
+    let uevents = match Uevents::listen() {
+        Ok(uevents) => Some(uevents),
+        Err(error) => {
+            reduced.push(format!("no device events from the kernel ({error}): drives are polled every 2 s"));
+            None
+        }
+    };
+    abilities.extend(uevents.as_ref().map(|_| "device_events".to_owned()));
+    let follower = {
+        let tx = tx.clone();
+        Follower::start(move |layers| drop(tx.send(Message::Directories(layers))))
+    };
+    let follower = match follower {
+        Ok(follower) => Some(follower),
+        Err(error) => {
+            reduced.push(format!("directory layers are not followed ({error}): `ffs reload` reads them"));
+            None
+        }
+    };
+    abilities.extend(follower.as_ref().map(|_| "follow_directories".to_owned()));
+    let limit =
+        Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) };
+    let mut layers = Vec::new();
+    let mut unfollowed = BTreeMap::new();
+    for spec in &config.layers {
+        layers::follow(follower.as_ref(), spec, &mut unfollowed);
+        if let Some(layer) = layers::load(spec, &limit)? {
+            layers.push(Arc::new(layer));
+        }
+    }
+    let (mount, session) = Mount::new(point, layers)?;
+    log.write(Step::Mounted { point: mount.point().display().to_string() });
+    let unmount_on = |error| {
+        let _ = mount.unmount();
+        error
+    };
+    let server = {
+        let tx = tx.clone();
+        Server::start(socket, move |request, answer| {
+            let _ = tx.send(Message::Control(request, answer));
+        })
+        .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?
+    };
+    let gone = Mount::watch_gone(mount.point());
+    let started = gone
+        .and_then(|gone| threads::start(&tx, signals, session, uevents, gone))
+        .and_then(|()| Hooks::start(config.hooks.clone(), mount.point(), log.clone()));
+    let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
+    let stale = tx.clone();
+    mount.on_stale(move || {
+        let _ = stale.send(Message::Stale);
+    });
+    let commands = tx.clone();
+    mount.on_command(move |request, answer| {
+        let (sender, response) = channel();
+        let _ = commands.send(Message::Control(request, sender));
+        // A thread of its own waits: such commands are rare.
+        std::thread::spawn(move || {
+            answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
+        });
+    });
+    let polled = !abilities.iter().any(|ability| ability == "device_events");
+    report::of_mount(&mount, &mut abilities, &mut reduced);
+    let mut daemon = Daemon {
+        mount,
+        limit,
+        desired: Desired { layers: config.layers.clone(), ..Desired::default() },
+        config,
+        before: None,
+        held: BTreeMap::new(),
+        log,
+        hooks,
+        tx,
+        devices: BTreeMap::new(),
+        due: Vec::new(),
+        starting: Some(BTreeSet::new()),
+        follower,
+        facts: HashMap::new(),
+        abilities,
+        reduced,
+        unfollowed,
+        stopping: false,
+    };
+    if polled {
+        daemon.at(POLL, Due::Poll);
+    }
+    daemon.at(START, Due::Ready);
+    daemon.look_at_all("coldplug");
+    if daemon.starting.as_ref().is_some_and(BTreeSet::is_empty) {
+        daemon.ready();
+    }
+    let result = daemon.serve(&rx);
+    // Unanswered requests end with the channel; then the socket can wait for the one under way.
+    drop(rx);
+    drop(server);
+    result
+}
+
+impl Daemon {
+    fn serve(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
+        loop {
+            let next = self.due.iter().map(|(at, _)| *at).min();
+            let wait =
+                next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+            match rx.recv_timeout(wait) {
+                Ok(Message::SessionEnded(result)) => {
+                    self.log.write(Step::Unmounted);
+                    return result.map_err(|source| DaemonError::System { what: "the mount ended", source });
+                }
+                Ok(message) => self.handle(message)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                // `self.tx` keeps the channel open.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            let now = Instant::now();
+            let (past, later) = std::mem::take(&mut self.due).into_iter().partition(|(at, _)| *at <= now);
+            self.due = later;
+            let past: Vec<(Instant, Due)> = past;
+            if self.stopping && !past.is_empty() {
+                // Detached but still in use by somebody: what they hold ends with us.
+                self.log.write(Step::Unmounted);
+                return Ok(());
+            }
+            for (_, due) in past {
+                self.fire(due);
+            }
+        }
+    }
+
+    fn at(&mut self, wait: Duration, due: Due) {
+        self.due.push((Instant::now() + wait, due));
+    }
+
+    fn handle(&mut self, message: Message) -> Result<(), DaemonError> {
+        match message {
+            Message::Uevent(Some(event)) => self.uevent(&event),
+            // Events were lost: whatever there is may be new.
+            Message::Uevent(None) => self.look_at_all("lost_events"),
+            Message::Loaded { device, result } => self.loaded(&device, result),
+            Message::Directories(layers) => {
+                let changed = |spec: &LayerSpec| layers.contains(&spec.name);
+                self.read_again(|spec| matches!(spec.source, Source::Dir(_)) && changed(spec));
+            }
+            Message::Control(request, answer) => {
+                let response = match self.control(request) {
+                    Ok(()) => Response::Status(Box::new(self.status())),
+                    Err(Refusal::Conflict(reason)) => Response::Conflict(reason),
+                    Err(Refusal::Failed(reason)) => Response::Error(reason),
+                };
+                let _ = answer.send(response);
+            }
+            Message::Stale => self.rescan(),
+            Message::Reload => {
+                // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
+                let (mono_ns, _) = crate::sys::clocks().unwrap_or_default();
+                let _ = notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", mono_ns / 1000));
+                self.reload();
+                let _ = notify("READY=1");
+            }
+            Message::Stop if self.stopping => {}
+            Message::Stop => self.stop()?,
+            Message::SessionEnded(_) => {}
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, request: Request) -> Result<(), Refusal> {
+        match request {
+            Request::Status => {}
+            Request::Unmount => self.stop().map_err(|error| error.to_string())?,
+            Request::Reload => self.reload(),
+            Request::Invalidate => self.mount.forget(),
+            Request::Apply { ops, if_generation } => self.apply(&ops, if_generation)?,
+            Request::Rollback { to, if_generation } => self.roll_back(to, if_generation)?,
+        }
+        Ok(())
+    }
+
+    fn fire(&mut self, due: Due) {
+        match due {
+            Due::Retry(device) => self.read(&device),
+            Due::Poll => {
+                self.look_at_all("poll");
+                self.at(POLL, Due::Poll);
+            }
+            Due::Ready => self.ready(),
+            Due::DropLayer { layer, device } => {
+                let origin = format!("device:/dev/{device}");
+                let shown = self.mount.current();
+                if shown.layers.iter().any(|have| have.name == layer && have.origin == origin) {
+                    self.drop_layer(&layer);
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), DaemonError> {
+        let _ = notify("STOPPING=1");
+        self.mount.unmount()?;
+        self.stopping = true;
+        self.due.clear();
+        self.at(Duration::from_secs(2), Due::Ready);
+        Ok(())
+    }
+
+    fn ready(&mut self) {
+        if self.starting.take().is_some() {
+            self.log.write(Step::Ready);
+            if let Err(error) = notify("READY=1") {
+                tracing::warn!(%error, "cannot tell the service manager");
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Reading files.
+//!
+//! Opens are not asked for (`ENOSYS` to the first one), so a warm open, read and close is the kernel's
+//! alone: 8 to 10 µs here where a request for each open makes it 50 to 60, and overlayfs takes 8 to 9.
+//! That excludes passthrough, which is arranged in the answer to an open. It would gain on the first
+//! read of a large file alone, which here runs at 1 to 1.6 GB/s; read again, it comes from the page
+//! cache at 4 to 7 GB/s, as fast as from tmpfs and without a request. And the answer holds for a whole connection: the small files
+//! beside a large one would pay for it. Content is held by the inode and not by the open file, which
+//! is as good: a number never stands for two contents.
+
+use std::fs::File;
+
+use fuser::{Errno, INodeNo, ReplyData, ReplyLseek};
+
+use super::Shared;
+use crate::layer::{Content, dir};
+
+impl Shared {
+    pub(super) fn read(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        match self.file(ino).map(|file| file.leaf.clone()) {
+            Err(error) => reply.error(error),
+            Ok(leaf) => match &leaf.content {
+                Content::Sealed { image, ranges } => match slice(image.chunks(ranges), offset, size as usize)
+                {
+                    Piece::One(bytes) => reply.data(bytes),
+                    Piece::Joined(bytes) => reply.data(&bytes),
+                },
+                Content::Held { file, .. } => read_file(file, offset, size, reply),
+                Content::Path { root, path, stamp } => match dir::open(root, path, stamp) {
+                    // Another file than was found, or changed: shown as it is until the layer was read again.
+                    Ok((open, same)) => {
+                        if !same {
+                            self.found_stale();
+                        }
+                        read_file(&open, offset, size, reply);
+                    }
+                    Err(error) => {
+                        self.found_stale();
+                        reply.error(error.into());
+                    }
+                },
+                _ => reply.data(&[]),
+            },
+        }
+    }
+
+    /// Finds data and holes; the kernel asks for those alone.
+    pub(super) fn lseek(&self, ino: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
+        use nix::libc::{SEEK_DATA, SEEK_HOLE};
+        use nix::unistd::{Whence, lseek};
+        let file = match self.file(ino) {
+            Ok(file) => file,
+            Err(error) => return reply.error(error),
+        };
+        let size = file.leaf.meta.size.cast_signed();
+        match (&file.leaf.content, whence) {
+            _ if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
+            // Its own position is nobody's: reads say where.
+            (Content::Held { file, .. }, SEEK_DATA | SEEK_HOLE) => {
+                let whence = if whence == SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
+                match lseek(file, offset, whence) {
+                    Ok(found) => reply.offset(found),
+                    Err(errno) => reply.error(std::io::Error::from(errno).into()),
+                }
+            }
+            // What was copied has no holes.
+            (_, SEEK_DATA) => reply.offset(offset),
+            (_, SEEK_HOLE) => reply.offset(size),
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+}
+
+fn read_file(file: &File, offset: u64, size: u32, reply: ReplyData) {
+    let mut buffer = vec![0; size as usize];
+    match dir::read_at(file, &mut buffer, offset) {
+        Ok(read) => reply.data(&buffer[..read]),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
+/// Part of a content that lies in pieces.
+enum Piece<'a> {
+    One(&'a [u8]),
+    Joined(Vec<u8>),
+}
+
+fn slice<'a>(chunks: impl Iterator<Item = &'a [u8]>, offset: u64, size: usize) -> Piece<'a> {
+    let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    let mut found = Piece::One(&[]);
+    let mut left = size;
+    for chunk in chunks {
+        let part = chunk.get(skip..).unwrap_or_default();
+        skip = skip.saturating_sub(chunk.len());
+        let part = &part[..part.len().min(left)];
+        left -= part.len();
+        found = match found {
+            _ if part.is_empty() => found,
+            Piece::One([]) => Piece::One(part),
+            Piece::One(one) => Piece::Joined([one, part].concat()),
+            Piece::Joined(mut all) => {
+                all.extend_from_slice(part);
+                Piece::Joined(all)
+            }
+        };
+        if left == 0 {
+            break;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_cut_and_joined() {
+        let get = |offset, size| {
+            let chunks: [&[u8]; 3] = [b"abc", b"", b"defg"];
+            match slice(chunks.into_iter(), offset, size) {
+                Piece::One(one) => one.to_vec(),
+                Piece::Joined(all) => all,
+            }
+        };
+        assert_eq!(get(0, 2), b"ab");
+        assert_eq!(get(1, 4), b"bcde");
+        assert_eq!(get(3, 9), b"defg");
+        assert_eq!(get(6, 1), b"g");
+        assert_eq!(get(7, 5), b"");
+        assert_eq!(get(u64::MAX, 5), b"");
+    }
+}

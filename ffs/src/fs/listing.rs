@@ -1,0 +1,79 @@
+//! Listing directories.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, PoisonError};
+
+use fuser::{Errno, FileHandle, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+
+use super::attr::{attr, file_type};
+use super::{FOREVER, ONE, Shared};
+use crate::merge::{Dir, Node};
+
+impl Shared {
+    pub(super) fn readdir(&self, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _gate = self.enter();
+        match self.listing(ino, fh, offset) {
+            Err(error) => reply.error(error),
+            Ok(dir) => {
+                for (next, name, node) in entries(&dir, offset) {
+                    let (ino, kind) = match node {
+                        Some(node) => (node.ino(), file_type(node.meta().kind)),
+                        None => (dir.ino, FileType::Directory),
+                    };
+                    if reply.add(INodeNo(ino), next, kind, OsStr::from_bytes(name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+        }
+    }
+
+    pub(super) fn readdirplus(
+        &self,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let _gate = self.enter();
+        match self.listing(ino, fh, offset) {
+            Err(error) => reply.error(error),
+            Ok(dir) => {
+                let own = Node::Dir(dir.clone());
+                for (next, name, node) in entries(&dir, offset) {
+                    let attr = attr(node.unwrap_or(&own));
+                    if reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, &attr, ONE) {
+                        break;
+                    }
+                    // The kernel takes a reference for each entry but `.` and `..`.
+                    if let Some(node) = node {
+                        self.table.remember(node);
+                    }
+                }
+                reply.ok();
+            }
+        }
+    }
+
+    /// The directory that a listing shows: what it showed when the listing began.
+    fn listing(&self, ino: INodeNo, fh: FileHandle, offset: u64) -> Result<Arc<Dir>, Errno> {
+        let Some(handle) = self.dirs.get(fh.0) else { return self.dir(ino) };
+        let mut dir = handle.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == 0 {
+            // rewinddir(3): what is there now. It also keeps an old listing out of the kernel's cache.
+            *dir = self.dir(ino)?;
+        }
+        Ok(dir.clone())
+    }
+}
+
+/// What a listing has from `offset` on: the offset after it, the name, the node; `.` and `..` first.
+fn entries(dir: &Dir, offset: u64) -> impl Iterator<Item = (u64, &[u8], Option<&Node>)> {
+    let dots: [(&[u8], Option<&Node>); 2] = [(b".", None), (b"..", None)];
+    let names = dir.entries.iter().map(|(name, node)| (&**name, Some(node)));
+    let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    let numbered = dots.into_iter().chain(names).zip(1_u64..);
+    numbered.skip(skip).map(|((name, node), next)| (next, name, node))
+}

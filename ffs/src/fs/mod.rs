@@ -1,0 +1,381 @@
+//! The file system operations, as the kernel asks for them.
+//!
+//! Every answer may be cached forever (infinite time-outs): a number never stands for two contents,
+//! and a switch tells the kernel what to forget. So the warm path is the kernel's alone.
+//!
+//! Handlers that tell the kernel about names hold the gate for reading until their answer is
+//! written; a switch takes it for writing. An answer from before a switch has thus reached the
+//! kernel before the switch invalidates anything, and the kernel's directory lock orders the two.
+
+mod attr;
+mod data;
+mod listing;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+
+use crate::generation::Generation;
+use crate::layer::{Content, Name};
+use crate::merge::{Dir, File, Node, ROOT};
+use crate::prefetch::Prefetch;
+use crate::table::{Handles, Table};
+use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
+use attr::{BLOCK, attr, hidden, stand_in};
+
+/// As good as forever; the kernel clamps what its clock cannot hold.
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// One number never stands for two objects, so FUSE's own generation of a number is constant.
+const ONE: fuser::Generation = fuser::Generation(0);
+
+/// Does what a command asks, and gives the answer to the second.
+pub(crate) type OnCommand =
+    dyn Fn(crate::control::Request, Box<dyn FnOnce(crate::control::Response) + Send>) + Send + Sync;
+
+/// What the handlers and the switching thread share.
+pub(crate) struct Shared {
+    pub(crate) gate: RwLock<()>,
+    pub(crate) current: ArcSwap<Generation>,
+    pub(crate) table: Table,
+    /// The replay of changes for watchers.
+    pub(crate) replay: Replay,
+    /// Listing of directories in advance.
+    pub(crate) prefetch: Prefetch,
+    /// Whether the kernel takes attributes with listings.
+    pub(crate) readdirplus: AtomicBool,
+    /// Whether access control lists are in force: the kernel asks for them on first looks by others
+    /// than the owner, so only where the mount begins with some.
+    acls: bool,
+    dirs: Handles<Mutex<Arc<Dir>>>,
+    /// Set when a file of a directory layer turned out to be another one than was scanned.
+    pub(crate) stale: AtomicBool,
+    /// Called when that is first seen.
+    pub(crate) on_stale: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Called with a command that came as an extended attribute.
+    pub(crate) on_command: OnceLock<Box<OnCommand>>,
+}
+
+impl Shared {
+    pub(crate) fn new(generation: Generation) -> Self {
+        let table = Table::new(generation.root.clone());
+        let acls = any_acl(&generation.root);
+        table.remember(&hidden(HIDDEN));
+        Self {
+            gate: RwLock::new(()),
+            table,
+            replay: Replay::default(),
+            current: ArcSwap::from_pointee(generation),
+            acls,
+            prefetch: Prefetch::default(),
+            readdirplus: AtomicBool::new(false),
+            dirs: Handles::default(),
+            stale: AtomicBool::new(false),
+            on_stale: OnceLock::new(),
+            on_command: OnceLock::new(),
+        }
+    }
+
+    fn found_stale(&self) {
+        if !self.stale.swap(true, Ordering::Relaxed)
+            && let Some(tell) = self.on_stale.get()
+        {
+            tell();
+        }
+    }
+
+    fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dir(&self, ino: INodeNo) -> Result<Arc<Dir>, Errno> {
+        match self.table.get(ino.0) {
+            Some(Node::Dir(dir)) => Ok(dir),
+            Some(Node::File(_)) => Err(Errno::ENOTDIR),
+            None => Err(Errno::ESTALE),
+        }
+    }
+
+    fn file(&self, ino: INodeNo) -> Result<Arc<File>, Errno> {
+        match self.table.get(ino.0) {
+            Some(Node::File(file)) => Ok(file),
+            Some(Node::Dir(_)) => Err(Errno::EISDIR),
+            None => Err(Errno::ESTALE),
+        }
+    }
+}
+
+/// The file system that fuser drives.
+pub(crate) struct Ffs(pub(crate) Arc<Shared>);
+
+impl Filesystem for Ffs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let mut wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            // Cached pages are dropped when we say so, not when attributes look new.
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_EXPORT_SUPPORT;
+        if self.0.acls {
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if let Err(missing) = config.add_capabilities(wanted) {
+            // What is left is what the kernel has: they were just reported as present.
+            let _ = config.add_capabilities(wanted & !missing);
+            tracing::info!(?missing, "the kernel lacks some FUSE features: slower, not different");
+        }
+        let readdirplus = config.capabilities().contains(InitFlags::FUSE_DO_READDIRPLUS);
+        self.0.readdirplus.store(readdirplus, Ordering::Relaxed);
+        // As much read-ahead as the kernel offers.
+        if let Err(most) = config.set_max_readahead(1 << 20) {
+            let _ = config.set_max_readahead(most);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _gate = self.0.enter();
+        if parent.0 == ROOT && name.as_bytes() == HIDDEN_NAME {
+            let hidden = hidden(HIDDEN);
+            self.0.table.remember(&hidden);
+            return reply.entry(&FOREVER, &attr(&hidden), ONE);
+        }
+        let replayed = self.0.replay.is(req.pid());
+        if replayed && let Some(pretence) = self.0.replay.pretence(parent.0, name.as_bytes()) {
+            return match pretence.stand_in {
+                Some((ino, dir)) => once(reply, &stand_in(ino, dir)),
+                None => reply.error(Errno::ENOENT),
+            };
+        }
+        if parent.0 == HIDDEN {
+            return match hidden_name(name.as_bytes()).filter(|_| replayed) {
+                Some(HiddenName::New { ino, dir }) => once(reply, &stand_in(ino, dir)),
+                Some(HiddenName::Old(ino)) => match self.0.table.get(ino) {
+                    Some(node) => {
+                        self.0.table.remember(&node);
+                        once(reply, &attr(&node));
+                    }
+                    None => reply.error(Errno::ENOENT),
+                },
+                None => reply.error(Errno::ENOENT),
+            };
+        }
+        match self.0.dir(parent) {
+            Err(error) => reply.error(error),
+            Ok(dir) => match dir.get(name.as_bytes()) {
+                Some(node) => {
+                    self.0.table.remember(node);
+                    reply.entry(&FOREVER, &attr(node), ONE);
+                    self.0.prefetch.looked_up(dir.ino, &dir.asked, dir.entries.len());
+                }
+                None if parent.0 == ROOT && name.as_bytes() == ALIAS_NAME => {
+                    let alias = hidden(ALIAS);
+                    self.0.table.remember(&alias);
+                    reply.entry(&FOREVER, &attr(&alias), ONE);
+                }
+                // Number 0 is how FUSE says "not there, and you may remember that".
+                None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..attr(&Node::Dir(dir)) }, ONE),
+            },
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.0.table.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.0.table.get(ino.0) {
+            Some(node) => reply.attr(&FOREVER, &attr(&node)),
+            None => reply.error(Errno::ESTALE),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<fuser::TimeOrNow>,
+        _mtime: Option<fuser::TimeOrNow>,
+        _ctime: Option<std::time::SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<std::time::SystemTime>,
+        _chgtime: Option<std::time::SystemTime>,
+        _bkuptime: Option<std::time::SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        match self.0.table.get(ino.0) {
+            // What it is already: the kernel tells the watchers.
+            Some(node) if self.0.replay.is(req.pid()) => reply.attr(&FOREVER, &attr(&node)),
+            _ => reply.error(Errno::EROFS),
+        }
+    }
+
+    fn unlink(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
+    fn rmdir(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.0.file(ino).map(|file| file.leaf.clone()) {
+            Err(error) => reply.error(error),
+            Ok(leaf) => match &leaf.content {
+                Content::Target(target) => reply.data(target),
+                _ => reply.error(Errno::EINVAL),
+            },
+        }
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match flags.acc_mode() {
+            // ENOSYS is how FUSE says "never ask again".
+            OpenAccMode::O_RDONLY => reply.error(Errno::ENOSYS),
+            _ => reply.error(Errno::EROFS),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.0.read(ino, offset, size, reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.0.lseek(ino, offset, whence, reply);
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.dir(ino) {
+            Err(error) => reply.error(error),
+            Ok(dir) => {
+                let handle = FileHandle(self.0.dirs.insert(Mutex::new(dir)));
+                let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+                // What is listed in advance is asked for its attributes, which a cached listing has not:
+                // a fresh one takes its place.
+                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::FOPEN_CACHE_DIR } else { cached };
+                reply.opened(handle, flags);
+            }
+        }
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.0.readdir(ino, fh, offset, reply);
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.0.readdirplus(ino, fh, offset, reply);
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.0.dirs.remove(fh.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let generation = self.0.current.load();
+        let totals = generation.totals();
+        let blocks = totals.bytes.div_ceil(u64::from(BLOCK));
+        reply.statfs(blocks, 0, 0, totals.names, 0, BLOCK, 255, BLOCK);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.0.getxattr(ino, name, size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.listxattr(ino, size, reply);
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.0.setxattr(req, ino, name, value, reply);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        // Not asked with default_permissions; only the write bit has an answer of ours.
+        if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
+    }
+}
+
+/// Answers with an entry that holds for this one lookup.
+fn once(reply: ReplyEntry, attr: &FileAttr) {
+    reply.entry_with_ttls(&FOREVER, &Duration::ZERO, attr, ONE);
+}
+
+/// Whether anything in a tree has an access control list.
+fn any_acl(dir: &Dir) -> bool {
+    let has =
+        |xattrs: &[(Name, Box<[u8]>)]| xattrs.iter().any(|(name, _)| **name == *b"system.posix_acl_access");
+    has(dir.xattrs())
+        || dir.entries.iter().any(|(_, node)| match node {
+            Node::Dir(dir) => any_acl(dir),
+            Node::File(file) => has(&file.leaf.xattrs),
+        })
+}

@@ -1,0 +1,77 @@
+//! How a mount is, as `ffs status --json` prints it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hooks::Outcome;
+
+/// How a mount is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The mount point.
+    pub mount: PathBuf,
+    /// The version of the program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// The generation that is shown.
+    pub generation: u64,
+    /// The generation that a rollback shows again, while it is kept.
+    pub rollback_to: Option<u64>,
+    /// Layers, highest priority first.
+    pub layers: Vec<LayerStatus>,
+    /// Names shown.
+    pub names: u64,
+    /// Bytes of the files shown.
+    pub bytes: u64,
+    /// Inodes that the kernel holds.
+    pub known_inodes: u64,
+    /// Image content in memory.
+    pub memory: MemoryStatus,
+    /// Drives that are followed.
+    pub devices: Vec<DeviceStatus>,
+    /// The last outcome of each hook that ran.
+    pub hooks: Vec<Outcome>,
+    /// What works here, by name: `inotify`, `allow_other`, `device_events`, `follow_directories`.
+    pub abilities: Vec<String>,
+    /// What this kernel or these privileges do not allow, and what that means.
+    pub reduced: Vec<String>,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its rank.
+    pub priority: u16,
+    /// Where it came from.
+    pub origin: String,
+    /// The class that the image's manifest states.
+    pub class: Option<String>,
+    /// The generation that its manifest states.
+    pub generation: Option<u64>,
+    /// `sha256:` and the digest of its image in hexadecimal; none for a directory.
+    pub digest: Option<String>,
+    /// Bytes of its image in memory; 0 for a directory.
+    pub bytes: u64,
+}
+
+/// Memory for image content, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Held now, by the present generation, the one kept for a rollback and what is still open.
+    pub in_use: u64,
+    /// No image is read that would go over this.
+    pub limit: u64,
+}
+
+/// One drive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its name, like `sr0`.
+    pub device: String,
+    /// What came of it last.
+    pub state: String,
+}
