@@ -66,6 +66,18 @@ pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// Writes an extended attribute of a file, without following a link at the end.
+///
+/// # Errors
+/// What `lsetxattr(2)` returns; `EROFS` on a mount that is read-only.
+pub fn set_xattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both strings end in NUL, and the value has as many bytes as is said.
+    let done =
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Reads from the start of `CLOCK_MONOTONIC` and `CLOCK_REALTIME`, in nanoseconds.
 ///
 /// # Errors

@@ -47,6 +47,10 @@ const POLL: Duration = Duration::from_secs(2);
 /// What is there at the start is waited for so long before the mount is said to be ready.
 const START: Duration = Duration::from_secs(5);
 
+/// The environment variable that says that this process was started in the background: once it is
+/// ready it lets go of standard error, which somebody may be reading to its end.
+pub const BACKGROUND: &str = "FFS_BACKGROUND";
+
 /// Why the daemon cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -360,6 +364,12 @@ impl Daemon {
     fn ready(&mut self) {
         if self.starting.take().is_some() {
             self.log.write(Step::Ready);
+            if std::env::var_os(BACKGROUND).is_some() {
+                let null = std::fs::File::options().write(true).open("/dev/null");
+                if let Err(error) = null.and_then(|null| Ok(nix::unistd::dup2_stderr(null)?)) {
+                    tracing::warn!(%error, "cannot let go of standard error");
+                }
+            }
             if let Err(error) = notify("READY=1") {
                 tracing::warn!(%error, "cannot tell the service manager");
             }
