@@ -208,15 +208,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     mount.on_stale(move || {
         let _ = stale.send(Message::Stale);
     });
-    let commands = tx.clone();
-    mount.on_command(move |request, answer| {
-        let (sender, response) = channel();
-        let _ = commands.send(Message::Control(request, sender));
-        // A thread of its own waits: such commands are rare.
-        std::thread::spawn(move || {
-            answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
-        });
-    });
+    take_commands(&mount, &tx);
     let polled = !abilities.iter().any(|ability| ability == "device_events");
     report::of_mount(&mount, &mut abilities, &mut reduced);
     let mut daemon = Daemon {
@@ -252,6 +244,19 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     drop(rx);
     drop(server);
     result
+}
+
+/// Lets commands in that come as extended attributes.
+fn take_commands(mount: &Mount, tx: &Sender<Message>) {
+    let tx = tx.clone();
+    mount.on_command(move |request, answer| {
+        let (sender, response) = channel();
+        let _ = tx.send(Message::Control(request, sender));
+        // A thread of its own waits: such commands are rare.
+        std::thread::spawn(move || {
+            answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
+        });
+    });
 }
 
 impl Daemon {
