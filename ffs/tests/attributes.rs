@@ -1,5 +1,7 @@
 //! What extended attributes tell of a mount that nobody can write.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
 mod common;
 
 use std::ffi::CString;

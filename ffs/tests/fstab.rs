@@ -1,5 +1,7 @@
 //! A line in /etc/fstab and mount(8), as on any system; in a mount namespace of the test's own.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
 mod common;
 
 use std::path::Path;

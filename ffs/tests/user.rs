@@ -1,6 +1,8 @@
 //! A mount by a user who is not root: fusermount3 does what needs root, and what it cannot do is
 //! said.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
@@ -28,13 +30,13 @@ fn open_device(dir: &Path) {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let node = dir.join("dev");
-    std::fs::create_dir(&node).unwrap();
-    mount(Some("tmpfs"), &node, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-    let node = node.join("fuse");
-    mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(10, 229)).unwrap();
-    std::fs::set_permissions(&node, PermissionsExt::from_mode(0o666)).unwrap();
-    mount(Some(&node), "/dev/fuse", none, MsFlags::MS_BIND, none).unwrap();
+    let folder = dir.join("dev");
+    std::fs::create_dir(&folder).unwrap();
+    mount(Some("tmpfs"), &folder, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    let device = folder.join("fuse");
+    mknod(&device, SFlag::S_IFCHR, Mode::empty(), makedev(10, 229)).unwrap();
+    std::fs::set_permissions(&device, PermissionsExt::from_mode(0o666)).unwrap();
+    mount(Some(&device), "/dev/fuse", none, MsFlags::MS_BIND, none).unwrap();
 }
 
 impl Home {
