@@ -12,7 +12,7 @@
 //! `layers` takes what mergerfs's `branches` takes: `+<LAYERS` puts on top, `+>LAYERS` below all,
 //! `-NAMES` removes, `-<` and `->` remove the highest and the lowest, `=LAYERS` or `LAYERS` sets all;
 //! `LAYERS` are `NAME=SOURCE` (or the name of a layer that there is), with `:` between. `@7 ` before
-//! any value means: only if the mount is at generation 7 (else `EAGAIN`).
+//! any value means: only if the mount is at generation 7 (else `EBUSY`).
 //!
 //! On every path: `layer`, `generation`, and as mergerfs has them `basepath`, `relpath`, `fullpath`,
 //! `allpaths`. mergerfs's own prefix `user.mergerfs.`, its word `branches` and its name `.mergerfs`

@@ -97,7 +97,7 @@ pub(crate) struct MountArgs {
 
 #[derive(Args)]
 pub(crate) struct At {
-    /// The control socket, in place of /run/ffs/NAME.sock or $XDG_RUNTIME_DIR/ffs/NAME.sock.
+    /// The control socket, in place of `/run/ffs/NAME.sock` or `$XDG_RUNTIME_DIR/ffs/NAME.sock`.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }

@@ -42,7 +42,7 @@ impl Follower {
     /// Starts following nothing yet. `tell` is called with the names of layers that changed.
     ///
     /// # Errors
-    /// What inotify_init(2) or starting a thread returns.
+    /// What `inotify_init(2)` or starting a thread returns.
     pub fn start(tell: impl Fn(BTreeSet<String>) + Send + 'static) -> io::Result<Self> {
         let inotify = Arc::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
         let watched = Arc::new(Mutex::new(Watched::default()));
@@ -59,7 +59,7 @@ impl Follower {
     /// no change falls between.
     ///
     /// # Errors
-    /// What inotify_add_watch(2) returns; `ENOSPC` beyond `fs.inotify.max_user_watches`.
+    /// What `inotify_add_watch(2)` returns; `ENOSPC` beyond `fs.inotify.max_user_watches`.
     pub fn follow(&self, layer: &str, root: &Path) -> io::Result<()> {
         // The scan follows a link at the top too.
         let root = root.canonicalize()?;
@@ -204,6 +204,7 @@ fn same_tree(a: &Arc<LayerDir>, b: &Arc<LayerDir>) -> bool {
     Arc::ptr_eq(a, b)
         || (a.meta == b.meta
             && a.opaque == b.opaque
+            && a.xattrs == b.xattrs
             && a.entries.len() == b.entries.len()
             && a.entries.iter().zip(&b.entries).all(|((x, m), (y, n))| x == y && same_node(m, n)))
 }
@@ -211,7 +212,9 @@ fn same_tree(a: &Arc<LayerDir>, b: &Arc<LayerDir>) -> bool {
 fn same_node(a: &LayerNode, b: &LayerNode) -> bool {
     match (a, b) {
         (LayerNode::Dir(a), LayerNode::Dir(b)) => same_tree(a, b),
-        (LayerNode::Leaf(a), LayerNode::Leaf(b)) => a.meta == b.meta && a.same_content(b),
+        (LayerNode::Leaf(a), LayerNode::Leaf(b)) => {
+            a.meta == b.meta && a.xattrs == b.xattrs && a.same_content(b)
+        }
         (LayerNode::Whiteout, LayerNode::Whiteout) => true,
         _ => false,
     }

@@ -87,7 +87,7 @@ fn helper(words: &[OsString]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say("mount.ffs", &error);
-            let system = error.chain().any(|cause| cause.is::<std::io::Error>());
+            let system = error.chain().any(<dyn std::error::Error>::is::<std::io::Error>);
             ExitCode::from(if system { fstab::SYSTEM } else { fstab::FAILURE })
         }
     }

@@ -55,6 +55,7 @@ fn in_background(command: &[OsString]) -> anyhow::Result<()> {
         .args(command)
         .arg("--foreground")
         .env("NOTIFY_SOCKET", format!("@{name}"))
+        .env(ffs::daemon::BACKGROUND, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .process_group(0)

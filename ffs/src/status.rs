@@ -33,7 +33,9 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// The last outcome of each hook that ran.
     pub hooks: Vec<Outcome>,
-    /// What works here, by name: `inotify`, `allow_other`, `device_events`, `follow_directories`.
+    /// What works here, by name: `inotify` (watchers are told), `epoch` (all cached names are dropped at
+    /// once), `readdirplus` (listings bring attributes), `prefetch` (directories are listed in advance),
+    /// `allow_other`, `device_events`, `follow_directories`.
     pub abilities: Vec<String>,
     /// What this kernel or these privileges do not allow, and what that means.
     pub reduced: Vec<String>,

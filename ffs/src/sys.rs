@@ -110,6 +110,16 @@ pub fn xattrs(of: XattrsOf<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect()
 }
 
+/// Reads one extended attribute of a file, without following a link at the end; `None` where it is not
+/// there or cannot be read.
+pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut value = vec![0; XATTR_MAX];
+    let len = usize::try_from(XattrsOf::Path(&path).get(name, &mut value)).ok()?;
+    value.truncate(len);
+    Some(value)
+}
+
 /// Lets this process have as many descriptors as it may, and returns how many that is.
 pub fn raise_descriptor_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -130,6 +140,18 @@ pub fn inc_epoch(device: &impl AsFd) -> io::Result<()> {
     header[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
     nix::unistd::write(device, &header)?;
     Ok(())
+}
+
+/// Writes an extended attribute of a file, without following a link at the end.
+///
+/// # Errors
+/// What `lsetxattr(2)` returns; `EROFS` on a mount that is read-only.
+pub fn set_xattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both strings end in NUL, and the value has as many bytes as is said.
+    let done =
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Reads from the start of `CLOCK_MONOTONIC` and `CLOCK_REALTIME`, in nanoseconds.

@@ -1,5 +1,7 @@
 //! Several changes as one switch, compare-and-swap, order, rollback, and what comes by itself.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
 mod common;
 
 use std::io::Write;

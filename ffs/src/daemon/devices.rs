@@ -12,6 +12,7 @@ use std::path::Path;
 use super::report::digest;
 use super::{Daemon, Due, Message};
 use crate::config::{Source, matches};
+use crate::dirs::same;
 use crate::events::{Log, Step};
 use crate::follow::{Verdict, backoff, judge};
 use crate::layer::{Layer, device, image};
@@ -225,6 +226,15 @@ impl Daemon {
                     None => format!("layer `{}`", layer.name),
                 };
                 self.held.remove(&layer.name);
+                if have.is_some_and(|have| same(have, &layer)) {
+                    // No new generation, and yet an answer to whoever follows this reading.
+                    self.log.write(Step::Visible {
+                        generation: shown.number,
+                        layer: layer.name.clone(),
+                        layer_generation: layer.generation,
+                        changes: 0,
+                    });
+                }
                 self.show(vec![layer]);
                 state
             }

@@ -47,6 +47,10 @@ const POLL: Duration = Duration::from_secs(2);
 /// What is there at the start is waited for so long before the mount is said to be ready.
 const START: Duration = Duration::from_secs(5);
 
+/// The environment variable that says that this process was started in the background: once it is
+/// ready it lets go of standard error, which somebody may be reading to its end.
+pub const BACKGROUND: &str = "FFS_BACKGROUND";
+
 /// Why the daemon cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -204,17 +208,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     mount.on_stale(move || {
         let _ = stale.send(Message::Stale);
     });
-    let commands = tx.clone();
-    mount.on_command(move |request, answer| {
-        let (sender, response) = channel();
-        let _ = commands.send(Message::Control(request, sender));
-        // A thread of its own waits: such commands are rare.
-        std::thread::spawn(move || {
-            answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
-        });
-    });
+    take_commands(&mount, &tx);
     let polled = !abilities.iter().any(|ability| ability == "device_events");
-    report::of_mount(&mount, &mut abilities, &mut reduced);
     let mut daemon = Daemon {
         mount,
         limit,
@@ -248,6 +243,19 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     drop(rx);
     drop(server);
     result
+}
+
+/// Lets commands in that come as extended attributes.
+fn take_commands(mount: &Mount, tx: &Sender<Message>) {
+    let tx = tx.clone();
+    mount.on_command(move |request, answer| {
+        let (sender, response) = channel();
+        let _ = tx.send(Message::Control(request, sender));
+        // A thread of its own waits: such commands are rare.
+        std::thread::spawn(move || {
+            answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
+        });
+    });
 }
 
 impl Daemon {
@@ -360,6 +368,12 @@ impl Daemon {
     fn ready(&mut self) {
         if self.starting.take().is_some() {
             self.log.write(Step::Ready);
+            if std::env::var_os(BACKGROUND).is_some() {
+                let null = std::fs::File::options().write(true).open("/dev/null");
+                if let Err(error) = null.and_then(|null| Ok(nix::unistd::dup2_stderr(null)?)) {
+                    tracing::warn!(%error, "cannot let go of standard error");
+                }
+            }
             if let Err(error) = notify("READY=1") {
                 tracing::warn!(%error, "cannot tell the service manager");
             }

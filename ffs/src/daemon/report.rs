@@ -53,12 +53,16 @@ fn image_of(root: &Arc<LayerDir>) -> Option<Arc<Sealed>> {
 }
 
 /// Adds what the mount itself can and cannot do here.
-pub(super) fn of_mount(mount: &Mount, abilities: &mut Vec<String>, reduced: &mut Vec<String>) {
-    let missing = mount.reduced();
-    if missing.is_empty() {
-        abilities.push("inotify".to_owned());
-    }
-    reduced.extend(missing);
+fn of_mount(mount: &Mount, abilities: &mut Vec<String>, reduced: &mut Vec<String>) {
+    let able = mount.abilities();
+    let names = [
+        ("inotify", able.events),
+        ("epoch", able.epoch),
+        ("readdirplus", able.readdirplus),
+        ("prefetch", able.prefetch),
+    ];
+    abilities.extend(names.iter().filter(|(_, able)| *able).map(|(name, _)| (*name).to_owned()));
+    reduced.extend(mount.reduced());
     if nix::unistd::geteuid().is_root() {
         abilities.push("allow_other".to_owned());
     } else {
@@ -102,6 +106,9 @@ impl Daemon {
         let unfollowed = self.unfollowed.iter().map(|(layer, error)| {
             format!("the directory of layer `{layer}` is not followed ({error}): `ffs reload` reads it again")
         });
+        let (mut abilities, mut reduced) = (self.abilities.clone(), self.reduced.clone());
+        of_mount(&self.mount, &mut abilities, &mut reduced);
+        reduced.extend(unfollowed);
         Status {
             mount: self.mount.point().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -115,8 +122,8 @@ impl Daemon {
             memory: MemoryStatus { in_use: sealed::in_use(), limit: self.limit.total },
             devices: devices.collect(),
             hooks: self.hooks.outcomes(),
-            abilities: self.abilities.clone(),
-            reduced: self.reduced.iter().cloned().chain(unfollowed).collect(),
+            abilities,
+            reduced,
         }
     }
 }

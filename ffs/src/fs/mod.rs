@@ -21,8 +21,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use crate::generation::Generation;
@@ -56,6 +56,9 @@ pub(crate) struct Shared {
     /// Whether access control lists are in force: the kernel asks for them on first looks by others
     /// than the owner, so only where the mount begins with some.
     acls: bool,
+    /// Whether opens are asked for: on a user's mount, which the kernel does not hold read-only, those
+    /// for writing are to be refused.
+    ask_opens: bool,
     dirs: Handles<Mutex<Arc<Dir>>>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
     pub(crate) stale: AtomicBool,
@@ -76,6 +79,7 @@ impl Shared {
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
             acls,
+            ask_opens: !nix::unistd::geteuid().is_root(),
             prefetch: Prefetch::default(),
             readdirplus: AtomicBool::new(false),
             dirs: Handles::default(),
@@ -224,6 +228,65 @@ impl Filesystem for Ffs {
         }
     }
 
+    // What the kernel refuses by itself where the mount is read-only; on a user's mount it asks.
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _link_name: &OsStr,
+        _target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
     fn unlink(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
     }
@@ -257,6 +320,9 @@ impl Filesystem for Ffs {
 
     fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match flags.acc_mode() {
+            OpenAccMode::O_RDONLY if self.0.ask_opens => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
             // ENOSYS is how FUSE says "never ask again".
             OpenAccMode::O_RDONLY => reply.error(Errno::ENOSYS),
             _ => reply.error(Errno::EROFS),

@@ -70,14 +70,16 @@ impl Shared {
                 request,
                 Box::new(move |response| match response {
                     Response::Status(_) => reply.ok(),
-                    Response::Conflict(_) => reply.error(Errno::EAGAIN),
+                    // EAGAIN would say it better, but the VFS makes EOPNOTSUPP of that
+                    // (fs/xattr.c, __vfs_setxattr_noperm).
+                    Response::Conflict(_) => reply.error(Errno::EBUSY),
                     Response::Error(reason) => {
                         tracing::warn!(reason, "a command by attribute was refused");
                         reply.error(Errno::EINVAL);
                     }
                 }),
             ),
-            (Ok(_), None) => reply.error(Errno::EAGAIN),
+            (Ok(_), None) => reply.error(Errno::EBUSY),
             (Err(Refused::Unknown), _) => reply.error(Errno::ENODATA),
             (Err(Refused::ReadOnly), _) => reply.error(Errno::EROFS),
             (Err(Refused::Invalid), _) => reply.error(Errno::EINVAL),

@@ -1,0 +1,94 @@
+//! A line in /etc/fstab and mount(8), as on any system; in a mount namespace of the test's own.
+
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{eventually, tree};
+
+/// Runs a script where `/etc/fstab` is `fstab` and `/sbin/mount.ffs` is this program.
+fn in_namespace(dir: &Path, fstab: &str, script: &str) -> Output {
+    for name in ["helper", "upper", "work", "mnt"] {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    let link = dir.join("helper/mount.ffs");
+    if !link.exists() {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ffs"), &link).unwrap();
+    }
+    std::fs::write(dir.join("fstab"), fstab).unwrap();
+    let prepare = r#"set -e
+        mount --bind "$DIR/fstab" /etc/fstab
+        sbin=$(readlink -f /sbin)
+        mount -t overlay overlay -o "lowerdir=$DIR/helper:$sbin" "$sbin" || { echo NO-OVERLAY; exit 0; }
+        set +e
+        "#;
+    Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &format!("{prepare}{script}")])
+        .env("DIR", dir)
+        .env("FFS", env!("CARGO_BIN_EXE_ffs"))
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn a_line_in_fstab_mounts() {
+    needs_mount!("a_line_in_fstab_mounts");
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let a = tree(&at.join("a,b"), &[("x", "from a\n")]);
+    let b = tree(&at.join("b"), &[("x", "from b\n"), ("y", "")]);
+    let options = format!(
+        r"ro,nosuid,nofail,_netdev,x-systemd.device-timeout=1,layer=a=dir:{},priority=2,layer=b=dir:{},socket={}",
+        a.display().to_string().replace(',', r"\,"),
+        b.display(),
+        at.join("socket").display()
+    );
+    let fstab = format!("ffs {}/mnt ffs {options} 0 0\n", at.display());
+    let script = r#"
+        mount "$DIR/mnt"; echo "mount: $?"
+        cat "$DIR/mnt/x"; ls "$DIR/mnt"
+        findmnt -n -o FSTYPE "$DIR/mnt"
+        "$FFS" status --json "$DIR/mnt" --socket "$DIR/socket" | sed -n 's/^  "pid": \(.*\),/pid: \1/p'
+        umount "$DIR/mnt"; echo "umount: $?"
+        "#;
+    let output = in_namespace(at, &fstab, script);
+    let text = text(&output);
+    if text.contains("NO-OVERLAY") {
+        eprintln!("SKIPPED a_line_in_fstab_mounts: no overlayfs to put mount.ffs into /sbin with");
+        return;
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let pid = lines.iter().find_map(|line| line.strip_prefix("pid: ")).unwrap_or_else(|| panic!("{text}"));
+    let wanted = ["mount: 0", "from a", "x", "y", "fuse", &format!("pid: {pid}"), "umount: 0"];
+    assert_eq!(lines, wanted, "{text}");
+    // The program behind the mount ends with it.
+    eventually("the end of ffs", || (!Path::new("/proc").join(pid).exists()).then_some(()));
+}
+
+#[test]
+fn the_exit_codes_are_those_of_mount() {
+    needs_mount!("the_exit_codes_are_those_of_mount");
+    let dir = tempfile::tempdir().unwrap();
+    let helper = dir.path().join("mount.ffs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ffs"), &helper).unwrap();
+    let point = dir.path().to_str().unwrap();
+    for (args, code, says) in [
+        (&["ffs"][..], 1, "usage"),
+        (&["ffs", point, "-o", "rw"], 1, "read-only"),
+        (&["ffs", point, "-o", "layer=a=nfs:/x"], 1, "dir:PATH"),
+        (&["ffs", "/does/not/exist", "-o", "layer=a=dir:/etc"], 32, "/does/not/exist"),
+        (&["ffs", point, "-o", "layer=a=dir:/does/not/exist"], 32, "layer `a`"),
+        (&["ffs", point, "-f"], 0, ""),
+    ] {
+        let output = Command::new(&helper).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(says), "{args:?}: {}", text(&output));
+    }
+}
