@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::ack::AckMode;
 use crate::layer::device::DEFAULT_LIMIT;
 
 /// Where the configuration is looked for when none is named.
@@ -36,6 +37,16 @@ pub struct Config {
     pub keep_removed_ms: Option<u64>,
     /// Take images of a lower generation than the one shown.
     pub accept_older: bool,
+    /// Files with the keys that may vouch for images; `*` and `?` stand in the last component. Without
+    /// any, images need not be signed.
+    pub trust: Vec<String>,
+    /// Where the generations last accepted are kept; `/var/lib/ffs/NAME.json` unless given, NAME being
+    /// the mount point with `-` for `/`.
+    pub trust_state: Option<PathBuf>,
+    /// The instance that signed images must be for; without it any.
+    pub instance: Option<String>,
+    /// How the host is told what became of an image.
+    pub ack: AckMode,
 }
 
 impl Default for Config {
@@ -49,6 +60,10 @@ impl Default for Config {
             image_limit: DEFAULT_LIMIT,
             keep_removed_ms: None,
             accept_older: false,
+            trust: Vec::new(),
+            trust_state: None,
+            instance: None,
+            ack: AckMode::default(),
         }
     }
 }
@@ -137,6 +152,13 @@ impl Config {
     /// # Errors
     /// A sentence that names what is wrong.
     pub fn check(&self) -> Result<(), String> {
+        if self.accept_older && !self.trust.is_empty() {
+            return Err(
+                "`accept_older` and `trust` contradict each other: what is trusted never goes back; \
+                        remove one of them"
+                    .to_owned(),
+            );
+        }
         let mut names = std::collections::BTreeSet::new();
         for layer in &self.layers {
             if layer.name.is_empty() || layer.name.contains(['/', ':', '\n']) {
@@ -312,6 +334,8 @@ mod tests {
             ("[[layer]]\nname='a'\nsource='nfs:/x'", "is not `dir:PATH`"),
             ("[[layer]]\nname='a'\nsource='dir:x'", "absolute"),
             ("[[hook]]\npath='a'", "exactly one"),
+            ("accept_older = true\ntrust = ['/k.pub']", "contradict"),
+            ("ack = 'serial'", "is not `auto`"),
             ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),
             ("[[layer]]\nname='a'\nsource='dir:/x'\n[[layer]]\nname='a'\nsource='dir:/y'", "two layers"),
         ] {

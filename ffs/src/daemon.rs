@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use ctx_format::check::Claim;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::ack;
 use crate::config::{Config, LayerSpec, Source, matches};
 use crate::control::{DeviceStatus, LayerStatus, Request, Response, Server, Status};
 use crate::events::{Log, Step};
@@ -25,6 +27,7 @@ use crate::hooks::Hooks;
 use crate::layer::{Layer, device, dir, image};
 use crate::mount::{Mount, MountError, Session};
 use crate::notify::notify;
+use crate::trust::{Trust, TrustError};
 use crate::uevent::{Action, Uevent, Uevents};
 
 /// How often drives are looked at where the kernel's events cannot be had.
@@ -57,6 +60,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// The keys, or the state that goes with them.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// Starting a thread, or the kernel session.
     #[error("{what}: {source}")]
     System {
@@ -110,6 +116,7 @@ struct Device {
 pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), DaemonError> {
     let system = |what| move |source| DaemonError::System { what, source };
     let log = Arc::new(log);
+    let trust = Arc::new(Trust::new(&config, point)?);
     let (tx, rx) = channel();
     let mut reduced = Vec::new();
     // Blocked before any thread starts, so that all of them inherit it and one alone waits.
@@ -126,9 +133,11 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             None
         }
     };
+    // Before the first step that it is to see, after the signals are blocked.
+    ack::start(&config.ack, &log).map_err(system("cannot start a thread"))?;
     let mut layers = Vec::new();
     for spec in &config.layers {
-        if let Some(layer) = load(spec, config.image_limit)? {
+        if let Some(layer) = load(spec, config.image_limit, &trust)? {
             layers.push(Arc::new(layer));
         }
     }
@@ -159,6 +168,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let mut daemon = Daemon {
         mount,
         config,
+        trust,
         log,
         hooks,
         tx,
@@ -234,7 +244,7 @@ fn start_threads(
 }
 
 /// Reads a layer that is no device; `None` for devices, which are read when they are there.
-fn load(spec: &LayerSpec, limit: u64) -> Result<Option<Layer>, DaemonError> {
+fn load(spec: &LayerSpec, limit: u64, trust: &Trust) -> Result<Option<Layer>, DaemonError> {
     let error = |reason: String| DaemonError::Layer { name: spec.name.clone(), reason };
     match &spec.source {
         Source::Dir(path) => dir::layer(path, &spec.name, spec.priority.unwrap_or(0))
@@ -242,8 +252,8 @@ fn load(spec: &LayerSpec, limit: u64) -> Result<Option<Layer>, DaemonError> {
             .map_err(|source| error(source.to_string())),
         Source::Iso(path) => {
             let image = device::read(path, limit).map_err(|source| error(source.to_string()))?;
-            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string())
-                .map(Some)
+            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string(), trust)
+                .map(|(layer, _)| Some(layer))
                 .map_err(|source| error(format!("`{}`: {source}", path.display())))
         }
         Source::Device(_) => Ok(None),
@@ -253,6 +263,7 @@ fn load(spec: &LayerSpec, limit: u64) -> Result<Option<Layer>, DaemonError> {
 struct Daemon {
     mount: Mount,
     config: Config,
+    trust: Arc<Trust>,
     log: Arc<Log>,
     hooks: Hooks,
     tx: Sender<Message>,
@@ -463,8 +474,9 @@ impl Daemon {
         state.attempt += 1;
         let attempt = state.attempt;
         let (log, tx, device) = (self.log.clone(), self.tx.clone(), device.to_owned());
+        let trust = self.trust.clone();
         let work = move || {
-            let result = read_device(&device, name.as_deref(), priority, limit, attempt, &log);
+            let result = read_device(&device, name.as_deref(), priority, limit, attempt, &trust, &log);
             let _ = tx.send(Message::Loaded { device, result });
         };
         if let Err(error) = std::thread::Builder::new().name("read-device".to_owned()).spawn(work) {
@@ -583,6 +595,9 @@ impl Daemon {
     }
 
     fn reload(&mut self) {
+        if let Err(error) = self.trust.reload() {
+            self.log.write(Step::Refused { origin: "trust".to_owned(), reason: error.to_string() });
+        }
         self.rescan();
         let images: Vec<LayerSpec> =
             self.config.layers.iter().filter(|spec| matches!(spec.source, Source::Iso(_))).cloned().collect();
@@ -593,7 +608,7 @@ impl Daemon {
     }
 
     fn refresh(&mut self, spec: &LayerSpec) {
-        match load(spec, self.config.image_limit) {
+        match load(spec, self.config.image_limit, &self.trust) {
             Ok(Some(layer)) => self.show(layer),
             Ok(None) => {}
             // What was shown stays: better old than half.
@@ -651,7 +666,7 @@ impl Daemon {
         config.layers.retain(|have| have.name != spec.name);
         config.layers.push(spec.clone());
         config.check()?;
-        let layer = load(&spec, self.config.image_limit).map_err(|error| error.to_string())?;
+        let layer = load(&spec, self.config.image_limit, &self.trust).map_err(|error| error.to_string())?;
         self.config = config;
         match (layer, &spec.source) {
             (Some(layer), _) => self.show(layer),
@@ -689,7 +704,7 @@ impl Daemon {
             known_inodes: self.mount.known_inodes() as u64,
             devices: devices.collect(),
             hooks: self.hooks.outcomes(),
-            reduced: self.reduced.clone(),
+            reduced: self.reduced.iter().cloned().chain(self.trust.reduced()).collect(),
         }
     }
 }
@@ -706,6 +721,7 @@ fn read_device(
     priority: Option<u16>,
     limit: u64,
     attempt: u32,
+    trust: &Trust,
     log: &Log,
 ) -> Result<Layer, Failure> {
     let path = Path::new("/dev").join(device);
@@ -715,8 +731,16 @@ fn read_device(
     log.write(Step::Read { device: device.to_owned(), bytes: image.bytes().len() as u64 });
     let origin = format!("device:{}", path.display());
     // A disc that was read while it was being changed gives a damaged image once.
-    let layer = image::layer(image, name, priority, &origin)
-        .map_err(|error| Failure { passes: attempt < 3, reason: error.to_string() })?;
+    let claimed = |claim: Option<&Claim>| {
+        if let Some(Claim { class, generation }) = claim.cloned() {
+            log.write(Step::Claimed { device: device.to_owned(), class, generation });
+        }
+    };
+    let (layer, claim) = image::layer(image, name, priority, &origin, trust).map_err(|error| {
+        claimed(error.claim());
+        Failure { passes: attempt < 3, reason: error.to_string() }
+    })?;
+    claimed(claim.as_ref());
     log.write(Step::Verified {
         device: device.to_owned(),
         layer: layer.name.clone(),

@@ -15,9 +15,12 @@
 //! | `watch` | real inotify events for what changed |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
 //! | [`hooks`] | what is run when paths change |
+//! | [`trust`] | which images are taken |
+//! | [`ack`] | how the host is told what became of an image |
 //! | [`daemon`] | one loop that owns every change |
 //! | [`control`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
+pub mod ack;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -34,5 +37,6 @@ pub mod notify;
 pub mod sealed;
 pub mod sys;
 mod table;
+pub mod trust;
 pub mod uevent;
 mod watch;

@@ -75,6 +75,10 @@ struct MountArgs {
     /// takes its place.
     #[arg(long, value_name = "MS")]
     keep_removed: Option<u64>,
+    /// A file with keys, and only images signed by one of them are taken; may be given more than once,
+    /// and have `*` in its last component.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<String>,
     /// Append what happens, as JSON lines.
     #[arg(long, value_name = "FILE")]
     event_log: Option<PathBuf>,
@@ -245,6 +249,7 @@ fn mount(args: MountArgs) -> anyhow::Result<()> {
     if !args.auto_devices.is_empty() {
         config.auto_devices = args.auto_devices;
     }
+    config.trust.extend(args.trust);
     config.keep_removed_ms = args.keep_removed.or(config.keep_removed_ms);
     config.check().map_err(anyhow::Error::msg)?;
     let Some(point) = args.mount.or_else(|| config.mount.clone()) else {

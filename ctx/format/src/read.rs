@@ -124,15 +124,6 @@ pub struct Range {
     pub len: u64,
 }
 
-impl Range {
-    /// These bytes of `image`, the image that was indexed; none when it is another one.
-    pub fn of(self, image: &[u8]) -> &[u8] {
-        let start = usize::try_from(self.start).ok();
-        let end = usize::try_from(self.start.saturating_add(self.len)).ok();
-        start.zip(end).and_then(|(start, end)| image.get(start..end)).unwrap_or_default()
-    }
-}
-
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {

@@ -174,7 +174,7 @@ impl Daemon {
                 if let Some(next) = self.queue.finished(&request.domain.uuid) {
                     // Not pushed: its slot is kept by `finished`.
                     self.spawn(next);
-                } else if records.iter().any(|record| record.outcome == Outcome::Failed) {
+                } else if records.iter().any(Record::is_worth_another_try) {
                     self.retry(request);
                 }
             }
@@ -267,6 +267,17 @@ impl Daemon {
                         generation = record.generation,
                         ms,
                         "recontextualized"
+                    );
+                }
+                Outcome::Degraded => {
+                    self.counts[0] += 1;
+                    tracing::warn!(
+                        domain = record.domain,
+                        target = record.target,
+                        generation = record.generation,
+                        ms,
+                        why = record.error,
+                        "recontextualized in part"
                     );
                 }
                 Outcome::Skipped => {

@@ -12,10 +12,12 @@
 //! | [`state`] | what must be known after a crash, on disk |
 //! | [`run`] | the effects: one run against libvirt, timed |
 //! | [`record`] | what a run did, as a line in the event log |
+//! | [`ack`] | what the guest answers, where it can |
 //! | [`queue`] | order and coalescing of the runs of each domain |
 //! | [`daemon`] | events in, runs out, until told to stop |
 //! | [`control`] | the socket on which runs are asked for |
 
+pub mod ack;
 pub mod control;
 pub mod daemon;
 pub mod domain;

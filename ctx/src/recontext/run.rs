@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ctx_format::manifest::Sha256;
-use ctx_format::{ContextData, ImageOptions, InstanceId, Label, write_iso};
+use ctx_format::{ContextData, ImageOptions, InstanceId, Label, write_signed_iso};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
+use super::ack::acknowledge;
 use super::domain::{Disk, NAMESPACE, PREFIX, Strategy, View, ViewError, Wanted, detach_xml, metadata_xml};
 use super::plan::{Plan, Seen, Step, unfinished};
 use super::record::{Image, Outcome, Phase, PhaseTime, Record};
@@ -161,7 +162,15 @@ impl Recontextualizer {
             let mut clock = Clock { phases: clock.phases.clone(), open: None };
             let result = self.replace(&domain, &view, wanted, &mut clock).await;
             clock.close(monotonic_ns());
-            records.push(Self::record(request, Some(wanted), clock, result));
+            let mut record = Self::record(request, Some(wanted), clock, result);
+            if record.outcome == Outcome::Done
+                && let Some(patience) = self.config.ack_timeout
+            {
+                let handle = domain.clone();
+                let xml = blocking(move || Ok(handle.xml()?)).await.ok();
+                acknowledge(xml, patience, &mut record).await;
+            }
+            records.push(record);
         }
         records
     }
@@ -245,7 +254,9 @@ impl Recontextualizer {
                     let journal = journal.reserved(generation);
                     image = blocking(move || {
                         this.state.store(&uuid, &target, &journal)?;
-                        Ok(Arc::new(write_iso(&data, &ImageOptions { label: Label::Rectx })?))
+                        let options = ImageOptions { label: Label::Rectx };
+                        let key = this.config.signing_key.as_ref();
+                        Ok(Arc::new(write_signed_iso(&data, &options, key)?))
                     })
                     .await?;
                 }
@@ -375,6 +386,7 @@ impl Recontextualizer {
             generation: done.as_ref().map(|done| done.generation),
             iso: done.map(|done| done.iso),
             error,
+            acknowledgement: None,
         }
     }
 }
