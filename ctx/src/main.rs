@@ -160,7 +160,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { file, keys } => {
-            if let Some(image) = read_image(&file)? {
+            if let Some(image) = read_image(&file) {
                 return check_image(&file, &image, &keys);
             }
             if !keys.is_empty() {
@@ -182,10 +182,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 /// The bytes of an ISO 9660 image; `None` for any other file.
-fn read_image(file: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+fn read_image(file: &Path) -> Option<Vec<u8>> {
     // A configuration that cannot be read has an error of its own.
-    let Ok(bytes) = std::fs::read(file) else { return Ok(None) };
-    Ok(bytes.get(0x8001..0x8006).is_some_and(|id| id == b"CD001").then_some(bytes))
+    let bytes = std::fs::read(file).ok()?;
+    bytes.get(0x8001..0x8006).is_some_and(|id| id == b"CD001").then_some(bytes)
 }
 
 fn check_image(file: &Path, image: &[u8], keys: &[PathBuf]) -> anyhow::Result<ExitCode> {

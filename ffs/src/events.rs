@@ -128,11 +128,14 @@ pub enum Step {
     Unmounted,
 }
 
+/// Sees every step as it happens.
+type Observer = Box<dyn Fn(&Step) + Send + Sync>;
+
 /// Where events go.
 #[derive(Default)]
 pub struct Log {
     file: Option<Mutex<File>>,
-    observer: OnceLock<Box<dyn Fn(&Step) + Send + Sync>>,
+    observer: OnceLock<Observer>,
 }
 
 impl Log {

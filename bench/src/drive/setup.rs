@@ -212,6 +212,8 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
 
 const CTX_TOML: &str = r#"# Written by the bench.
 uri = "qemu:///system"
+# The four phases of the paper, also where the guest could answer.
+ack = "off"
 
 [[class]]
 name = "infrastructure"

@@ -118,7 +118,8 @@ pub struct Hook {
 #[serde(deny_unknown_fields)]
 pub struct Ack {
     /// The version of this format.
-    ack: u32,
+    #[serde(rename = "ack")]
+    format: u32,
     /// The class; none when the image was so damaged that it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<ClassName>,
@@ -158,7 +159,7 @@ impl Ack {
     /// The image of this class and generation is shown; its hooks still run.
     pub fn applied(class: ClassName, generation: u64) -> Self {
         Self {
-            ack: FORMAT,
+            format: FORMAT,
             class: Some(class),
             generation: Some(generation),
             result: Verdict::Applied,
@@ -171,7 +172,7 @@ impl Ack {
     /// An image was refused.
     pub fn refused(class: Option<ClassName>, generation: Option<u64>, why: &str) -> Self {
         let why = Some(Text::lossy(why));
-        Self { ack: FORMAT, class, generation, result: Verdict::Refused, why, hooks: None, more_hooks: 0 }
+        Self { format: FORMAT, class, generation, result: Verdict::Refused, why, hooks: None, more_hooks: 0 }
     }
 
     /// The same with what the hooks came to.
@@ -198,8 +199,8 @@ impl Ack {
             AckError::Syntax(Text::<200>::lossy(&error.to_string()).as_str().to_owned())
         };
         let ack: Self = serde_json::from_slice(line).map_err(syntax)?;
-        if ack.ack != FORMAT {
-            return Err(AckError::Syntax(format!("format {}, this program knows {FORMAT}", ack.ack)));
+        if ack.format != FORMAT {
+            return Err(AckError::Syntax(format!("format {}, this program knows {FORMAT}", ack.format)));
         }
         if ack.hooks.as_ref().is_some_and(|hooks| hooks.len() > MAX_HOOKS) {
             return Err(AckError::Syntax(format!("more than {MAX_HOOKS} hooks")));

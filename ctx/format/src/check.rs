@@ -274,6 +274,10 @@ mod tests {
         assert!(matches!(refused.error, CheckError::Signature(SignatureError::Class { .. })), "{refused}");
     }
 
+    fn to_usize(number: u64) -> usize {
+        number.try_into().unwrap()
+    }
+
     /// The ranges of the files that are vouched for, manifest and signature included.
     fn covered(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
         let image = index(bytes).unwrap();
@@ -282,7 +286,7 @@ mod tests {
             Kind::File(ranges) => ranges.clone(),
             other => panic!("{other:?}"),
         });
-        ranges.concat().iter().map(|r| r.start as usize..(r.start + r.len) as usize).collect()
+        ranges.concat().iter().map(|r| to_usize(r.start)..to_usize(r.start + r.len)).collect()
     }
 
     /// What a guest would show: everything but times.

@@ -62,13 +62,10 @@ impl Channel {
                 target.is_some_and(|target| target.attribute("name") == Some(PORT))
             }
         });
-        let sources = channels
+        let mut sources = channels
             .flat_map(|channel| channel.children())
             .filter(|child| child.has_tag_name("source") && child.attribute("mode") == Some("bind"));
-        sources
-            .filter_map(|source| source.attribute("path"))
-            .next()
-            .map(|path| Self::VirtioSerial(path.into()))
+        sources.find_map(|source| source.attribute("path")).map(|path| Self::VirtioSerial(path.into()))
     }
 
     /// Whether the guest can be expected to answer. A channel of virtio-serial was made for it; every Xen
@@ -362,7 +359,7 @@ mod tests {
         std::thread::spawn(move || {
             // The first host program is flooded with a line without end, the second one hears nothing.
             let (mut flooded, _) = listener.accept().unwrap();
-            while flooded.write_all(&[b'x'; 1 << 16]).is_ok() {}
+            while flooded.write_all(&[b'x'; 1 << 12]).is_ok() {}
             let (mut silent, _) = listener.accept().unwrap();
             let _ = silent.read_to_end(&mut Vec::new());
         });
@@ -392,8 +389,14 @@ mod tests {
         let line = ack.to_line();
         let store = std::thread::spawn(move || {
             let message = |kind: u32, id: u32, payload: &[u8]| {
-                [[kind, id, 0, payload.len() as u32].map(u32::to_ne_bytes).concat().as_slice(), payload]
-                    .concat()
+                [
+                    [kind, id, 0, u32::try_from(payload.len()).unwrap()]
+                        .map(u32::to_ne_bytes)
+                        .concat()
+                        .as_slice(),
+                    payload,
+                ]
+                .concat()
             };
             let (mut client, _) = listener.accept().unwrap();
             let event = message(15, 0, b"/local/domain/3/data/ctx-ack\0ctx\0");

@@ -84,7 +84,7 @@ impl Book {
                 }
             }
             Step::Hook { hook, millis, result, .. } => {
-                self.hooks.push(Hook { name: Text::lossy(hook), result: Text::lossy(result), ms: *millis })
+                self.hooks.push(Hook { name: Text::lossy(hook), result: Text::lossy(result), ms: *millis });
             }
             Step::HooksDone { generation } => {
                 let hooks = std::mem::take(&mut self.hooks);
@@ -133,7 +133,9 @@ mod tests {
 
     fn book(steps: &[Step]) -> Book {
         let mut book = Book::default();
-        steps.iter().for_each(|step| book.note(step));
+        for step in steps {
+            book.note(step);
+        }
         book
     }
 

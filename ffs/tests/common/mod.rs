@@ -95,9 +95,10 @@ impl Mounted {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         // Not where the machine's own ffs has it, unless a test says so.
-        let ack = match config.contains("ack = ") {
-            true => String::new(),
-            false => format!("ack = \"file:{}\"\n", dir.path().join("ack.json").display()),
+        let ack = if config.contains("ack = ") {
+            String::new()
+        } else {
+            format!("ack = \"file:{}\"\n", dir.path().join("ack.json").display())
         };
         std::fs::write(dir.path().join("ffs.toml"), ack + config).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_ffs"))
