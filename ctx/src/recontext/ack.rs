@@ -228,11 +228,18 @@ fn store(socket: &Path, patience: Duration) -> io::Result<Client<BlockingStream>
 async fn in_store(socket: &Path, domain: u32, listener: &mut Listener<'_>, deadline: Instant) -> Heard {
     let (lines, mut received) = tokio::sync::mpsc::channel::<Vec<u8>>(16);
     let patience = deadline.saturating_duration_since(Instant::now());
-    let (socket, class) = (socket.to_owned(), listener.class.to_string());
-    // A thread of its own: it ends with the deadline, or when nobody listens any more.
+    let class = listener.class.to_string();
+    let opened = store(socket, patience).and_then(|client| Ok((client.stream().try_clone()?, client)));
+    let (stream, mut client) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            listener.heard = format!("{}: {error}", socket.display());
+            return None;
+        }
+    };
+    // A thread of its own: it ends with the deadline, or when the answer has come and the socket is shut.
     let reader = tokio::task::spawn_blocking(move || -> io::Result<()> {
         let directory = format!("/local/domain/{domain}/{XENSTORE}");
-        let mut client = store(&socket, patience)?;
         client.call(Request::Watch(&directory))?;
         loop {
             // The first event comes at once.
@@ -252,6 +259,7 @@ async fn in_store(socket: &Path, domain: u32, listener: &mut Listener<'_>, deadl
     });
     while let Ok(Some(line)) = timeout_at(deadline, received.recv()).await {
         if let Some(answer) = listener.hear(&line) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
             return Some(answer);
         }
     }
