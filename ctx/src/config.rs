@@ -19,9 +19,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ctx_format::sign::SecretKey;
 use ctx_format::{ClassName, Mode, Priority};
 use serde::Deserialize;
 use toml::Spanned;
+
+use crate::keys::read_secret;
 
 /// A configuration that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,11 @@ pub struct Config {
     pub socket: PathBuf,
     /// How long a guest may take to let go of a device; 20 seconds unless given.
     pub detach_timeout: Duration,
+    /// The key that signs every image; none unless `signing_key` names its file.
+    pub signing_key: Option<SecretKey>,
+    /// How long the acknowledgement of a guest that can give one is waited for: `ack_timeout_s`, 10
+    /// seconds unless given; `None` with `ack = "off"`.
+    pub ack_timeout: Option<Duration>,
     /// What templates and programs are told of this host: `hostname`, `site` and the table `[facts]`.
     pub facts: BTreeMap<String, String>,
     /// The classes that this host can give.
@@ -75,6 +83,9 @@ struct RawConfig {
     socket: Option<PathBuf>,
     site: Option<String>,
     detach_timeout_s: Option<Spanned<u64>>,
+    signing_key: Option<Spanned<PathBuf>>,
+    ack: Option<Spanned<String>>,
+    ack_timeout_s: Option<Spanned<u64>>,
     #[serde(default)]
     facts: BTreeMap<String, String>,
     #[serde(default)]
@@ -174,6 +185,28 @@ impl Config {
             Some(seconds) => Duration::from_secs(*seconds.get_ref()),
             None => Duration::from_secs(20),
         };
+        let signing_key = match &raw.signing_key {
+            Some(file) => Some(
+                read_secret(&base.join(file.get_ref()))
+                    .map_err(|error| fail(file.span(), error.to_string()))?,
+            ),
+            None => None,
+        };
+        let patience = match &raw.ack_timeout_s {
+            Some(seconds) if !(1..=600).contains(seconds.get_ref()) => {
+                return Err(fail(seconds.span(), "ack_timeout_s is from 1 to 600 seconds".into()));
+            }
+            Some(seconds) => Duration::from_secs(*seconds.get_ref()),
+            None => Duration::from_secs(10),
+        };
+        let ack_timeout = match raw.ack.as_ref().map(|ack| (ack.span(), ack.get_ref().as_str())) {
+            None | Some((_, "auto")) => Some(patience),
+            Some((_, "off")) => None,
+            Some((span, _)) => {
+                let message = "ack is \"auto\" (wait for guests that can acknowledge) or \"off\"";
+                return Err(fail(span, message.into()));
+            }
+        };
         if raw.class.is_empty() {
             let message = "there is no [[class]]: name at least one, with its source".to_owned();
             return Err(ConfigError::at(path, text, None, message));
@@ -224,6 +257,8 @@ impl Config {
             socket: base.join(raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
             state,
             detach_timeout,
+            signing_key,
+            ack_timeout,
             facts,
             classes,
         })
@@ -283,6 +318,8 @@ mod tests {
         "uri = \"x\n",
         "",
         "detach_timeout_s = 0\n",
+        "ack = \"serial\"\n",
+        "site = \"x\"\nsigning_key = \"/nonexistent/ctx.key\"\n",
         ]
         .map(error);
         insta::assert_snapshot!(errors.join("\n\n"));

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod keys;
 pub mod libvirt;
 pub mod recontext;
 pub mod source;

@@ -6,13 +6,18 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ctx::config::{Config, DEFAULT_SOCKET};
+use ctx::keys::{generate, read_public, read_secret};
 use ctx::recontext::control::{Answer, Ask, Status, ask};
 use ctx::recontext::daemon::daemon;
 use ctx::recontext::hook::{self, HookError};
 use ctx::recontext::{Outcome, Record};
 use ctx::source::read_directory;
+use ctx_format::check::check;
+use ctx_format::manifest::MANIFEST_PATH;
+use ctx_format::sign::Ring;
 use ctx_format::{
-    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Priority, write_atomically, write_iso,
+    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Priority, write_atomically,
+    write_signed_iso,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,6 +82,9 @@ enum Command {
         /// The mode of the files in the guest, or `keep` for the mode that they have here.
         #[arg(long, default_value = "0600")]
         mode: String,
+        /// Sign it with this secret key, as `ctx keygen` wrote it.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
         /// The directory.
         dir: PathBuf,
         /// The image to write.
@@ -96,10 +104,21 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Check a configuration and the sources of its classes.
+    /// Make a key: ctx.key, which signs, and ctx.pub, the line that guests are given.
+    Keygen {
+        /// The directory for both.
+        dir: PathBuf,
+        /// The classes that the key may vouch for; without them any.
+        #[arg(long, value_delimiter = ',')]
+        classes: Vec<ClassName>,
+    },
+    /// Check a configuration and the sources of its classes, or an image.
     Check {
-        /// The configuration.
-        config: PathBuf,
+        /// The configuration, or an image.
+        file: PathBuf,
+        /// The image must be signed by this public key; may be given more than once.
+        #[arg(long = "key", value_name = "FILE")]
+        keys: Vec<PathBuf>,
     },
 }
 
@@ -143,17 +162,28 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             Ok(if status.connected { ExitCode::SUCCESS } else { ExitCode::from(2) })
         }
-        Command::Build { class, priority, generation, instance, label, mode, dir, out } => {
+        Command::Build { class, priority, generation, instance, label, mode, key, dir, out } => {
+            let key = key.as_deref().map(read_secret).transpose()?;
             let mode = if mode == "keep" { None } else { Some(mode.parse::<Mode>()?) };
             let files = read_directory(&dir, mode)?;
             let data = ContextData { class, priority, generation, instance_id: instance, files };
-            let image = write_iso(&data, &ImageOptions { label })?;
+            let image = write_signed_iso(&data, &ImageOptions { label }, key.as_ref())?;
             write_atomically(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hook { config, driver, arguments } => answer_hook(&config, &driver, &arguments),
-        Command::Check { config } => {
-            let config = Config::load(&config)?;
+        Command::Keygen { dir, classes } => {
+            println!("{}", generate(&dir, &classes)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { file, keys } => {
+            if let Some(image) = read_image(&file) {
+                return check_image(&file, &image, &keys);
+            }
+            if !keys.is_empty() {
+                anyhow::bail!("{}: not an image: --key is for images", file.display());
+            }
+            let config = Config::load(&file)?;
             for class in &config.classes {
                 if let ctx::config::Source::Directory(path) | ctx::config::Source::Template(path) =
                     &class.source
@@ -166,6 +196,36 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The bytes of an ISO 9660 image; `None` for any other file.
+fn read_image(file: &Path) -> Option<Vec<u8>> {
+    // A configuration that cannot be read has an error of its own.
+    let bytes = std::fs::read(file).ok()?;
+    bytes.get(0x8001..0x8006).is_some_and(|id| id == b"CD001").then_some(bytes)
+}
+
+fn check_image(file: &Path, image: &[u8], keys: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let keys = keys.iter().map(|path| read_public(path)).collect::<Result<Vec<_>, _>>()?;
+    let ring: Ring = keys.into_iter().collect();
+    let fail = |error: &dyn std::fmt::Display| anyhow::anyhow!("{}: {error}", file.display());
+    let index = ctx_format::read::index(image).map_err(|error| fail(&error))?;
+    let ring = (!ring.is_empty()).then_some(&ring);
+    let checked = check(&index, image, ring).map_err(|error| fail(&error))?;
+    let Some(checked) = checked else {
+        return Err(fail(&format!("no /{MANIFEST_PATH}: it is not an image of ctx")));
+    };
+    let manifest = &checked.manifest;
+    let files = manifest.files.len();
+    println!(
+        "class {}, generation {}, {files} files, for {}",
+        manifest.class, manifest.generation, manifest.instance_id
+    );
+    match checked.key {
+        Some(key) => println!("signed by {key}"),
+        None => println!("whole; no key was given to check who vouches for it"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(path: &Path) -> anyhow::Result<ExitCode> {
@@ -226,7 +286,7 @@ fn exit_code(records: &[Record]) -> ExitCode {
     let any = |outcome| records.iter().any(|record| record.outcome == outcome);
     if any(Outcome::Failed) {
         ExitCode::FAILURE
-    } else if any(Outcome::Skipped) || records.is_empty() {
+    } else if any(Outcome::Skipped) || any(Outcome::Degraded) || records.is_empty() {
         ExitCode::from(2)
     } else {
         ExitCode::SUCCESS
@@ -236,10 +296,16 @@ fn exit_code(records: &[Record]) -> ExitCode {
 fn print_record(record: &Record) {
     let target = record.target.as_deref().unwrap_or("-");
     match (&record.outcome, &record.error) {
-        (Outcome::Done, _) => {
+        (Outcome::Done | Outcome::Degraded, error) => {
             let generation = record.generation.unwrap_or_default();
             let ms = record.total_ns as f64 / 1e6;
-            println!("{} {target}: generation {generation} after {ms:.1} ms", record.domain);
+            let answer = match (&record.acknowledgement, error) {
+                (_, Some(why)) => format!("; {why}"),
+                (Some(ack), None) if ack.hooks.is_empty() => "; acknowledged".to_owned(),
+                (Some(ack), None) => format!("; acknowledged, {} hooks done", ack.hooks.len()),
+                (None, None) => String::new(),
+            };
+            println!("{} {target}: generation {generation} after {ms:.1} ms{answer}", record.domain);
         }
         (_, error) => println!("{} {target}: {}", record.domain, error.as_deref().unwrap_or("failed")),
     }

@@ -48,6 +48,53 @@ fn build_makes_the_same_image_every_time() {
 }
 
 #[test]
+fn an_image_is_signed_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("data")).unwrap();
+    std::fs::write(at("data/site"), "local\n").unwrap();
+    ctx().arg("keygen").arg(at("keys")).args(["--classes", "infrastructure"]).assert().success();
+    ctx().arg("keygen").arg(at("keys")).assert().code(1);
+    ctx().arg("keygen").arg(at("other")).assert().success();
+    let build = |class: &str, out: &str, key: Option<&str>| {
+        let mut command = ctx();
+        command.args(["build", "--class", class, "--priority", "1", "--generation", "7", "--instance", "i"]);
+        if let Some(key) = key {
+            command.arg("--key").arg(at(key));
+        }
+        command.arg(at("data")).arg(at(out)).assert().success();
+        std::fs::read(at(out)).unwrap()
+    };
+    let check = |image: &str, key: &str| {
+        let assert = ctx().arg("check").arg(at(image)).arg("--key").arg(at(key)).assert();
+        let output = assert.get_output();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned(),
+        )
+    };
+    let signed = build("infrastructure", "1.iso", Some("keys/ctx.key"));
+    assert_eq!(signed, build("infrastructure", "2.iso", Some("keys/ctx.key")));
+    let (code, said) = check("1.iso", "keys/ctx.pub");
+    assert!(code == Some(0) && said.contains("generation 7") && said.contains("signed by"), "{said}");
+    assert!(check("1.iso", "other/ctx.pub").1.contains("not trusted here"));
+    build("service", "3.iso", Some("keys/ctx.key"));
+    assert_eq!(check("3.iso", "keys/ctx.pub").0, Some(1));
+    build("infrastructure", "4.iso", None);
+    assert!(check("4.iso", "keys/ctx.pub").1.contains("not signed"));
+    ctx().arg("check").arg(at("4.iso")).assert().success();
+    // The key of others is no key.
+    let assert = ctx()
+        .args(["build", "--class", "a", "--priority", "1", "--generation", "1", "--instance", "i", "--key"])
+        .arg(at("keys/ctx.pub"))
+        .arg(at("data"))
+        .arg(at("5.iso"))
+        .assert()
+        .code(1);
+    assert!(String::from_utf8_lossy(&assert.get_output().stderr).contains("chmod 600"));
+}
+
+#[test]
 fn check_points_into_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ctx.toml");

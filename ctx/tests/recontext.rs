@@ -49,8 +49,12 @@ impl Host {
     }
 
     async fn start(&mut self) {
+        self.start_with("").await;
+    }
+
+    async fn start_with(&mut self, more: &str) {
         let text = format!(
-            "uri = \"{}\"\nstate = \"state\"\nsocket = \"ctx.sock\"\nsite = \"local\"\n\
+            "{more}uri = \"{}\"\nstate = \"state\"\nsocket = \"ctx.sock\"\nsite = \"local\"\n\
              [[class]]\nname = \"infrastructure\"\npriority = 200\ntemplate = \"infrastructure\"\n",
             self.uri
         );
@@ -319,5 +323,42 @@ async fn what_a_domain_cannot_have_fails_once_and_touches_nothing() {
     let status = host.ask(Ask::Status).await.status.unwrap();
     assert_eq!((status.failed, status.running.len()), (1, 0), "no retries: {status:?}");
     assert_eq!(guest.0.xml().unwrap(), before);
+    host.stop().await;
+}
+
+/// The socket is QEMU's own; nobody is in the guest to answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_could_answer_and_does_not_is_said_to() {
+    let Some(connection) = embed("a_guest_that_could_answer_and_does_not_is_said_to") else { return };
+    let _alone = ALONE.lock().await;
+    let mut host = Host::new(&connection);
+    let socket = host.path("ack.sock");
+    let channel = format!(
+        "<controller type='virtio-serial'/><channel type='unix'><source mode='bind' path='{}'/>\
+         <target type='virtio' name='org.ctx.ack.0'/></channel>",
+        socket.display()
+    );
+    let guest = Guest::create(&connection, &domain_xml("silent", &metadata("on='restored'"), &channel));
+    host.start_with("ack_timeout_s = 1\n").await;
+    let records = host.trigger("silent").await;
+    let [record] = &records[..] else { panic!("{records:?}") };
+    assert_eq!(record.outcome, Outcome::Degraded, "{record:?}");
+    assert!(image(&guest).exists() && record.generation.is_some(), "it is attached all the same");
+    let names: Vec<Phase> = record.phases.iter().map(|phase| phase.name).collect();
+    assert_eq!(names, [Phase::Resolve, Phase::Detach, Phase::Build, Phase::Attach, Phase::Acknowledge]);
+    let waited = record.phase_ns(Phase::Acknowledge).unwrap();
+    assert!(
+        waited >= 1_000_000_000
+            && record.phases[4].start_ns >= record.received.monotonic_ns + record.total_ns
+    );
+    let error = record.error.as_ref().unwrap();
+    assert!(error.contains("not acknowledged: the guest said nothing"), "{error}");
+    let status = host.ask(Ask::Status).await.status.unwrap();
+    assert!(status.last.iter().any(|last| last.acknowledgement.is_some()), "{status:?}");
+    host.stop().await;
+    // Who does not want to wait does not.
+    host.start_with("ack = \"off\"\n").await;
+    let records = host.trigger("silent").await;
+    assert_eq!((records[0].outcome, records[0].phases.len()), (Outcome::Done, 4), "{records:?}");
     host.stop().await;
 }

@@ -24,6 +24,7 @@ fn layer(number: u16, dirs: usize) -> Arc<Layer> {
         name: format!("l{number}"),
         priority: number,
         origin: String::new(),
+        class: None,
         generation: None,
         root,
     })

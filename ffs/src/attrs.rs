@@ -242,6 +242,7 @@ mod tests {
                 name: (*name).to_owned(),
                 priority,
                 origin: format!("dir:/{name}"),
+                class: None,
                 generation: None,
                 root: Arc::new(root),
             })

@@ -85,6 +85,10 @@ pub(crate) struct MountArgs {
     /// Bytes that images may hold in memory together; half of the machine's without it.
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_memory: Option<u64>,
+    /// A file with keys, and only images signed by one of them are taken; may be given more than once,
+    /// and have `*` in its last component.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trust: Vec<String>,
     /// Append what happens, as JSON lines.
     #[arg(long, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,

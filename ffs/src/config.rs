@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::ack::AckMode;
 use crate::layer::device::DEFAULT_LIMIT;
 
 /// Where the configuration is looked for when none is named.
@@ -40,6 +41,16 @@ pub struct Config {
     /// the one kept for a rollback, and what programs have open of earlier ones. Without it half of
     /// the machine's memory, or of the control group's limit.
     pub max_memory: Option<u64>,
+    /// Files with the keys that may vouch for images; `*` and `?` stand in the last component. Without
+    /// any, images need not be signed.
+    pub trust: Vec<String>,
+    /// Where the generations last accepted are kept; `/var/lib/ffs/NAME.json` unless given, NAME being
+    /// the mount point with `-` for `/`.
+    pub trust_state: Option<PathBuf>,
+    /// The instance that signed images must be for; without it any.
+    pub instance: Option<String>,
+    /// How the host is told what became of an image.
+    pub ack: AckMode,
 }
 
 impl Default for Config {
@@ -54,6 +65,10 @@ impl Default for Config {
             keep_removed_ms: None,
             accept_older: false,
             max_memory: None,
+            trust: Vec::new(),
+            trust_state: None,
+            instance: None,
+            ack: AckMode::default(),
         }
     }
 }
@@ -152,6 +167,13 @@ impl Config {
     /// # Errors
     /// A sentence that names what is wrong.
     pub fn check(&self) -> Result<(), String> {
+        if self.accept_older && !self.trust.is_empty() {
+            return Err(
+                "`accept_older` and `trust` contradict each other: what is trusted never goes back; \
+                        remove one of them"
+                    .to_owned(),
+            );
+        }
         let mut names = std::collections::BTreeSet::new();
         for layer in &self.layers {
             if layer.name.is_empty() || layer.name.contains(['/', ':', '\n']) {
@@ -344,6 +366,8 @@ mod tests {
             ("[[layer]]\nname='a'\nsource='nfs:/x'", "is not `dir:PATH`"),
             ("[[layer]]\nname='a'\nsource='dir:x'", "absolute"),
             ("[[hook]]\npath='a'", "exactly one"),
+            ("accept_older = true\ntrust = ['/k.pub']", "contradict"),
+            ("ack = 'serial'", "is not `auto`"),
             ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),
             ("[[layer]]\nname='a'\nsource='dir:/x'\n[[layer]]\nname='a'\nsource='dir:/y'", "two layers"),
         ] {

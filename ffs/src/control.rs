@@ -68,15 +68,18 @@ pub enum Response {
 /// Where the socket of a mount is: in `/run/ffs` for root, in `$XDG_RUNTIME_DIR/ffs` for others;
 /// `None` where that variable is not set.
 pub fn socket_path(point: &Path) -> Option<PathBuf> {
-    let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
-    let text = point.to_string_lossy();
-    let name = text.trim_matches('/').replace('/', "-");
     let dir = if nix::unistd::geteuid().is_root() {
         PathBuf::from("/run")
     } else {
         PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())?)
     };
-    Some(dir.join("ffs").join(format!("{name}.sock")))
+    Some(dir.join("ffs").join(format!("{}.sock", mount_name(point))))
+}
+
+/// The name of a mount in files of its own: its path with `-` for `/`.
+pub(crate) fn mount_name(point: &Path) -> String {
+    let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
+    point.to_string_lossy().trim_matches('/').replace('/', "-")
 }
 
 /// Asks a mounted `ffs`.

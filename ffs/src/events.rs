@@ -6,8 +6,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
+use ctx_format::ClassName;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
@@ -66,6 +67,15 @@ pub enum Step {
         /// Bytes of the volume.
         bytes: u64,
     },
+    /// What the manifest on a device claims, before it is verified: for messages only.
+    Claimed {
+        /// The device.
+        device: String,
+        /// The class.
+        class: ClassName,
+        /// The generation.
+        generation: u64,
+    },
     /// The image is what its manifest says (or is a plain image).
     Verified {
         /// The device.
@@ -118,9 +128,15 @@ pub enum Step {
     Unmounted,
 }
 
+/// Sees every step as it happens.
+type Observer = Box<dyn Fn(&Step) + Send + Sync>;
+
 /// Where events go.
-#[derive(Debug, Default)]
-pub struct Log(Option<Mutex<File>>);
+#[derive(Default)]
+pub struct Log {
+    file: Option<Mutex<File>>,
+    observer: OnceLock<Observer>,
+}
 
 impl Log {
     /// Appends to a file.
@@ -128,7 +144,14 @@ impl Log {
     /// # Errors
     /// What opening it returns.
     pub fn to_file(path: &Path) -> io::Result<Self> {
-        Ok(Self(Some(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?))))
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(Self { file: Some(Mutex::new(file)), observer: OnceLock::new() })
+    }
+
+    /// Lets somebody see every step from now on, on the thread on which it happens. There can be one.
+    pub fn observe(&self, observer: impl Fn(&Step) + Send + Sync + 'static) {
+        let set = self.observer.set(Box::new(observer));
+        debug_assert!(set.is_ok(), "one observer");
     }
 
     /// Stamps a step and writes it, as one write(2) so that lines never mix.
@@ -137,7 +160,10 @@ impl Log {
         let (mono_ns, real_ns) = sys::clocks().unwrap_or_default();
         let event = Event { mono_ns, real_ns, step };
         tracing::info!(target: "ffs::event", step = ?event.step);
-        let Some(file) = &self.0 else { return };
+        if let Some(observer) = self.observer.get() {
+            observer(&event.step);
+        }
+        let Some(file) = &self.file else { return };
         // Strings and numbers: serializing cannot fail.
         let mut line = serde_json::to_vec(&event).unwrap_or_default();
         line.push(b'\n');

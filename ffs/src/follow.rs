@@ -75,6 +75,7 @@ mod tests {
             name: "infrastructure".to_owned(),
             priority: 1,
             origin: "device:/dev/sr0".to_owned(),
+            class: None,
             generation,
             root: Arc::new(LayerDir::new(Meta::bare_dir())),
         }

@@ -21,9 +21,12 @@
 //! | [`edit`] | what a request makes of the layers; pure |
 //! | [`dirs`] | directories that are followed |
 //! | [`memory`] | how much images may hold |
+//! | [`trust`] | which images are taken |
+//! | [`ack`] | how the host is told what became of an image |
 //! | [`daemon`] | one loop that owns every change |
 //! | [`control`], [`status`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
+pub mod ack;
 mod attrs;
 pub mod config;
 pub mod control;
@@ -47,5 +50,6 @@ pub mod sealed;
 pub mod status;
 pub mod sys;
 mod table;
+pub mod trust;
 pub mod uevent;
 mod watch;

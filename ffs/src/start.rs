@@ -31,6 +31,7 @@ pub(crate) fn mount(args: MountArgs, command: &[OsString]) -> anyhow::Result<()>
     if !args.auto_devices.is_empty() {
         config.auto_devices = args.auto_devices;
     }
+    config.trust.extend(args.trust);
     config.keep_removed_ms = args.keep_removed.or(config.keep_removed_ms);
     config.max_memory = args.max_memory.or(config.max_memory);
     config.check().map_err(anyhow::Error::msg)?;

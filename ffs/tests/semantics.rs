@@ -25,7 +25,8 @@ fn dir_layer(path: &Path, name: &str, priority: u16) -> Arc<Layer> {
 fn iso_layer(name: &str, generation: u64, files: &[(&str, &str)]) -> Arc<Layer> {
     let bytes = image(name, 5, generation, files);
     let sealed = Sealed::read_from(&mut bytes.as_slice(), u64::MAX).unwrap();
-    Arc::new(ffs::layer::image::layer(sealed, Some(name), None, "test").unwrap())
+    let trust = ffs::trust::Trust::without_keys();
+    Arc::new(ffs::layer::image::layer(sealed, Some(name), None, "test", &trust).unwrap().0)
 }
 
 #[test]

@@ -215,8 +215,9 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
 }
 
 fn ctx_toml(uri: &str) -> String {
+    // The four phases of the paper, also where the guest could answer.
     format!(
-        "# Written by the bench.\nuri = \"{uri}\"\n\n[[class]]\nname = \"infrastructure\"\n\
+        "# Written by the bench.\nuri = \"{uri}\"\nack = \"off\"\n\n[[class]]\nname = \"infrastructure\"\n\
          priority = 200\ndirectory = \"/etc/ctx/infrastructure\"\n"
     )
 }

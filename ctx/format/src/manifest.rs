@@ -182,13 +182,32 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Unexpected`], [`ManifestError::Size`] or [`ManifestError::Digest`].
     pub fn verify_file(&self, path: &str, content: &[u8]) -> Result<&Entry, ManifestError> {
+        self.verify_chunks(path, std::iter::once(content))
+    }
+
+    /// Checks the content of one file that lies in pieces.
+    ///
+    /// # Errors
+    /// As [`Manifest::verify_file`].
+    pub fn verify_chunks<'a>(
+        &self,
+        path: &str,
+        chunks: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<&Entry, ManifestError> {
         let entry =
             self.files.get(path).ok_or_else(|| ManifestError::Unexpected { path: path.to_owned() })?;
-        let size = content.len() as u64;
+        let (mut hasher, mut size) = (Hasher::new(), 0);
+        for chunk in chunks {
+            size += chunk.len() as u64;
+            // Past the end nothing matters but how long it is.
+            if size <= entry.size {
+                hasher.update(chunk);
+            }
+        }
         if size != entry.size {
             return Err(ManifestError::Size { path: path.to_owned(), expected: entry.size, found: size });
         }
-        let found = Sha256::of(content);
+        let found = Sha256(hasher.finalize().into());
         if found != entry.sha256 {
             return Err(ManifestError::Digest { path: path.to_owned(), expected: entry.sha256, found });
         }

@@ -12,6 +12,7 @@ use hadris_iso::{IsoId, IsoLevel};
 
 use crate::data::{ContextData, TreeConflict};
 use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Mode};
+use crate::sign::{SIGNATURE_PATH, SecretKey};
 
 /// The volume label of an image, by which a guest tells what it is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -94,12 +95,27 @@ impl From<PathError> for WriteError {
 /// tree. Only a hint for the first allocation; the image grows when it is not enough.
 const OVERHEAD: usize = 512 << 10;
 
+/// The mode of every directory on an image.
+pub const DIR_MODE: u16 = 0o700;
+
 /// The image of `data`, in memory.
 ///
 /// # Errors
 /// [`WriteError`] when the paths do not make a tree or the data is larger than ISO 9660 level 3 or
 /// a reader allows.
 pub fn write_iso(data: &ContextData, options: &ImageOptions) -> Result<Vec<u8>, WriteError> {
+    write_signed_iso(data, options, None)
+}
+
+/// The image of `data`, in memory, with `key`'s signature of its manifest where one is given.
+///
+/// # Errors
+/// As [`write_iso`].
+pub fn write_signed_iso(
+    data: &ContextData,
+    options: &ImageOptions,
+    key: Option<&SecretKey>,
+) -> Result<Vec<u8>, WriteError> {
     data.check_tree()?;
     let manifest = data.manifest().to_json();
     if manifest.len() > MAX_MANIFEST {
@@ -110,6 +126,10 @@ pub fn write_iso(data: &ContextData, options: &ImageOptions) -> Result<Vec<u8>, 
 
     let mut tree = Tree::new();
     put(&mut tree, MANIFEST_PATH, &manifest, Mode::PRIVATE)?;
+    let signature = key.map(|key| key.sign(&manifest));
+    if let Some(signature) = &signature {
+        put(&mut tree, SIGNATURE_PATH, signature, Mode::PRIVATE)?;
+    }
     // Also when there is no file: a reader looks for it.
     put_dir(&mut tree, DATA_DIR)?;
     for (path, file) in &data.files {
@@ -157,7 +177,7 @@ fn put(tree: &mut Tree, path: &str, content: &[u8], mode: Mode) -> Result<(), Pa
 fn put_dir(tree: &mut Tree, path: &str) -> Result<(), PathError> {
     match tree.get(path) {
         Some(_) => Ok(()),
-        None => tree.insert(path, Node::dir().with_attrs(attrs(0o700))),
+        None => tree.insert(path, Node::dir().with_attrs(attrs(DIR_MODE))),
     }
 }
 

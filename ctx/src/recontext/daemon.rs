@@ -269,6 +269,17 @@ impl Daemon {
                         "recontextualized"
                     );
                 }
+                Outcome::Degraded => {
+                    self.counts[0] += 1;
+                    tracing::warn!(
+                        domain = record.domain,
+                        target = record.target,
+                        generation = record.generation,
+                        ms,
+                        why = record.error,
+                        "recontextualized in part"
+                    );
+                }
                 Outcome::Skipped => {
                     self.counts[1] += 1;
                     tracing::info!(domain = record.domain, why = record.error, "skipped");

@@ -14,12 +14,14 @@
 //! | [`run`] | the effects: one run against libvirt, timed |
 //! | `change` | the effects on the device: detach, attach, eject, insert, each confirmed |
 //! | [`record`] | what a run did, as a line in the event log |
+//! | [`ack`] | what the guest answers, where it can |
 //! | [`queue`] | order and coalescing of the runs of each domain |
 //! | [`daemon`] | events in, runs out, until told to stop |
 //! | [`control`] | the socket on which runs are asked for |
 //! | [`edit`] | XML changed in a few places and in no other byte |
 //! | [`hook`] | libvirt's hook: an image for a device that arrives without its own |
 
+pub mod ack;
 mod change;
 pub mod control;
 pub mod daemon;

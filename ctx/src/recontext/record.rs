@@ -12,6 +12,7 @@ use ctx_format::ClassName;
 use ctx_format::manifest::Sha256;
 use serde::{Deserialize, Serialize};
 
+use super::ack::{Acknowledgement, Answer};
 use super::domain::Strategy;
 use super::trigger::Trigger;
 use crate::clock::Stamp;
@@ -28,6 +29,8 @@ pub enum Phase {
     Build,
     /// Attach the new device, until libvirt shows it.
     Attach,
+    /// Wait until the guest has answered; only where it has a way to.
+    Acknowledge,
 }
 
 impl Phase {
@@ -38,6 +41,7 @@ impl Phase {
             Phase::Detach => "detach",
             Phase::Build => "build",
             Phase::Attach => "attach",
+            Phase::Acknowledge => "acknowledge",
         }
     }
 }
@@ -60,6 +64,9 @@ pub struct PhaseTime {
 pub enum Outcome {
     /// The guest has the new device.
     Done,
+    /// The guest has the new device, but did not acknowledge it in time, or a hook of its failed;
+    /// `error` says which.
+    Degraded,
     /// There was nothing to do; `error` says why.
     Skipped,
     /// It failed; `error` says where and what to do.
@@ -104,7 +111,8 @@ pub struct Record {
     pub attempt: u32,
     /// The phases, in order.
     pub phases: Vec<PhaseTime>,
-    /// From `received` to the end of the last phase, in nanoseconds.
+    /// From `received` to the end of the last phase, in nanoseconds; the guest's part, *acknowledge*,
+    /// is not in it.
     pub total_ns: u64,
     /// How it ended.
     pub outcome: Outcome,
@@ -117,12 +125,18 @@ pub struct Record {
     /// Whether another try would end the same way; not in the log.
     #[serde(skip)]
     pub permanent: bool,
+    /// What the guest answered, where it can answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledgement: Option<Acknowledgement>,
 }
 
 impl Record {
-    /// Whether another try may help.
+    /// Whether another try may help: the same guest refuses the same data again.
     pub fn is_worth_another_try(&self) -> bool {
-        self.outcome == Outcome::Failed && !self.permanent
+        let refused = |ack: &Acknowledgement| ack.answer == Answer::Refused;
+        self.outcome == Outcome::Failed
+            && !self.permanent
+            && !self.acknowledgement.as_ref().is_some_and(refused)
     }
 
     /// The time of a phase in nanoseconds, if the run came to it.
@@ -188,6 +202,7 @@ mod tests {
             iso: Some(Image { sha256: Sha256::of(b""), bytes: 2048 }),
             error: None,
             permanent: false,
+            acknowledgement: None,
         }
     }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ctx_format::manifest::Sha256;
-use ctx_format::{ContextData, ImageOptions, InstanceId, Label, write_iso};
+use ctx_format::{ContextData, ImageOptions, InstanceId, Label, write_signed_iso};
 
+use super::ack::acknowledge;
 use super::change::Change;
 use super::device::{DeviceError, Method, method};
 use super::domain::{NAMESPACE, PREFIX, Strategy, View, ViewError, Wanted, metadata_xml};
@@ -169,7 +170,15 @@ impl Recontextualizer {
             let mut clock = Clock { phases: clock.phases.clone(), open: None };
             let result = self.replace(&domain, &view, wanted, &mut clock).await;
             clock.close(monotonic_ns());
-            records.push(Self::record(request, Some(wanted), clock, result));
+            let mut record = Self::record(request, Some(wanted), clock, result);
+            if record.outcome == Outcome::Done
+                && let Some(patience) = self.config.ack_timeout
+            {
+                let handle = domain.clone();
+                let xml = blocking(move || Ok(handle.xml()?)).await.ok();
+                acknowledge(xml, patience, &mut record).await;
+            }
+            records.push(record);
         }
         records
     }
@@ -248,7 +257,9 @@ impl Recontextualizer {
                     let journal = journal.reserved(generation);
                     image = blocking(move || {
                         this.state.store(&uuid, &target, &journal)?;
-                        Ok(Arc::new(write_iso(&data, &ImageOptions { label: Label::Rectx })?))
+                        let options = ImageOptions { label: Label::Rectx };
+                        let key = this.config.signing_key.as_ref();
+                        Ok(Arc::new(write_signed_iso(&data, &options, key)?))
                     })
                     .await?;
                 }
@@ -354,6 +365,7 @@ impl Recontextualizer {
             iso: done.map(|done| done.iso),
             error,
             permanent,
+            acknowledgement: None,
         }
     }
 }

@@ -9,6 +9,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ctx_format::check::Claim;
+
 use super::report::digest;
 use super::{Daemon, Due, Message};
 use crate::config::{Source, matches};
@@ -17,6 +19,7 @@ use crate::events::{Log, Step};
 use crate::follow::{Verdict, backoff, judge};
 use crate::layer::{Layer, device, image};
 use crate::memory::Limit;
+use crate::trust::Trust;
 use crate::uevent::{Action, Uevent};
 
 /// How often the kernel asks a drive for a change of medium, in milliseconds. It polls emulated
@@ -135,8 +138,9 @@ impl Daemon {
         state.attempt += 1;
         let attempt = state.attempt;
         let (log, tx, device) = (self.log.clone(), self.tx.clone(), device.to_owned());
+        let trust = self.trust.clone();
         let work = move || {
-            let result = read_device(&device, name.as_deref(), priority, &limit, attempt, &log);
+            let result = read_device(&device, name.as_deref(), priority, &limit, attempt, &trust, &log);
             let _ = tx.send(Message::Loaded { device, result });
         };
         if let Err(error) = std::thread::Builder::new().name("read-device".to_owned()).spawn(work) {
@@ -258,6 +262,7 @@ fn read_device(
     priority: Option<u16>,
     limit: &Limit,
     attempt: u32,
+    trust: &Trust,
     log: &Log,
 ) -> Result<Layer, Failure> {
     let path = Path::new("/dev").join(device);
@@ -268,12 +273,17 @@ fn read_device(
     })?;
     log.write(Step::Read { device: device.to_owned(), bytes: image.bytes().len() as u64 });
     let origin = format!("device:{}", path.display());
+    let claimed = |claim: Option<&Claim>| {
+        if let Some(Claim { class, generation }) = claim.cloned() {
+            log.write(Step::Claimed { device: device.to_owned(), class, generation });
+        }
+    };
     // A disc that was read while it was being changed gives a damaged image once.
-    let layer = image::layer(image, name, priority, &origin).map_err(|error| Failure {
-        passes: attempt < 3,
-        reason: error.to_string(),
-        memory: false,
+    let (layer, claim) = image::layer(image, name, priority, &origin, trust).map_err(|error| {
+        claimed(error.claim());
+        Failure { passes: attempt < 3, reason: error.to_string(), memory: false }
     })?;
+    claimed(claim.as_ref());
     log.write(Step::Verified {
         device: device.to_owned(),
         layer: layer.name.clone(),

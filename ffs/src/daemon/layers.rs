@@ -24,6 +24,7 @@ use crate::follow::Hold;
 use crate::generation::Generation;
 use crate::layer::{Layer, device, dir, image};
 use crate::memory::Limit;
+use crate::trust::Trust;
 
 /// A generation that is kept, and what was asked for then.
 pub(super) struct Before {
@@ -49,7 +50,7 @@ impl From<String> for Refusal {
 ///
 /// # Errors
 /// [`DaemonError::Layer`] and [`DaemonError::NoRoom`].
-pub(super) fn load(spec: &LayerSpec, limit: &Limit) -> Result<Option<Layer>, DaemonError> {
+pub(super) fn load(spec: &LayerSpec, limit: &Limit, trust: &Trust) -> Result<Option<Layer>, DaemonError> {
     let error = |reason: String| DaemonError::Layer { name: spec.name.clone(), reason };
     match &spec.source {
         Source::Dir(path) => dir::layer(path, &spec.name, spec.priority.unwrap_or(0))
@@ -60,8 +61,8 @@ pub(super) fn load(spec: &LayerSpec, limit: &Limit) -> Result<Option<Layer>, Dae
                 Some(reason) => DaemonError::NoRoom { name: spec.name.clone(), reason },
                 None => error(source.to_string()),
             })?;
-            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string())
-                .map(Some)
+            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string(), trust)
+                .map(|(layer, _)| Some(layer))
                 .map_err(|source| error(format!("`{}`: {source}", path.display())))
         }
         Source::Device(_) => Ok(None),
@@ -162,8 +163,11 @@ impl Daemon {
         self.read_again(|spec| matches!(spec.source, Source::Dir(_)));
     }
 
-    /// Reads everything again, what was rolled back too.
+    /// Reads everything again: the keys, and what was rolled back too.
     pub(super) fn reload(&mut self) {
+        if let Err(error) = self.trust.reload() {
+            self.log.write(Step::Refused { origin: "trust".to_owned(), reason: error.to_string() });
+        }
         self.held.clear();
         self.mount.take_stale();
         self.read_again(|_| true);
@@ -172,8 +176,10 @@ impl Daemon {
 
     /// Reads a layer; gives up the generation kept for a rollback where only that leaves the room.
     fn load(&mut self, spec: &LayerSpec) -> Result<Option<Layer>, DaemonError> {
-        let layer = match load(spec, &self.limit) {
-            Err(DaemonError::NoRoom { .. }) if self.before.take().is_some() => load(spec, &self.limit),
+        let layer = match load(spec, &self.limit, &self.trust) {
+            Err(DaemonError::NoRoom { .. }) if self.before.take().is_some() => {
+                load(spec, &self.limit, &self.trust)
+            }
             other => other,
         }?;
         Ok(layer.map(|layer| self.ranked(layer)))
@@ -281,7 +287,7 @@ impl Daemon {
             let (name, priority) = (layer.name.clone(), Some(layer.priority));
             let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
             follow(self.follower.as_ref(), &spec, &mut self.unfollowed);
-            let read = load(&spec, &self.limit).map_err(|error| error.to_string())?;
+            let read = load(&spec, &self.limit, &self.trust).map_err(|error| error.to_string())?;
             layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));
         }
         let current = self.mount.current();

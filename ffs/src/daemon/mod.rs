@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::ack;
 use crate::config::{Config, LayerSpec, Source};
 use crate::control::{Request, Response, Server};
 use crate::dirs::Follower;
@@ -36,6 +37,7 @@ use crate::layer::Layer;
 use crate::memory::{self, Limit};
 use crate::mount::{Mount, MountError};
 use crate::notify::notify;
+use crate::trust::{Trust, TrustError};
 use crate::uevent::{Uevent, Uevents};
 
 use devices::{Device, Failure};
@@ -81,6 +83,9 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// The keys, or the state that goes with them.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// Starting a thread, or the kernel session.
     #[error("{what}: {source}")]
     System {
@@ -114,6 +119,7 @@ enum Due {
 struct Daemon {
     mount: Mount,
     config: Config,
+    trust: Arc<Trust>,
     limit: Limit,
     /// The layers asked for; the configuration's at first.
     desired: Desired,
@@ -147,6 +153,7 @@ struct Daemon {
 pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), DaemonError> {
     let system = |what| move |source| DaemonError::System { what, source };
     let log = Arc::new(log);
+    let trust = Arc::new(Trust::new(&config, point)?);
     let (tx, rx) = channel();
     let (mut abilities, mut reduced) = (Vec::new(), Vec::new());
     // Blocked before any thread starts, so that all of them inherit it and one alone waits.
@@ -178,11 +185,13 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     abilities.extend(follower.as_ref().map(|_| "follow_directories".to_owned()));
     let limit =
         Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) };
+    // Before the first step that it is to see, after the signals are blocked.
+    ack::start(&config.ack, &log).map_err(system("cannot start a thread"))?;
     let mut layers = Vec::new();
     let mut unfollowed = BTreeMap::new();
     for spec in &config.layers {
         layers::follow(follower.as_ref(), spec, &mut unfollowed);
-        if let Some(layer) = layers::load(spec, &limit)? {
+        if let Some(layer) = layers::load(spec, &limit, &trust)? {
             layers.push(Arc::new(layer));
         }
     }
@@ -212,6 +221,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let polled = !abilities.iter().any(|ability| ability == "device_events");
     let mut daemon = Daemon {
         mount,
+        trust,
         limit,
         desired: Desired { layers: config.layers.clone(), ..Desired::default() },
         config,

@@ -6,14 +6,13 @@ use sha2::{Digest, Sha256};
 
 use super::Daemon;
 use crate::control::{DeviceStatus, LayerStatus, MemoryStatus, Status};
-use crate::layer::{Content, Layer, LayerDir, LayerNode, image};
+use crate::layer::{Content, Layer, LayerDir, LayerNode};
 use crate::mount::Mount;
 use crate::sealed::{self, Sealed};
 
 /// What was found out about a layer's image; found out once.
 pub(super) struct Facts {
     of: Weak<LayerDir>,
-    class: Option<String>,
     digest: Option<String>,
     bytes: u64,
 }
@@ -23,7 +22,6 @@ impl Facts {
         let image = image_of(&layer.root);
         Self {
             of: Arc::downgrade(&layer.root),
-            class: image.as_ref().and_then(|image| image::class(image.bytes())),
             digest: image.as_ref().map(|image| hex_digest(image.bytes())),
             bytes: image.map_or(0, |image| image.bytes().len() as u64),
         }
@@ -92,7 +90,7 @@ impl Daemon {
                     name: layer.name.clone(),
                     priority: layer.priority,
                     origin: layer.origin.clone(),
-                    class: facts.and_then(|facts| facts.class.clone()),
+                    class: layer.class.as_ref().map(ToString::to_string),
                     generation: layer.generation,
                     digest: facts.and_then(|facts| facts.digest.clone()),
                     bytes: facts.map_or(0, |facts| facts.bytes),
@@ -109,6 +107,7 @@ impl Daemon {
         let (mut abilities, mut reduced) = (self.abilities.clone(), self.reduced.clone());
         of_mount(&self.mount, &mut abilities, &mut reduced);
         reduced.extend(unfollowed);
+        reduced.extend(self.trust.reduced());
         Status {
             mount: self.mount.point().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -83,6 +83,7 @@ pub fn layer(path: &Path, name: &str, priority: u16) -> Result<Layer, DirError> 
         name: name.to_owned(),
         priority,
         origin: format!("dir:{}", path.display()),
+        class: None,
         generation: None,
         root: tree,
     })

@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ctx_format::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Manifest, ManifestError};
-use ctx_format::read::{self, Entry, Image, ReadError, Time};
+use ctx_format::check::{Checked, Claim};
+use ctx_format::manifest::{DATA_DIR, MANIFEST_PATH};
+use ctx_format::read::{self, Entry, ReadError, Time};
 
 use super::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta, WhiteoutName, whiteout_name};
 use crate::sealed::Sealed;
+use crate::trust::{Refusal, Trust};
 
 /// Why an image cannot be a layer.
 #[derive(Debug, thiserror::Error)]
@@ -19,32 +21,29 @@ pub enum ImageError {
     /// Not an image, or a damaged one.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The manifest is wrong, or the image is not what it says.
+    /// The image is not what its manifest says, or not to be trusted.
     #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Something in the data that no manifest can vouch for.
-    #[error("`/{path}` of the context image is {what}: a manifest vouches for regular files only")]
-    Unvouched {
-        /// Its path in the image.
-        path: String,
-        /// What it is.
-        what: &'static str,
-    },
-    /// Files that claim more bytes together than the image has.
-    #[error("the files of the context image overlap: together they claim more than its {len} bytes")]
-    Overlap {
-        /// Length of the image in bytes.
-        len: u64,
-    },
+    Refused(#[from] Refusal),
     /// A plain image without a layer's name.
     #[error("the image has no /{MANIFEST_PATH}: only a named layer can show a plain image")]
     NotContext,
 }
 
+impl ImageError {
+    /// What the image claims to be, true or not.
+    pub fn claim(&self) -> Option<&Claim> {
+        match self {
+            Self::Refused(refusal) => refusal.claim.as_ref(),
+            Self::Read(_) | Self::NotContext => None,
+        }
+    }
+}
+
 /// Makes a layer of an image.
 ///
 /// `name` and `priority` say what the layer is to be called and how it ranks; where they are `None`
-/// the manifest decides, and an image without one is refused.
+/// the manifest decides, and an image without one is refused. What the manifest says the image is comes
+/// back beside the layer.
 ///
 /// # Errors
 /// [`ImageError`].
@@ -53,35 +52,33 @@ pub fn layer(
     name: Option<&str>,
     priority: Option<u16>,
     origin: &str,
-) -> Result<Layer, ImageError> {
+    trust: &Trust,
+) -> Result<(Layer, Option<Claim>), ImageError> {
     let index = read::index(image.bytes())?;
     let image = Arc::new(image);
-    if let Some(manifest) = manifest(&index, image.bytes())? {
+    if let Some(Checked { manifest, .. }) = trust.admit(&index, image.bytes())? {
         let empty = Entry { name: DATA_DIR.into(), ..empty_dir() };
         let data = index.root.get(DATA_DIR).unwrap_or(&empty);
-        verify(&manifest, data, image.bytes())?;
-        return Ok(Layer {
+        let layer = Layer {
             name: name.unwrap_or(manifest.class.as_str()).to_owned(),
             priority: priority.unwrap_or(manifest.priority.0),
             origin: origin.to_owned(),
+            class: Some(manifest.class.clone()),
             generation: Some(manifest.generation),
             root: tree(data, &image),
-        });
+        };
+        return Ok((layer, Some(Claim { class: manifest.class, generation: manifest.generation })));
     }
     let name = name.ok_or(ImageError::NotContext)?;
-    Ok(Layer {
+    let layer = Layer {
         name: name.to_owned(),
         priority: priority.unwrap_or(0),
         origin: origin.to_owned(),
+        class: None,
         generation: None,
         root: tree(&index.root, &image),
-    })
-}
-
-/// The class that an image's manifest states, if it has one.
-pub(crate) fn class(image: &[u8]) -> Option<String> {
-    let index = read::index(image).ok()?;
-    manifest(&index, image).ok()?.map(|manifest| manifest.class.as_str().to_owned())
+    };
+    Ok((layer, None))
 }
 
 fn empty_dir() -> Entry {
@@ -95,59 +92,6 @@ fn empty_dir() -> Entry {
         size: 0,
         device: (0, 0),
         id: 0,
-    }
-}
-
-fn manifest(index: &Image, bytes: &[u8]) -> Result<Option<Manifest>, ImageError> {
-    let Some(entry) = index.root.get(MANIFEST_PATH) else { return Ok(None) };
-    if entry.size > MAX_MANIFEST as u64 {
-        let size = usize::try_from(entry.size).unwrap_or(usize::MAX);
-        return Err(ManifestError::TooLarge { size }.into());
-    }
-    let Some(json) = entry.content(bytes) else {
-        return Err(ImageError::Unvouched { path: MANIFEST_PATH.to_owned(), what: "not a regular file" });
-    };
-    Ok(Some(Manifest::parse(&json)?))
-}
-
-/// Checks that the tree is exactly what the manifest names.
-fn verify(manifest: &Manifest, data: &Entry, image: &[u8]) -> Result<(), ImageError> {
-    let mut found = 0;
-    // A crafted image could name one range a million times: what is hashed stays within its length.
-    let mut left = image.len() as u64;
-    let mut stack: Vec<(String, &Entry)> = data
-        .children()
-        .iter()
-        .map(|entry| (String::from_utf8_lossy(&entry.name).into_owned(), entry))
-        .collect();
-    while let Some((path, entry)) = stack.pop() {
-        let unvouched = |what| ImageError::Unvouched { path: format!("{DATA_DIR}/{path}"), what };
-        match &entry.kind {
-            read::Kind::Dir(children) => {
-                stack.extend(
-                    children
-                        .iter()
-                        .map(|child| (format!("{path}/{}", String::from_utf8_lossy(&child.name)), child)),
-                );
-            }
-            read::Kind::File(_) => {
-                left = left.checked_sub(entry.size).ok_or(ImageError::Overlap { len: image.len() as u64 })?;
-                let content = entry.content(image).ok_or(unvouched("outside of it"))?;
-                manifest.verify_file(&path, &content)?;
-                found += 1;
-            }
-            read::Kind::Symlink(_) => return Err(unvouched("a symbolic link")),
-            _ => return Err(unvouched("a special file")),
-        }
-    }
-    // Names are unique in an indexed image: as many files as the manifest names are all of them,
-    // if each was found in it.
-    if found == manifest.files.len() {
-        return Ok(());
-    }
-    match manifest.files.keys().find(|path| data.get(path.as_str()).is_none()) {
-        Some(path) => Err(ManifestError::Missing { path: path.clone() }.into()),
-        None => Ok(()),
     }
 }
 

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ctx_format::ClassName;
+
 use crate::sealed::Sealed;
 
 /// A name in a directory, as bytes.
@@ -30,6 +32,8 @@ pub struct Layer {
     pub priority: u16,
     /// Where it came from, for people.
     pub origin: String,
+    /// The class that the image's manifest states, if it has one.
+    pub class: Option<ClassName>,
     /// The generation that the image's manifest states, if it has one.
     pub generation: Option<u64>,
     /// Its tree.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ctx_format::ack::Ack;
+use ctx_format::sign::SecretKey;
 use ctx_format::{ContextData, ImageOptions, Label};
 use ffs::control::Status;
 use ffs::events::{Event, Step};
@@ -59,6 +61,17 @@ pub fn tree(at: &Path, files: &[(&str, &str)]) -> PathBuf {
 
 /// A context image.
 pub fn image(class: &str, priority: u16, generation: u64, files: &[(&str, &str)]) -> Vec<u8> {
+    signed_image(class, priority, generation, files, None)
+}
+
+/// A context image with a key's signature.
+pub fn signed_image(
+    class: &str,
+    priority: u16,
+    generation: u64,
+    files: &[(&str, &str)],
+    key: Option<&SecretKey>,
+) -> Vec<u8> {
     let data = ContextData {
         class: class.parse().unwrap(),
         priority: ctx_format::Priority(priority),
@@ -69,7 +82,7 @@ pub fn image(class: &str, priority: u16, generation: u64, files: &[(&str, &str)]
             .map(|(path, content)| (path.parse().unwrap(), ctx_format::File::private(*content)))
             .collect(),
     };
-    ctx_format::write_iso(&data, &ImageOptions { label: Label::Rectx }).unwrap()
+    ctx_format::write_signed_iso(&data, &ImageOptions { label: Label::Rectx }, key).unwrap()
 }
 
 impl Mounted {
@@ -81,7 +94,13 @@ impl Mounted {
     pub fn with_config(args: &[&str], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        std::fs::write(dir.path().join("ffs.toml"), config).unwrap();
+        // Not where the machine's own ffs has it, unless a test says so.
+        let ack = if config.contains("ack = ") {
+            String::new()
+        } else {
+            format!("ack = \"file:{}\"\n", dir.path().join("ack.json").display())
+        };
+        std::fs::write(dir.path().join("ffs.toml"), ack + config).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_ffs"))
             .arg("mount")
             .arg("--foreground")
@@ -138,6 +157,12 @@ impl Mounted {
         let text = std::fs::read_to_string(self.dir.path().join("events")).unwrap_or_default();
         // The last line may be half written.
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// What was acknowledged, by the file.
+    pub fn acks(&self) -> Vec<Ack> {
+        let text = std::fs::read(self.dir.path().join("ack.json")).unwrap_or_default();
+        text.split_inclusive(|byte| *byte == b'\n').map(|line| Ack::parse(line).unwrap()).collect()
     }
 
     pub fn names(&self, dir: &str) -> Vec<String> {

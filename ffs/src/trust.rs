@@ -1,0 +1,433 @@
+//! Which images are taken: those that a trusted key vouches for, of a generation that never goes back.
+//!
+//! Without keys every image is taken that is what its own manifest says. With keys an image or device
+//! layer must be signed by one that is for its class, and its generation must be above the last one that
+//! was accepted of that class, or the very same manifest again: after a reboot or a new attachment the
+//! same disc is still right. What was accepted is kept in a file, so that a restart forgets nothing;
+//! where that cannot be written, it holds as long as the process.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use ctx_format::check::{CheckError, Checked, Claim, check};
+use ctx_format::manifest::Sha256;
+use ctx_format::read::Image;
+use ctx_format::sign::{KeyError, PublicKey, Ring};
+use ctx_format::{ClassName, write_atomically};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, matches};
+use crate::control::mount_name;
+
+/// Where the state is kept unless the configuration says otherwise.
+const STATE_DIR: &str = "/var/lib/ffs";
+
+/// Why there is no trust to start with.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// A key file or its directory cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line of a key file is no key.
+    #[error("`{}`, line {line}: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// `trust` is given and names no key: every image would be refused.
+    #[error("`trust` names no key ({0}): put the line that `ctx keygen` wrote there")]
+    NoKey(String),
+    /// The state cannot be understood.
+    #[error("`{}` does not say which generations were accepted ({source}): remove it to begin anew, and old images are taken once", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// An image that is not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// What it claims to be, where that can be read.
+    pub claim: Option<Claim>,
+    /// Why it is not taken.
+    #[source]
+    pub reason: Reason,
+}
+
+/// Why an image is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// It is not what its manifest says, or nobody who is trusted vouches for it.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// Older than what was accepted before.
+    #[error("generation {found} of class `{class}` is older than {accepted}, which was accepted")]
+    Older {
+        /// The class.
+        class: ClassName,
+        /// The image's generation.
+        found: u64,
+        /// The last one accepted.
+        accepted: u64,
+    },
+    /// Two images of one generation.
+    #[error("generation {generation} of class `{class}` was accepted with another content")]
+    Other {
+        /// The class.
+        class: ClassName,
+        /// The generation of both.
+        generation: u64,
+    },
+    /// For another machine.
+    #[error("the image is for instance `{found}`, this is `{expected}`")]
+    Instance {
+        /// Whom it is for.
+        found: String,
+        /// Who this is.
+        expected: String,
+    },
+}
+
+/// What was last accepted of each class, as it lies in the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ledger {
+    accepted: BTreeMap<ClassName, Accepted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Accepted {
+    generation: u64,
+    /// SHA-256 of the manifest.
+    manifest: Sha256,
+}
+
+impl Ledger {
+    /// Whether an image may follow what was accepted; whether that is anything new.
+    fn judge(&self, image: &Checked) -> Result<bool, Reason> {
+        let (class, generation) = (&image.manifest.class, image.manifest.generation);
+        match self.accepted.get(class) {
+            None => Ok(true),
+            Some(last) if image.manifest.succeeds(last.generation) => Ok(true),
+            Some(last) if generation < last.generation => {
+                Err(Reason::Older { class: class.clone(), found: generation, accepted: last.generation })
+            }
+            Some(last) if last.manifest != image.digest => {
+                Err(Reason::Other { class: class.clone(), generation })
+            }
+            Some(_) => Ok(false),
+        }
+    }
+
+    fn accept(&mut self, image: &Checked) {
+        let accepted = Accepted { generation: image.manifest.generation, manifest: image.digest };
+        self.accepted.insert(image.manifest.class.clone(), accepted);
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ledger: Ledger,
+    path: PathBuf,
+    /// Why it could not be written last time.
+    unwritten: Option<String>,
+}
+
+/// Decides which images are taken.
+#[derive(Debug)]
+pub struct Trust {
+    patterns: Vec<String>,
+    instance: Option<String>,
+    /// The keys; none when images need not be signed.
+    ring: ArcSwapOption<Ring>,
+    state: Mutex<State>,
+}
+
+impl Trust {
+    /// Takes every image that is what its own manifest says, of any generation.
+    pub fn without_keys() -> Self {
+        Self {
+            patterns: Vec::new(),
+            instance: None,
+            ring: ArcSwapOption::empty(),
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// The trust that a configuration asks for, for the mount at `point`.
+    ///
+    /// # Errors
+    /// [`TrustError`] when keys are asked for and cannot be had, or the state is damaged.
+    pub fn new(config: &Config, point: &Path) -> Result<Self, TrustError> {
+        let path = config.trust_state.clone().unwrap_or_else(|| default_state(point));
+        let (ring, ledger) = if config.trust.is_empty() {
+            (None, Ledger::default())
+        } else {
+            (Some(ring(&config.trust)?), read_ledger(&path)?)
+        };
+        Ok(Self {
+            patterns: config.trust.clone(),
+            instance: config.instance.clone(),
+            ring: ArcSwapOption::from_pointee(ring),
+            state: Mutex::new(State { ledger, path, unwritten: None }),
+        })
+    }
+
+    /// Reads the keys again: one that was removed vouches for nothing more from now on.
+    ///
+    /// # Errors
+    /// [`TrustError`]; the keys stay as they were.
+    pub fn reload(&self) -> Result<(), TrustError> {
+        if !self.patterns.is_empty() {
+            self.ring.store(Some(ring(&self.patterns)?.into()));
+        }
+        Ok(())
+    }
+
+    /// Checks an image that was indexed from `bytes`, and where there are keys, takes note of its
+    /// generation. `None` is a plain image, of which nothing is claimed.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is noted then.
+    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<Checked>, Refusal> {
+        let ring = self.ring.load();
+        let checked = check(image, bytes, ring.as_deref())
+            .map_err(|refused| Refusal { claim: refused.claim, reason: refused.error.into() })?;
+        if let (Some(_), Some(checked)) = (ring.as_ref(), &checked) {
+            self.note(checked).map_err(|reason| {
+                let manifest = &checked.manifest;
+                let claim = Claim { class: manifest.class.clone(), generation: manifest.generation };
+                Refusal { claim: Some(claim), reason }
+            })?;
+        }
+        Ok(checked)
+    }
+
+    fn note(&self, image: &Checked) -> Result<(), Reason> {
+        if let Some(expected) = self.instance.as_ref()
+            && image.manifest.instance_id.as_str() != expected
+        {
+            let found = image.manifest.instance_id.to_string();
+            return Err(Reason::Instance { found, expected: expected.clone() });
+        }
+        let mut state = self.state();
+        let new = state.ledger.judge(image)?;
+        state.ledger.accept(image);
+        // Written before it is shown: a crash in between leaves an image that is taken again. What
+        // could not be written is tried again with each image.
+        if new || state.unwritten.is_some() {
+            state.unwritten = write_ledger(&state.path, &state.ledger).err().map(|error| {
+                tracing::warn!(%error, path = %state.path.display(), "the accepted generations are not kept");
+                error.to_string()
+            });
+        }
+        Ok(())
+    }
+
+    /// What does not hold, for the status.
+    pub fn reduced(&self) -> Option<String> {
+        let state = self.state();
+        state.unwritten.as_ref().map(|error| {
+            format!(
+                "accepted generations cannot be written to `{}` ({error}): an older image is refused only until ffs ends",
+                state.path.display()
+            )
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn default_state(point: &Path) -> PathBuf {
+    Path::new(STATE_DIR).join(format!("{}.json", mount_name(point)))
+}
+
+fn read_ledger(path: &Path) -> Result<Ledger, TrustError> {
+    match std::fs::read(path) {
+        Ok(json) => serde_json::from_slice(&json)
+            .map_err(|source| TrustError::State { path: path.to_owned(), source }),
+        // No directory either: whether one can be made is found out at the first image.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Ledger::default())
+        }
+        Err(source) => Err(TrustError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn write_ledger(path: &Path, ledger: &Ledger) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let mut json = serde_json::to_vec_pretty(ledger)?;
+    json.push(b'\n');
+    write_atomically(path, &json)
+}
+
+/// The keys of all files that the patterns name. Empty lines and those that start with `#` are skipped.
+fn ring(patterns: &[String]) -> Result<Ring, TrustError> {
+    let mut keys = Vec::new();
+    for path in expand(patterns)? {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| TrustError::Read { path: path.clone(), source })?;
+        for (index, line) in text.lines().enumerate() {
+            if line.trim().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let wrong = |source| TrustError::Key { path: path.clone(), line: index + 1, source };
+            keys.push(line.parse::<PublicKey>().map_err(wrong)?);
+        }
+    }
+    if keys.is_empty() { Err(TrustError::NoKey(patterns.join(", "))) } else { Ok(keys.into_iter().collect()) }
+}
+
+/// The files that patterns name, in order; a name without `*` or `?` stands for itself.
+fn expand(patterns: &[String]) -> Result<Vec<PathBuf>, TrustError> {
+    let mut files = Vec::new();
+    for pattern in patterns {
+        let path = Path::new(pattern);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.contains(['*', '?']) {
+            files.push(path.to_owned());
+            continue;
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let entries =
+            std::fs::read_dir(dir).map_err(|source| TrustError::Read { path: dir.to_owned(), source })?;
+        let mut found: Vec<PathBuf> = entries
+            .flatten()
+            .filter(|entry| matches(name.as_bytes(), entry.file_name().as_encoded_bytes()))
+            .map(|entry| entry.path())
+            .collect();
+        found.sort();
+        files.append(&mut found);
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use ctx_format::sign::SecretKey;
+    use ctx_format::{ContextData, File, ImageOptions, Priority, read, write_signed_iso};
+
+    use super::*;
+
+    fn image(generation: u64, content: &str) -> Vec<u8> {
+        let data = ContextData {
+            class: "infrastructure".parse().unwrap(),
+            priority: Priority(1),
+            generation,
+            instance_id: "i-1".parse().unwrap(),
+            files: [("site".parse().unwrap(), File::private(content))].into(),
+        };
+        let key = SecretKey::from_seed(&[1; 32]);
+        write_signed_iso(&data, &ImageOptions::default(), Some(&key)).unwrap()
+    }
+
+    fn config(dir: &Path) -> Config {
+        let key = SecretKey::from_seed(&[1; 32]).public();
+        std::fs::write(dir.join("a.pub"), format!("# the site's\n\n{key} note\n")).unwrap();
+        Config {
+            trust: vec![format!("{}/*.pub", dir.display())],
+            trust_state: Some(dir.join("state/accepted.json")),
+            ..Config::default()
+        }
+    }
+
+    fn admit(trust: &Trust, image: &[u8]) -> Result<(), Reason> {
+        let index = read::index(image).unwrap();
+        trust.admit(&index, image).map(drop).map_err(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn generations_never_go_back_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let trust = Trust::new(&config, dir.path()).unwrap();
+        admit(&trust, &image(5, "a")).unwrap();
+        for trust in [trust, Trust::new(&config, dir.path()).unwrap()] {
+            admit(&trust, &image(5, "a")).unwrap();
+            assert!(matches!(admit(&trust, &image(5, "b")), Err(Reason::Other { generation: 5, .. })));
+            assert!(matches!(admit(&trust, &image(4, "a")), Err(Reason::Older { accepted: 5, .. })));
+            assert_eq!(trust.reduced(), None);
+        }
+        let later = Trust::new(&config, dir.path()).unwrap();
+        admit(&later, &image(6, "b")).unwrap();
+        assert!(admit(&later, &image(5, "a")).is_err());
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_it_holds_for_the_process_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let config =
+            Config { trust_state: Some(dir.path().join("file/accepted.json")), ..config(dir.path()) };
+        let trust = Trust::new(&config, dir.path()).unwrap();
+        admit(&trust, &image(5, "a")).unwrap();
+        assert!(admit(&trust, &image(4, "a")).is_err());
+        assert!(trust.reduced().unwrap().contains("only until ffs ends"));
+        // Once it can be written, it is.
+        std::fs::remove_file(dir.path().join("file")).unwrap();
+        admit(&trust, &image(5, "a")).unwrap();
+        assert_eq!(trust.reduced(), None);
+        assert!(admit(&Trust::new(&config, dir.path()).unwrap(), &image(4, "a")).is_err());
+    }
+
+    #[test]
+    fn another_machines_image_is_refused_where_the_machine_knows_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { instance: Some("i-2".to_owned()), ..config(dir.path()) };
+        let trust = Trust::new(&config, dir.path()).unwrap();
+        assert!(matches!(admit(&trust, &image(1, "a")), Err(Reason::Instance { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_ends_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = config(dir.path());
+        let start = |config: &Config| Trust::new(config, dir.path()).unwrap_err().to_string();
+        let missing = Config { trust: vec!["/nonexistent/k.pub".to_owned()], ..good.clone() };
+        assert!(start(&missing).contains("/nonexistent/k.pub"));
+        let none = Config { trust: vec![format!("{}/*.none", dir.path().display())], ..good.clone() };
+        assert!(start(&none).contains("names no key"));
+        std::fs::create_dir_all(dir.path().join("state")).unwrap();
+        std::fs::write(dir.path().join("state/accepted.json"), "{").unwrap();
+        assert!(start(&good).contains("remove it to begin anew"));
+        std::fs::write(dir.path().join("b.pub"), "ssh-ed25519 AAAA\n").unwrap();
+        assert!(start(&good).contains("b.pub`, line 1: not a public key"));
+        // Without keys the state is nobody's business.
+        Trust::new(&Config { trust: Vec::new(), ..good }, dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_is_removed_vouches_for_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
+        admit(&trust, &image(1, "a")).unwrap();
+        let other = SecretKey::from_seed(&[2; 32]).public();
+        std::fs::write(dir.path().join("a.pub"), other.to_string()).unwrap();
+        trust.reload().unwrap();
+        assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));
+        std::fs::remove_file(dir.path().join("a.pub")).unwrap();
+        assert!(trust.reload().is_err());
+        assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));
+    }
+}

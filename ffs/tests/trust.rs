@@ -1,0 +1,153 @@
+//! Which images a mount with keys takes, and what the host is told of it.
+
+// Helpers outside of `#[test]` functions fail their test by panicking too.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use common::{Drive, Mounted, eventually, signed_image};
+use ctx_format::ack::{Ack, Verdict};
+use ctx_format::sign::SecretKey;
+use ffs::events::Step;
+
+fn key(seed: u8) -> SecretKey {
+    SecretKey::from_seed(&[seed; 32])
+}
+
+/// Keys 1, for infrastructure alone, and 2, for service alone.
+fn config(dir: &Path) -> String {
+    let line = |seed, class: &str| key(seed).public().for_classes([class.parse().unwrap()]).to_string();
+    std::fs::write(dir.join("site.pub"), format!("{}\n", line(1, "infrastructure"))).unwrap();
+    std::fs::write(dir.join("owner.pub"), format!("{}\n", line(2, "service"))).unwrap();
+    format!("trust = [\"{dir}/*.pub\"]\ntrust_state = \"{dir}/state/accepted.json\"\n", dir = dir.display())
+}
+
+fn infrastructure(generation: u64, site: &str, seed: Option<u8>) -> Vec<u8> {
+    signed_image("infrastructure", 9, generation, &[("site", site)], seed.map(key).as_ref())
+}
+
+#[test]
+fn a_drive_shows_only_what_a_key_for_its_class_vouches_for() {
+    needs_mount!("a_drive_shows_only_what_a_key_for_its_class_vouches_for");
+    let Some(mut drive) = Drive::with(&infrastructure(5, "remote", Some(1))) else {
+        eprintln!("SKIPPED a_drive_shows_only_what_a_key_for_its_class_vouches_for: no loop device");
+        return;
+    };
+    let keys = tempfile::tempdir().unwrap();
+    let config = config(keys.path());
+    let arguments = ["--auto", "--auto-device", drive.name()].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mounted = Mounted::with_config(&arguments, &config);
+    assert_eq!(mounted.read("site"), "remote");
+
+    let mut altered = infrastructure(7, "local-", Some(1));
+    let at = altered.windows(6).position(|bytes| bytes == b"local-").unwrap();
+    altered[at] = b'L';
+    let bad = [
+        (infrastructure(6, "local", None), "not signed"),
+        (infrastructure(6, "local", Some(3)), "not trusted here"),
+        (infrastructure(6, "local", Some(2)), "not for class `infrastructure`"),
+        (altered, "not what the manifest says"),
+        (infrastructure(4, "remote", Some(1)), "older than 5"),
+        (infrastructure(5, "other", Some(1)), "another content"),
+    ];
+    for (image, why) in bad {
+        drive.eject();
+        drive.insert(&image);
+        let said = |text: &str| text.contains(why);
+        eventually(why, || {
+            let refused = |event: &ffs::events::Event| matches!(&event.step, Step::Refused { reason, .. } if said(reason));
+            mounted.events().iter().any(refused).then_some(())
+        });
+        assert_eq!(mounted.read("site"), "remote", "{why}");
+        assert!(mounted.status().devices.iter().any(|device| said(&device.state)), "{why}");
+        let ack = eventually("the acknowledgement", || {
+            mounted.acks().into_iter().find(|ack| ack.why.as_ref().is_some_and(|text| said(text.as_str())))
+        });
+        assert_eq!(ack.result, Verdict::Refused);
+        assert!(ack.generation.is_some() && ack.class.is_some(), "{ack:?}");
+    }
+
+    drive.eject();
+    drive.insert(&infrastructure(8, "local", Some(1)));
+    eventually("the new content", || (mounted.read("site") == "local").then_some(()));
+    let done = |ack: &Ack| ack.generation == Some(8) && ack.hooks.is_some();
+    let acks = eventually("applied", || Some(mounted.acks()).filter(|acks| acks.iter().any(done)));
+    assert_eq!(acks.len(), 1);
+    assert_eq!(acks[0].result, Verdict::Applied);
+
+    // Another process, the same memory: what it has seen does not come back.
+    drop(mounted);
+    drive.eject();
+    drive.insert(&infrastructure(6, "remote", Some(1)));
+    let mounted = Mounted::with_config(&arguments, &config);
+    eventually("the refusal", || {
+        let states = mounted.status().devices;
+        states.iter().any(|device| device.state.contains("older than 8")).then_some(())
+    });
+    assert!(mounted.names("").is_empty());
+}
+
+#[test]
+fn image_files_are_held_to_the_same() {
+    needs_mount!("image_files_are_held_to_the_same");
+    let keys = tempfile::tempdir().unwrap();
+    let iso = keys.path().join("a.iso");
+    let spec = format!("a=iso:{}", iso.display());
+    std::fs::write(&iso, infrastructure(1, "one", Some(1))).unwrap();
+    // A state that cannot be kept is said.
+    let config = config(keys.path()).replace("/state/", "/site.pub/");
+    let mounted = Mounted::with_config(&["--layer", &spec], &config);
+    assert_eq!(mounted.read("site"), "one");
+    assert!(mounted.status().reduced.iter().any(|text| text.contains("only until ffs ends")));
+    std::fs::write(&iso, infrastructure(2, "two", None)).unwrap();
+    let output = mounted.ffs(&["layer", "replace", mounted.at("").to_str().unwrap(), &spec]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not signed"), "{output:?}");
+    assert_eq!(mounted.read("site"), "one");
+    std::fs::write(&iso, infrastructure(2, "two", Some(1))).unwrap();
+    mounted.layer("replace", &spec);
+    assert_eq!(mounted.read("site"), "two");
+}
+
+/// A pseudo-terminal stands for the port: what the kernel passes on is the same.
+#[test]
+fn a_host_that_asks_is_told_everything_again() {
+    needs_mount!("a_host_that_asks_is_told_everything_again");
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut raw = nix::sys::termios::tcgetattr(&pty.slave).unwrap();
+    nix::sys::termios::cfmakeraw(&mut raw);
+    nix::sys::termios::tcsetattr(&pty.slave, nix::sys::termios::SetArg::TCSANOW, &raw).unwrap();
+    let port =
+        std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let iso = dir.path().join("a.iso");
+    std::fs::write(&iso, infrastructure(1, "one", None)).unwrap();
+    let config = format!(
+        "ack = \"virtio-serial:{}\"\n[[hook]]\nname = \"note\"\npath = \"site\"\nrun = [\"sh\", \"-c\", \"exit 3\"]\n",
+        port.display()
+    );
+    let mounted = Mounted::with_config(&[], &config);
+    mounted.layer("add", &format!("infrastructure=iso:{},priority=3", iso.display()));
+    let mut host = File::from(pty.master.as_fd().try_clone_to_owned().unwrap());
+    let mut next = || {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while byte[0] != b'\n' {
+            host.read_exact(&mut byte).unwrap();
+            line.push(byte[0]);
+        }
+        Ack::parse(&line).unwrap()
+    };
+    let mut ack = next();
+    while ack.hooks.is_none() {
+        ack = next();
+    }
+    assert_eq!((ack.generation, ack.result), (Some(1), Verdict::Applied));
+    assert_eq!(ack.hooks.as_ref().unwrap()[0].result.as_str(), "exit 3");
+    File::from(pty.master.try_clone().unwrap()).write_all(ctx_format::ack::QUESTION).unwrap();
+    assert_eq!(next(), ack);
+}
