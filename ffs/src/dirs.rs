@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use crate::layer::{Layer, LayerDir, LayerNode};
+use crate::layer::{COMPARED, Layer, LayerDir, LayerNode};
 
 /// A change is shown when nothing more has happened for so long: an editor's or a package manager's
 /// steps are a millisecond apart.
@@ -196,24 +196,26 @@ fn listen(inotify: &Inotify, watched: &Mutex<Watched>, tell: &impl Fn(BTreeSet<S
 
 /// Whether two readings of a layer cannot be told apart: then there is nothing to show.
 pub fn same(a: &Layer, b: &Layer) -> bool {
-    let facts = |layer: &Layer| (layer.name.clone(), layer.priority, layer.origin.clone(), layer.generation);
-    facts(a) == facts(b) && same_tree(&a.root, &b.root)
+    let facts = |layer: &Layer| {
+        (layer.name.clone(), layer.priority, layer.origin.clone(), layer.class.clone(), layer.generation)
+    };
+    facts(a) == facts(b) && same_tree(&a.root, &b.root, &mut { COMPARED })
 }
 
-fn same_tree(a: &Arc<LayerDir>, b: &Arc<LayerDir>) -> bool {
+fn same_tree(a: &Arc<LayerDir>, b: &Arc<LayerDir>, budget: &mut u64) -> bool {
     Arc::ptr_eq(a, b)
         || (a.meta == b.meta
             && a.opaque == b.opaque
             && a.xattrs == b.xattrs
             && a.entries.len() == b.entries.len()
-            && a.entries.iter().zip(&b.entries).all(|((x, m), (y, n))| x == y && same_node(m, n)))
+            && a.entries.iter().zip(&b.entries).all(|((x, m), (y, n))| x == y && same_node(m, n, budget)))
 }
 
-fn same_node(a: &LayerNode, b: &LayerNode) -> bool {
+fn same_node(a: &LayerNode, b: &LayerNode, budget: &mut u64) -> bool {
     match (a, b) {
-        (LayerNode::Dir(a), LayerNode::Dir(b)) => same_tree(a, b),
+        (LayerNode::Dir(a), LayerNode::Dir(b)) => same_tree(a, b, budget),
         (LayerNode::Leaf(a), LayerNode::Leaf(b)) => {
-            a.meta == b.meta && a.xattrs == b.xattrs && a.same_content(b)
+            a.meta == b.meta && a.xattrs == b.xattrs && a.same_content(b, budget)
         }
         (LayerNode::Whiteout, LayerNode::Whiteout) => true,
         _ => false,

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-use crate::layer::{Layer, LayerDir, LayerNode, Leaf, Meta, Name};
+use crate::layer::{COMPARED, Layer, LayerDir, LayerNode, Leaf, Meta, Name};
 use crate::prefetch::Asked;
 
 /// The inode number of the root, by FUSE's rules.
@@ -175,7 +175,7 @@ pub fn merge(layers: &[Arc<Layer>], before: Option<&Arc<Dir>>, inodes: &Inodes, 
         }
     }
     inodes.tidy();
-    Merge { inodes, now, taken: HashSet::new() }.dir(sources, before, Some(ROOT))
+    Merge { inodes, now, taken: HashSet::new(), budget: COMPARED }.dir(sources, before, Some(ROOT))
 }
 
 struct Merge<'a> {
@@ -183,6 +183,9 @@ struct Merge<'a> {
     now: SystemTime,
     /// Numbers that a file of several names had before, and that one of its names has kept.
     taken: HashSet<u64>,
+    /// Bytes of content that may still be compared; what is not compared counts as changed, which costs
+    /// a cache and an event.
+    budget: u64,
 }
 
 /// What is known of a name while layers are gone through from the highest down.
@@ -258,10 +261,10 @@ impl Merge<'_> {
         if links && let Some(file) = self.inodes.linked(&leaf).filter(|file| file.layer == layer) {
             return file;
         }
-        let same = before.filter(|before| before.leaf.same_content(&leaf)).map(|before| before.ino);
+        let same = before.filter(|before| before.leaf.same_content(&leaf, &mut self.budget));
         // Names that shared a number and no longer share a file: the first of them keeps it.
         let was_linked = before.is_some_and(|before| before.leaf.meta.links > 1);
-        let ino = match same {
+        let ino = match same.map(|before| before.ino) {
             Some(ino) if !was_linked || self.taken.insert(ino) => ino,
             _ => self.inodes.next(),
         };

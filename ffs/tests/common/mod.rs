@@ -49,6 +49,15 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Runs something however a scope ends, so that a failure ends the threads that wait for it too.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Writes files into a new directory.
 pub fn tree(at: &Path, files: &[(&str, &str)]) -> PathBuf {
     for (path, content) in files {

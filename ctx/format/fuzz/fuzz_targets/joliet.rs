@@ -1,0 +1,7 @@
+//! The directory records of a Joliet tree.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| ctx_format_fuzz::targets::joliet(input));

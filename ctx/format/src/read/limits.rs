@@ -1,0 +1,97 @@
+//! How much an image may ask for, and the account of it.
+
+use super::error::{ReadError, text};
+use super::tree::{Entry, Range};
+
+/// How much an image may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of all directories together, the root not counted.
+    pub entries: usize,
+    /// Directories below one another.
+    pub depth: usize,
+    /// Bytes of metadata read while indexing. Bounds the time: a crafted image can point each of its
+    /// records at the same megabytes of continuation areas.
+    pub work: u64,
+    /// Bytes that the index takes, with the path of each entry, which those who work with the index
+    /// make of it. Bounds the memory: directories can overlap, and names and targets can share
+    /// continuation areas, so that few bytes say much.
+    pub memory: u64,
+}
+
+impl Limits {
+    /// Limits for an image of `len` bytes: a million entries, 128 levels, and work and memory in
+    /// proportion to the image.
+    ///
+    /// Indexing an honest image reads each metadata block a few dozen times; at most 2 GiB are read,
+    /// about a second. An honest entry takes about 150 bytes of memory here and 2048 for its content
+    /// there; half the length of the image, and what 8000 empty files need beside it, are enough.
+    pub fn for_len(len: usize) -> Self {
+        let len = len as u64;
+        Self {
+            entries: 1_000_000,
+            depth: 128,
+            work: (64 << 20) + len.min(1 << 25) * 64,
+            memory: (1 << 20) + len / 2,
+        }
+    }
+
+    /// Keys that the parser may keep to find the names of hard-linked files; each takes about 50
+    /// bytes, and the records of an honest link two keys and 100.
+    pub(super) fn links(&self) -> usize {
+        usize::try_from(self.memory / 64).unwrap_or(usize::MAX).min(2 * self.entries)
+    }
+}
+
+/// What of [`Limits`] is spent.
+#[derive(Debug)]
+pub(super) struct Account {
+    limits: Limits,
+    pub(super) entries: usize,
+    memory: u64,
+}
+
+impl Account {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, entries: 0, memory: 0 }
+    }
+
+    /// Charges for one more entry of the directory `dir`.
+    pub(super) fn entry(&mut self, dir: &[Vec<u8>], name: &[u8]) -> Result<(), ReadError> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            let limit = self.limits.entries as u64;
+            return Err(ReadError::Limit { what: "entries", limit, path: text(dir) });
+        }
+        let path: usize = dir.iter().map(|part| part.len() + 1).sum::<usize>() + name.len();
+        self.bytes(dir, size_of::<Entry>() + path)
+    }
+
+    /// Charges for a link's target.
+    pub(super) fn target(&mut self, path: &[Vec<u8>], target: &[u8]) -> Result<(), ReadError> {
+        self.bytes(path, target.len())
+    }
+
+    /// Charges for one more range of a file.
+    pub(super) fn range(&mut self, path: &[Vec<u8>]) -> Result<(), ReadError> {
+        self.bytes(path, size_of::<Range>())
+    }
+
+    fn bytes(&mut self, path: &[Vec<u8>], bytes: usize) -> Result<(), ReadError> {
+        self.memory = self.memory.saturating_add(bytes as u64);
+        if self.memory > self.limits.memory {
+            let limit = self.limits.memory;
+            return Err(ReadError::Limit { what: "bytes of names and attributes", limit, path: text(path) });
+        }
+        Ok(())
+    }
+
+    /// Checks that one more directory may be entered below `path`.
+    pub(super) fn level(&self, path: &[Vec<u8>]) -> Result<(), ReadError> {
+        if path.len() >= self.limits.depth {
+            let limit = self.limits.depth as u64;
+            return Err(ReadError::Limit { what: "nested directories", limit, path: text(path) });
+        }
+        Ok(())
+    }
+}
