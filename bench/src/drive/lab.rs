@@ -9,7 +9,7 @@ use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
 use super::pings::{self, Pings};
-use super::recontextualizer::{RecontextError, Recontextualizer};
+use super::recontextualizer::{Context, RecontextError, Recontextualizer};
 use crate::exec::ExecError;
 use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
@@ -116,9 +116,13 @@ impl Lab {
             Experiment::Migration => "migrated",
             Experiment::Gluster => "",
         };
-        let service = scenario.recontext.classes.contains(&Class::Service);
-        let recontextualizer =
-            Recontextualizer::connect(&testbed, on, service, super::setup::slots(scenario)).await?;
+        let context = Context {
+            on,
+            service: scenario.recontext.classes.contains(&Class::Service),
+            slots: super::setup::slots(scenario),
+            strategy: scenario.recontext.strategy,
+        };
+        let recontextualizer = Recontextualizer::connect(&testbed, context).await?;
         let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
         let conditions = Conditions {
             accelerator: testbed.accelerator.name(),

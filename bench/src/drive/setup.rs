@@ -71,7 +71,7 @@ pub enum NotYet {
     #[error("this bench boots two hosts, one a site, and {0} are asked for: set `testbed.hosts = 2`")]
     Hosts(u32),
     /// The strategy.
-    #[error("the recontextualizer does not {0} yet: set `recontext.strategy = \"replace\"`")]
+    #[error("the recontextualizer does not {0} yet: set `recontext.strategy = \"replace\"` or \"swap\"")]
     Strategy(&'static str),
 }
 
@@ -86,7 +86,7 @@ pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
     if scenario.testbed.hosts != 2 {
         return Err(NotYet::Hosts(scenario.testbed.hosts));
     }
-    if scenario.recontext.strategy != Strategy::Replace {
+    if scenario.recontext.strategy == Strategy::Prestage {
         return Err(NotYet::Strategy(scenario.recontext.strategy.name()));
     }
     Ok(())
@@ -115,6 +115,7 @@ fn guest(scenario: &Scenario) -> Guest {
         memory_mib: u32::try_from(scenario.guest.memory.mib()).unwrap_or(u32::MAX),
         vcpus: scenario.guest.vcpus,
         kind: scenario.guest.kind_on(scenario.testbed.hypervisor),
+        drive: slots(scenario).drive(scenario.recontext.strategy),
     }
 }
 
@@ -172,6 +173,7 @@ pub fn plain(hypervisor: Hypervisor, accelerator: Accelerator, hosts: usize, ser
             memory_mib,
             vcpus: guest.vcpus,
             kind: guest.kind_on(hypervisor),
+            drive: None,
         },
         host_memory_mib: hypervisor.host().memory_mib + memory_mib,
         server_memory_mib: SERVER_MIB,
@@ -211,6 +213,10 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
     text(&mut seed, "/etc/ctx/ctx.toml", ctx_toml(&scenario.testbed.hypervisor.local_uri()));
     unit(&mut seed, "ctx.service", include_str!("../../../ctx/units/ctx.service"), None);
+    if let Some(path) = scenario.testbed.hypervisor.host().hook {
+        let hook = include_bytes!("../../../ctx/hooks/50-ctx");
+        seed.put(path, 0o755, Content::Bytes(hook.to_vec()));
+    }
     seed
 }
 
@@ -284,8 +290,9 @@ mod tests {
     #[test]
     fn what_is_not_done_yet_is_refused_and_never_replaced_by_something_else() {
         assert_eq!(supported(&smoke(str::to_owned)), Ok(()));
-        let swap = smoke(|text| text.replace("\"replace\"", "\"swap\""));
-        assert_eq!(supported(&swap), Err(NotYet::Strategy("swap")));
+        assert_eq!(supported(&smoke(|text| text.replace("\"replace\"", "\"swap\""))), Ok(()));
+        let prestage = smoke(|text| text.replace("\"replace\"", "\"prestage\""));
+        assert_eq!(supported(&prestage), Err(NotYet::Strategy("prestage")));
         assert_eq!(supported(&smoke(|text| text.replace("\"kvm\"", "\"xen\""))), Ok(()));
         let three = smoke(|text| text.replace("hosts = 2", "hosts = 3"));
         assert_eq!(supported(&three), Err(NotYet::Hosts(3)));
