@@ -54,6 +54,9 @@ pub enum DriveError {
         /// What was seen instead.
         evidence: String,
     },
+    /// A file system of experiment `layers`.
+    #[error(transparent)]
+    Layers(#[from] super::layers::LayersError),
     /// The workload.
     #[error("{0}")]
     Workload(String),
@@ -106,7 +109,7 @@ impl Lab {
         // The GlusterFS experiment measures before recontextualization, so there it runs by request.
         let on = match scenario.experiment {
             Experiment::Migration => "migrated",
-            Experiment::Gluster => "",
+            Experiment::Gluster | Experiment::Layers => "",
         };
         let recontextualizer =
             Recontextualizer::connect(&testbed, on, scenario.recontext.classes.contains(&Class::Service))
@@ -116,7 +119,7 @@ impl Lab {
             accelerator: testbed.accelerator.name(),
             hypervisor: scenario.testbed.hypervisor.name(),
             dilation: match scenario.experiment {
-                Experiment::Migration => 1.0,
+                Experiment::Migration | Experiment::Layers => 1.0,
                 Experiment::Gluster => scenario.testbed.dilation_on(emulated),
             },
         };
@@ -176,7 +179,6 @@ impl Lab {
             None => self.boot_guest().await?,
         }
         match arm {
-            Arm::Plain => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
             Arm::Recontext => {
                 let from = Instant::now();
                 self.recontextualizer.provide(&self.guest, Site::Remote).await?;
@@ -184,6 +186,8 @@ impl Lab {
                 self.recontextualizer.trigger(Site::Remote, &self.testbed.guest.name).await?;
                 self.visible(Site::Remote, from, VISIBLE).await?;
             }
+            // Plain: no other arm has a guest.
+            _ => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
         }
         self.steady().await;
         Ok(())
