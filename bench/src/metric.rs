@@ -90,8 +90,10 @@ pub const SWAP_CACHED: &str = "swap_cached";
 pub const INVALIDATE: &str = "invalidate";
 /// Entries that were still the old ones after the swap was done.
 pub const STALE: &str = "stale_entries";
-/// Reads that were torn or mixed while layers changed.
+/// Reads of a version older than one seen before in another file, while layers changed.
 pub const MIXED_READS: &str = "mixed_reads";
+/// Reads of a file that was not all of one version, meanwhile.
+pub const TORN_READS: &str = "torn_reads";
 /// Reads that failed meanwhile.
 pub const STORM_ERRORS: &str = "storm_errors";
 /// Reads made meanwhile.
@@ -104,7 +106,7 @@ pub const MANY_MEMORY: &str = "many_memory";
 pub const TRIAL_FAILED: &str = "trial_failed";
 
 /// What needs layers that change while they are shown.
-pub const CHANGES: [&str; 11] = [
+pub const CHANGES: [&str; 12] = [
     SWAP_VISIBLE,
     SWAP_VISIBLE_P99,
     SWAP_EVENT,
@@ -114,6 +116,7 @@ pub const CHANGES: [&str; 11] = [
     INVALIDATE,
     STALE,
     MIXED_READS,
+    TORN_READS,
     STORM_ERRORS,
     STORM_READS,
 ];
@@ -138,7 +141,7 @@ pub const LAYERS: [&str; 15] = [
 ];
 
 /// Those that count what went wrong.
-pub const FAULTS: [&str; 4] = [MIXED_READS, STORM_ERRORS, EVENT_FAULTS, STALE];
+pub const FAULTS: [&str; 5] = [MIXED_READS, TORN_READS, STORM_ERRORS, EVENT_FAULTS, STALE];
 
 /// The phases of a recontextualization, in order (paper, section "A recontextualization mechanism").
 pub const RECONTEXT_PHASES: [&str; 4] = ["resolve", "detach", "build", "attach"];
@@ -193,7 +196,7 @@ const fn metric(name: &'static str, label: &'static str, unit: &'static str, bet
 }
 
 /// All metrics, in the order in which tables show them.
-pub const ALL: [Metric; 47] = [
+pub const ALL: [Metric; 48] = [
     metric(MIGRATION_TOTAL, "Migration", "s", Better::Lower),
     metric(MIGRATION_TIME_LIBVIRT, "Migration (libvirt)", "s", Better::Lower),
     metric(WITH_RECONTEXT_TOTAL, "Migration with recontextualization", "s", Better::Lower),
@@ -235,7 +238,8 @@ pub const ALL: [Metric; 47] = [
     metric(SWAP_CACHED, "Swap with all entries cached", "ms", Better::Lower),
     metric(INVALIDATE, "Of that, invalidation", "ms", Better::Lower),
     metric(STALE, "Entries still old after it", "1", Better::Lower),
-    metric(MIXED_READS, "Mixed or torn reads", "1", Better::Lower),
+    metric(MIXED_READS, "Mixed reads", "1", Better::Lower),
+    metric(TORN_READS, "Torn reads", "1", Better::Lower),
     metric(STORM_ERRORS, "Failed reads", "1", Better::Lower),
     metric(STORM_READS, "Reads while layers changed", "1", Better::Neither),
     metric(MANY_MOUNT, "Mount the large union", "ms", Better::Lower),

@@ -137,7 +137,8 @@ impl Machine {
             out.push(self.sample(trial, metric, "", Some(value)));
         }
         for metric in metric::FAULTS.into_iter().chain([metric::STORM_READS]).filter(able) {
-            let value = if metric == metric::STORM_READS { 50_000.0 } else { f64::from(u8::from(slow > 2.0)) };
+            let value =
+                if metric == metric::STORM_READS { 50_000.0 } else { f64::from(u8::from(slow > 2.0)) };
             out.push(self.sample(trial, metric, "", Some(value)));
         }
         out

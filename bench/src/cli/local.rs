@@ -37,7 +37,9 @@ fn needs(scenario: &Scenario) -> Vec<Requirement> {
         needed.push(Requirement::Works(Subject::Fuse));
     }
     needed.extend(
-        arms.iter().filter_map(|arm| peer::package(*arm)).map(|(program, package)| Requirement::program(program, package)),
+        arms.iter()
+            .filter_map(|arm| peer::package(*arm))
+            .map(|(program, package)| Requirement::program(program, package)),
     );
     needed.push(Requirement::Memory(drive::layers::memory(&scenario.layers.clone().unwrap_or_default())));
     needed
@@ -81,7 +83,12 @@ fn installable(unmet: &Unmet) -> String {
 }
 
 /// Inside: the trials.
-pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan, cache: &Path) -> anyhow::Result<Summary> {
+pub(super) fn run(
+    folder: &RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    cache: &Path,
+) -> anyhow::Result<Summary> {
     let state = namespace::private_folder(&cache.join("state"))?;
     let programs = programs()?;
     super::run::until_stopped(folder, drive::layers::run(folder, scenario, plan, &programs, &state))

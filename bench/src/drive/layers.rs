@@ -62,7 +62,11 @@ pub fn memory(layers: &Layers) -> u64 {
     let page = 4096_u64;
     // An inode in tmpfs takes about a kibibyte, an empty file no page.
     let many = u64::from(layers.many_files) * 1024;
-    3 * layers.large.bytes() + 3 * page * u64::from(layers.files) + 4 * page * u64::from(layers.cached) + 2 * many + (512 << 20)
+    3 * layers.large.bytes()
+        + 3 * page * u64::from(layers.files)
+        + 4 * page * u64::from(layers.cached)
+        + 2 * many
+        + (512 << 20)
 }
 
 /// The versions that a storm goes through.
@@ -128,7 +132,8 @@ pub async fn run(
     };
     let path = state.join("trees");
     let trees = Trees::write(&path, &shape).map_err(|source| LayersError::Trees { path, source })?;
-    let bench = std::env::current_exe().map_err(|source| LayersError::Trees { path: "bench".into(), source })?;
+    let bench =
+        std::env::current_exe().map_err(|source| LayersError::Trees { path: "bench".into(), source })?;
     let lab = Bench { layers: &layers, trees, state, ffs: programs.join("ffs"), bench, folder };
     lab.describe(&scenario.design.arms)?;
     let conditions = Conditions { accelerator: NONE, hypervisor: NONE, dilation: 1.0 };
@@ -159,7 +164,9 @@ pub async fn run(
         if let Outcome::Failed { reason } = outcome
             && failures == super::run::FAILURES_IN_A_ROW
         {
-            return Err(DriveError::Workload(format!("{failures} trials in a row failed, the last because: {reason}")));
+            return Err(DriveError::Workload(format!(
+                "{failures} trials in a row failed, the last because: {reason}"
+            )));
         }
     }
     progress.finish();
@@ -268,9 +275,20 @@ impl Bench<'_> {
     }
 
     /// Everything about a layer that changes while it is shown.
-    async fn changes(&self, trial: &Trial, root: &Path, control: &Control, values: &mut Measures) -> Result<(), DriveError> {
+    async fn changes(
+        &self,
+        trial: &Trial,
+        root: &Path,
+        control: &Control,
+        values: &mut Measures,
+    ) -> Result<(), DriveError> {
         let arm = trial.arm;
-        let swaps = |versions: Vec<Version>, count| Swaps { root: root.into(), control: control.clone(), versions, count };
+        let swaps = |versions: Vec<Version>, count| Swaps {
+            root: root.into(),
+            control: control.clone(),
+            versions,
+            count,
+        };
         let versions: Vec<Version> = vec![(self.trees.version(0), 1), (self.trees.version(1), 2)];
         let task = Task::Visible(swaps(versions.clone(), self.layers.swaps));
         if let Found::Visible(times) = self.probe(arm, "swaps until new content is seen", &task).await? {
@@ -303,6 +321,7 @@ impl Bench<'_> {
         if let Found::Storm(storm) = self.probe(arm, "reads while layers change", &task).await? {
             // Counts are far below 2⁵³.
             values.add(metric::MIXED_READS, "", storm.mixed as f64, "1");
+            values.add(metric::TORN_READS, "", storm.torn as f64, "1");
             values.add(metric::STORM_ERRORS, "", storm.errors as f64, "1");
             values.add(metric::STORM_READS, "", storm.reads as f64, "1");
         }

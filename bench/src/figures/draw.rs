@@ -457,7 +457,13 @@ impl<B: DrawingBackend> Page<'_, B> {
         self.root.draw(&circle).map_err(failed)
     }
 
-    pub(super) fn line(&self, from: (i32, i32), to: (i32, i32), colour: Colour, wide: u32) -> Result<(), FigureError> {
+    pub(super) fn line(
+        &self,
+        from: (i32, i32),
+        to: (i32, i32),
+        colour: Colour,
+        wide: u32,
+    ) -> Result<(), FigureError> {
         let style = rgb(colour).stroke_width(wide * self.format.scale().unsigned_abs());
         self.root.draw(&PathElement::new([self.pixel(from), self.pixel(to)], style)).map_err(failed)
     }

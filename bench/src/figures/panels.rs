@@ -15,7 +15,7 @@ use super::{
 const COLUMNS: usize = 3;
 /// Height of a row of a panel, in pixels.
 const ROW: i32 = 34;
-/// Above the rows of a panel: its title in up to two lines.
+/// Above the rows of a panel: its title and scale.
 const HEAD: i32 = 68;
 /// Below them: its axis.
 const FOOT: i32 = 50;
@@ -42,6 +42,8 @@ pub struct Panels {
 pub struct Panel {
     /// What it shows.
     pub title: String,
+    /// In what.
+    pub scale: String,
     /// Whether 1 has a meaning: then it is on the axis, and marked.
     pub ratio: bool,
     /// One a row.
@@ -160,11 +162,15 @@ impl<'a> Laid<'a> {
         Ok(())
     }
 
-    fn panel<B: DrawingBackend>(&self, page: &Page<'_, B>, panel: &Panel, (left, top): (i32, i32)) -> Result<(), FigureError> {
+    fn panel<B: DrawingBackend>(
+        &self,
+        page: &Page<'_, B>,
+        panel: &Panel,
+        (left, top): (i32, i32),
+    ) -> Result<(), FigureError> {
         let right = left + self.step - GAP - NUMBERS;
-        for (line, text) in (1..).zip(wrap(&panel.title, SMALL, self.step - GAP).iter().take(2)) {
-            page.text(text, SMALL, INK, HPos::Left, (left, top + line * 26))?;
-        }
+        page.text(&panel.title, SMALL, INK, HPos::Left, (left, top + 26))?;
+        page.text(&panel.scale, SMALL, SOFT, HPos::Left, (left, top + 52))?;
         let (first, last) = (top + HEAD, top + HEAD + self.rows());
         let axis = panel.axis();
         #[expect(clippy::cast_possible_truncation, reason = "within the page")]
@@ -254,7 +260,12 @@ mod tests {
     #[test]
     fn the_axis_of_a_ratio_has_one_on_it() {
         let value = Mark::Value { value: 40.0, interval: Some((30.0, 50.0)), number: "40".into() };
-        let panel = Panel { title: "t".into(), ratio: true, marks: vec![value, Mark::Words("cannot".into())] };
+        let panel = Panel {
+            title: "t".into(),
+            scale: "s".into(),
+            ratio: true,
+            marks: vec![value, Mark::Words("cannot".into())],
+        };
         let axis = panel.axis().unwrap();
         assert!(axis.low < 1.0 && axis.high > 50.0);
         assert_eq!(Panel { marks: vec![Mark::Words("cannot".into())], ratio: false, ..panel }.axis(), None);

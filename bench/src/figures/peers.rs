@@ -70,11 +70,12 @@ fn caption(context: &Context, blocks: (usize, usize), empty: bool) -> Vec<String
     if empty {
         lines.push("No samples.".to_owned());
     } else {
-        let n = if blocks.0 >= blocks.1 { blocks.1.to_string() } else { format!("{} to {}", blocks.0, blocks.1) };
+        let n =
+            if blocks.0 >= blocks.1 { blocks.1.to_string() } else { format!("{} to {}", blocks.0, blocks.1) };
         lines.push(format!(
             "“× native”: times as long as plain files in tmpfs in the same block, geometric mean; left is faster. \
              Others: median. Lines: 95 % intervals (BCa), n = {n} blocks. Axes are logarithmic. \
-             Plain files are changed by renaming one after the other."
+             Plain files change by renames one after the other. Bad reads are mixed, torn or failed ones."
         ));
         for (arm, note) in &context.peers {
             if let Some(why) = &note.absent {
@@ -123,31 +124,42 @@ impl View<'_> {
     }
 
     /// A panel, unless nobody has a value.
-    fn panel(&self, title: String, ratio: bool, mark: impl Fn(Arm) -> Option<Mark>, metric: &str) -> Option<Panel> {
+    fn panel(
+        &self,
+        title: &str,
+        scale: &str,
+        ratio: bool,
+        mark: impl Fn(Arm) -> Option<Mark>,
+        metric: &str,
+    ) -> Option<Panel> {
         let marks: Vec<_> = self.arms.iter().map(|arm| mark(*arm)).collect();
         marks.iter().any(Option::is_some).then(|| {
             let several = self.analysis.groups.len() > 1;
-            let title = if several { format!("{title}; {}", self.group.name()) } else { title };
+            let scale = if several { format!("{scale}; {}", self.group.name()) } else { scale.to_owned() };
             let filled = marks.into_iter().zip(self.arms);
-            let marks = filled.map(|(mark, arm)| mark.unwrap_or_else(|| self.without(*arm, metric))).collect();
-            Panel { title, ratio, marks }
+            let marks =
+                filled.map(|(mark, arm)| mark.unwrap_or_else(|| self.without(*arm, metric))).collect();
+            Panel { title: title.to_owned(), scale, ratio, marks }
         })
     }
 
     fn ratios(&self, metric: &str) -> Option<Panel> {
         let native = self.median(metric, Arm::Native);
         let native = native.map_or_else(String::new, |(value, _)| {
-            format!(" (native {} {})", three_digits(value), metric::unit(metric))
+            format!(" ({} {})", three_digits(value), metric::unit(metric))
         });
         let mark = |arm: Arm| {
             let found = self.analysis.comparisons.iter().find(|c| {
-                c.group == *self.group && c.metric == metric && c.from == Arm::Native.name() && c.to == arm.name()
+                c.group == *self.group
+                    && c.metric == metric
+                    && c.from == Arm::Native.name()
+                    && c.to == arm.name()
             })?;
             let (value, interval) = slower(found)?;
             let ends = interval.map(|i| (i.low, i.high));
             Some(Mark::Value { value, interval: ends, number: format!("× {}", three_digits(value)) })
         };
-        self.panel(format!("{}, × native{native}", metric::label(metric)), true, mark, metric)
+        self.panel(metric::label(metric), &format!("× native{native}"), true, mark, metric)
     }
 
     fn absolute(&self, metric: &str) -> Option<Panel> {
@@ -156,7 +168,7 @@ impl View<'_> {
             let ends = interval.map(|i| (i.low, i.high)).filter(|(low, _)| *low > 0.0);
             Some(Mark::Value { value, interval: ends, number: three_digits(value) })
         };
-        self.panel(format!("{}, {}", metric::label(metric), metric::unit(metric)), false, mark, metric)
+        self.panel(metric::label(metric), metric::unit(metric), false, mark, metric)
     }
 
     /// Counts are words: most are zero, which no logarithm shows.
@@ -166,12 +178,13 @@ impl View<'_> {
             Some(row.summary.values.iter().sum())
         };
         let mark = |arm: Arm| {
-            let (mixed, errors) = (sum(metric::MIXED_READS, arm)?, sum(metric::STORM_ERRORS, arm)?);
+            let mixed = sum(metric::MIXED_READS, arm)? + sum(metric::TORN_READS, arm)?;
+            let errors = sum(metric::STORM_ERRORS, arm)?;
             let reads = sum(metric::STORM_READS, arm)?;
             Some(Mark::Words(format!("{} of {}", mixed + errors, three_digits(reads))))
         };
-        let native = sum(metric::MIXED_READS, Arm::Native).map_or_else(String::new, |mixed| format!(" (native {mixed})"));
-        let title = format!("Mixed, torn or failed reads while layers change{native}");
-        self.panel(title, false, mark, metric::MIXED_READS)
+        let native = sum(metric::MIXED_READS, Arm::Native);
+        let native = native.map_or_else(String::new, |mixed| format!("of all reads; native {mixed}"));
+        self.panel("Bad reads while layers change", &native, false, mark, metric::MIXED_READS)
     }
 }

@@ -132,9 +132,13 @@ pub(super) fn peers(runs: &[StoredRun], analysis: &Analysis) -> Vec<Peers> {
             },
         }
     };
-    let all = || metric::ALL.iter().filter(|m| {
-        metric::LAYERS.contains(&m.name) || metric::FAULTS.contains(&m.name) || [metric::INVALIDATE, metric::STORM_READS].contains(&m.name)
-    });
+    let all = || {
+        metric::ALL.iter().filter(|m| {
+            metric::LAYERS.contains(&m.name)
+                || metric::FAULTS.contains(&m.name)
+                || [metric::INVALIDATE, metric::STORM_READS].contains(&m.name)
+        })
+    };
     analysis
         .groups
         .iter()
@@ -165,7 +169,7 @@ enum Limit {
 }
 
 /// What `ffs` is to reach; times as long as native where rates are meant.
-const GOALS: [(&str, Limit); 12] = [
+const GOALS: [(&str, Limit); 13] = [
     (metric::SEQ_READ, Limit::Native(1.0 / 0.98)),
     (metric::SEQ_FIRST, Limit::Native(1.0 / 0.98)),
     (metric::OPEN_READ, Limit::Overlayfs),
@@ -176,6 +180,7 @@ const GOALS: [(&str, Limit); 12] = [
     (metric::EVENT_FAULTS, Limit::Absolute(0.0)),
     (metric::INVALIDATE, Limit::Absolute(50.0)),
     (metric::MIXED_READS, Limit::Absolute(0.0)),
+    (metric::TORN_READS, Limit::Absolute(0.0)),
     (metric::MANY_MOUNT, Limit::Absolute(1000.0)),
     (metric::MANY_MEMORY, Limit::Absolute(100.0)),
 ];
@@ -215,8 +220,10 @@ pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
             what: metric::label(metric).to_owned(),
             limit: text,
             ours: format!("{times}{}{after}", with_interval(value, interval)),
-            best: best(analysis, group, metric)
-                .map_or_else(|| "nobody can".into(), |(arm, value)| format!("{arm}: {} {}", three_digits(value), metric::unit(metric))),
+            best: best(analysis, group, metric).map_or_else(
+                || "nobody can".into(),
+                |(arm, value)| format!("{arm}: {} {}", three_digits(value), metric::unit(metric)),
+            ),
             verdict,
             missed: verdict != "met",
         })

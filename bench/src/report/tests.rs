@@ -32,7 +32,9 @@ fn everything_derived_is_made_again_byte_for_byte() {
         let path = Machine::new("kvm", "tcg", 2.0).run(root.path(), &scenario(file, Some("quick")));
         let first = report(&[&path], None).unwrap();
         let before = files(&path);
-        assert!(before.keys().filter(|name| name.extension().is_some_and(|e| e == "png")).count() == pictures);
+        assert!(
+            before.keys().filter(|name| name.extension().is_some_and(|e| e == "png")).count() == pictures
+        );
         for derived in [store::SAMPLES, store::REPORT] {
             fs::remove_file(path.join(derived)).unwrap();
         }

@@ -42,7 +42,13 @@ pub(super) struct At<'a, 'b> {
 }
 
 impl At<'_, '_> {
-    pub(super) fn fail(&self, path: &[&str], index: Option<usize>, message: &str, help: &str) -> Result<(), Fault> {
+    pub(super) fn fail(
+        &self,
+        path: &[&str],
+        index: Option<usize>,
+        message: &str,
+        help: &str,
+    ) -> Result<(), Fault> {
         let span = place(self.table, path, index);
         Err(Fault { span, message: message.into(), help: help.into() })
     }
@@ -146,7 +152,8 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
             return at.fail(&["testbed", "inventory"], None, "a nested testbed has no inventory", help);
         }
         (TestbedKind::Local, _) if scenario.experiment != Experiment::Layers => {
-            let message = format!("experiment \"{}\" needs hosts, and a local testbed has none", scenario.experiment);
+            let message =
+                format!("experiment \"{}\" needs hosts, and a local testbed has none", scenario.experiment);
             let help = "set kind = \"nested\", or experiment = \"layers\"";
             return at.fail(&["testbed", "kind"], None, &message, help);
         }

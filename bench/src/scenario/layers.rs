@@ -3,11 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Experiment, Scenario, Size, TestbedKind, Time,
-    check::At,
-    overlay::Fault,
-};
+use super::{Experiment, Scenario, Size, TestbedKind, Time, check::At, overlay::Fault};
 
 /// The trees that are mounted and the probes on them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -66,7 +62,8 @@ impl Default for Layers {
 /// Refuses what a local testbed has not; gives `[layers]` its defaults.
 pub(super) fn check(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
     if scenario.testbed.kind != TestbedKind::Local {
-        let path: &[&str] = if at.says("testbed", Some("kind")) { &["testbed", "kind"] } else { &["experiment"] };
+        let path: &[&str] =
+            if at.says("testbed", Some("kind")) { &["testbed", "kind"] } else { &["experiment"] };
         let help = "set [testbed] kind = \"local\": an emulated machine would drown microseconds";
         return at.fail(path, None, "experiment \"layers\" runs on this machine's own kernel", help);
     }
@@ -110,8 +107,7 @@ pub(super) fn check(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Faul
         return at.fail(&["layers", "storm"], None, &message, "use at most \"10 min\"; 5 s are usual");
     }
     if layers.many_looked_up > layers.many_files {
-        let message =
-            format!("{} of {} files cannot be looked up", layers.many_looked_up, layers.many_files);
+        let message = format!("{} of {} files cannot be looked up", layers.many_looked_up, layers.many_files);
         return at.fail(&["layers", "many_looked_up"], None, &message, "use at most as many as many_files");
     }
     Ok(())

@@ -78,7 +78,8 @@ impl Mounted {
             }
             Start::Program { program, arguments } => {
                 let open = || File::options().create(true).append(true).open(log);
-                let (out, error) = (open().map_err(refused("write", log))?, open().map_err(refused("write", log))?);
+                let (out, error) =
+                    (open().map_err(refused("write", log))?, open().map_err(refused("write", log))?);
                 let child = Command::new(program)
                     .args(arguments)
                     .stdin(Stdio::null())
@@ -96,7 +97,14 @@ impl Mounted {
     }
 
     /// Waits until something is mounted; the kernel says so, and a dead program is noticed soon.
-    fn wait(&mut self, start: &Start, below: u64, mounts: &File, log: &Path, began: Instant) -> Result<(), MountError> {
+    fn wait(
+        &mut self,
+        start: &Start,
+        below: u64,
+        mounts: &File,
+        log: &Path,
+        began: Instant,
+    ) -> Result<(), MountError> {
         let fail = |what: String| MountError::Program {
             command: start.describe(),
             what,

@@ -1,7 +1,8 @@
 //! Each file system: how it is started, where it comes from, and what it cannot do.
 //!
 //! Every one gets the options with which it is fastest for files that change only by a swap of a
-//! layer: long time-outs, the page cache kept. What was used is in the manifest of a run.
+//! layer: long time-outs, the page cache kept. mergerfs keeps it by `auto-full` and not by `full`, with which a reader
+//! never saw the content of other branches (2.33.5). What was used is in the manifest of a run.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -106,7 +107,9 @@ pub fn absent(arm: Arm, version: &str) -> Option<String> {
     match numbers(version) {
         Some(found) if found >= PASSTHROUGH_SINCE => None,
         Some((a, b)) => Some(format!("mergerfs {a}.{b} has no passthrough, which came with {major}.{minor}")),
-        None => Some(format!("the version of mergerfs cannot be told from {version:?}; {major}.{minor} is needed")),
+        None => Some(format!(
+            "the version of mergerfs cannot be told from {version:?}; {major}.{minor} is needed"
+        )),
     }
 }
 
@@ -151,14 +154,14 @@ pub fn start(arm: Arm, layers: &[PathBuf], native: &Path, place: &Place<'_>) -> 
     };
     match arm {
         Arm::Overlayfs => Start::Kernel { kind: "overlay", options: format!("lowerdir={}", paths("")) },
-        Arm::FuseOverlayfs => program(
-            "fuse-overlayfs",
-            vec!["-f".into(), "-o".into(), format!("lowerdir={}", paths(""))],
-        ),
+        Arm::FuseOverlayfs => {
+            program("fuse-overlayfs", vec!["-f".into(), "-o".into(), format!("lowerdir={}", paths(""))])
+        }
         Arm::Mergerfs | Arm::MergerfsPassthrough => {
-            let mut options = "cache.files=full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,\
+            let mut options =
+                "cache.files=auto-full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,\
                                cache.readdir=true,cache.symlinks=true"
-                .to_owned();
+                    .to_owned();
             if arm == Arm::MergerfsPassthrough {
                 options.push_str(",passthrough.io=ro");
             }
@@ -170,7 +173,12 @@ pub fn start(arm: Arm, layers: &[PathBuf], native: &Path, place: &Place<'_>) -> 
         }
         Arm::Ffs => {
             let mut arguments: Vec<OsString> = vec!["mount".into(), "--foreground".into()];
-            arguments.extend(["--config".into(), place.config.into(), "--socket".into(), place.socket.into()]);
+            arguments.extend([
+                "--config".into(),
+                place.config.into(),
+                "--socket".into(),
+                place.socket.into(),
+            ]);
             for (number, layer) in (0..).zip(layers) {
                 let name = if number == 0 { SWAPPED.to_owned() } else { format!("layer{number}") };
                 let spec = format!("{name}=dir:{},priority={}", layer.display(), HIGHEST - number);
@@ -190,9 +198,7 @@ pub fn control(arm: Arm, root: &Path, below: &[PathBuf], stage: &Path, socket: &
         Arm::Mergerfs | Arm::MergerfsPassthrough => {
             Some(Control::Mergerfs { root: root.into(), below: below.to_vec() })
         }
-        Arm::Ffs => {
-            Some(Control::Ffs { socket: socket.into(), layer: SWAPPED.into(), priority: HIGHEST })
-        }
+        Arm::Ffs => Some(Control::Ffs { socket: socket.into(), layer: SWAPPED.into(), priority: HIGHEST }),
         _ => None,
     }
 }
@@ -214,7 +220,9 @@ mod tests {
     #[test]
     fn who_cannot_swap_has_no_control_and_says_so() {
         let place = |arm| control(arm, Path::new("/m"), &[], Path::new("/s"), Path::new("/c"));
-        for arm in [Arm::Native, Arm::Overlayfs, Arm::FuseOverlayfs, Arm::Mergerfs, Arm::UnionfsFuse, Arm::Ffs] {
+        for arm in
+            [Arm::Native, Arm::Overlayfs, Arm::FuseOverlayfs, Arm::Mergerfs, Arm::UnionfsFuse, Arm::Ffs]
+        {
             assert_eq!(place(arm).is_none(), cannot(arm).contains_key(metric::SWAP_VISIBLE), "{arm}");
         }
     }
@@ -234,7 +242,7 @@ mod tests {
         insta::assert_snapshot!(all.join("\n"), @r"
         mount -t overlay -o ro,lowerdir=/a:/b
         fuse-overlayfs -f -o lowerdir=/a:/b /m
-        mergerfs -f -o cache.files=full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,cache.readdir=true,cache.symlinks=true /a=RO:/b=RO /m
+        mergerfs -f -o cache.files=auto-full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,cache.readdir=true,cache.symlinks=true /a=RO:/b=RO /m
         unionfs -f -o ro,kernel_cache,entry_timeout=3600,attr_timeout=3600,negative_timeout=3600 /a=RO:/b=RO /m
         /ffs mount --foreground --config /f --socket /c --layer changed=dir:/a,priority=1000 --layer layer1=dir:/b,priority=999 /m
         ");

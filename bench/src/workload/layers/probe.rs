@@ -111,7 +111,10 @@ fn read_all(names: &[CString], buffer: &mut [u8]) -> io::Result<f64> {
     for name in names {
         let file = open(name.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         if rustix::io::read(&file, &mut *buffer)? != buffer.len() {
-            return Err(io::Error::other(format!("{} is shorter than it was written", name.to_string_lossy())));
+            return Err(io::Error::other(format!(
+                "{} is shorter than it was written",
+                name.to_string_lossy()
+            )));
         }
     }
     Ok(each(began, names.len()))
@@ -217,7 +220,11 @@ mod tests {
     #[test]
     fn a_plain_folder_is_measured() {
         let folder = tempfile::tempdir().unwrap();
-        let trees = tree::Trees::write(folder.path(), &tree::Shape { files: 50, large: 3 << 20, ..tree::Shape::SMALL }).unwrap();
+        let trees = tree::Trees::write(
+            folder.path(),
+            &tree::Shape { files: 50, large: 3 << 20, ..tree::Shape::SMALL },
+        )
+        .unwrap();
         let root = trees.native();
         let cold = cold(&root, 50).unwrap();
         let warm = warm(&root, 50, 3).unwrap();

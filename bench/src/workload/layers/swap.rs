@@ -72,15 +72,21 @@ impl Control {
     /// Puts a version of the layer in place; returns when the file system says that it is done.
     fn apply(&self, version: &Path) -> io::Result<()> {
         match self {
-            Self::Rename { root, stage } => {
-                names().try_for_each(|name| std::fs::rename(stage.join(&name), root.join(CHANGED).join(&name)))
-            }
+            Self::Rename { root, stage } => names()
+                .try_for_each(|name| std::fs::rename(stage.join(&name), root.join(CHANGED).join(&name))),
             Self::Mergerfs { root, below } => {
-                let branches: Vec<_> =
-                    std::iter::once(version).chain(below.iter().map(PathBuf::as_path)).map(|path| format!("{}=RO", path.display())).collect();
+                let branches: Vec<_> = std::iter::once(version)
+                    .chain(below.iter().map(PathBuf::as_path))
+                    .map(|path| format!("{}=RO", path.display()))
+                    .collect();
                 let value = branches.join(":");
                 let flags = rustix::fs::XattrFlags::empty();
-                Ok(rustix::fs::setxattr(root.join(".mergerfs"), "user.mergerfs.branches", value.as_bytes(), flags)?)
+                Ok(rustix::fs::setxattr(
+                    root.join(".mergerfs"),
+                    "user.mergerfs.branches",
+                    value.as_bytes(),
+                    flags,
+                )?)
             }
             Self::Ffs { socket, layer, priority } => {
                 let spec = format!("{layer}=dir:{},priority={priority}", version.display());
@@ -146,9 +152,9 @@ pub fn visible(root: &Path, control: &Control, versions: &[Version], swaps: u32)
                 wanted.store(*tag, Ordering::Release);
                 let began = Instant::now();
                 control.apply(version)?;
-                let at = sightings
-                    .recv_timeout(LATE)
-                    .map_err(|_| io::Error::other(format!("swap {number}: the new content was not seen within {LATE:?}")))?;
+                let at = sightings.recv_timeout(LATE).map_err(|_| {
+                    io::Error::other(format!("swap {number}: the new content was not seen within {LATE:?}"))
+                })?;
                 Ok(at.duration_since(began).as_secs_f64() * 1e3)
             })
             .collect();
@@ -249,7 +255,13 @@ pub struct Cached {
 ///
 /// # Errors
 /// A swap fails, or an entry cannot be looked up.
-pub fn cached(root: &Path, control: &Control, versions: &[Version], entries: u32, rounds: u32) -> io::Result<Cached> {
+pub fn cached(
+    root: &Path,
+    control: &Control,
+    versions: &[Version],
+    entries: u32,
+    rounds: u32,
+) -> io::Result<Cached> {
     let paths = (0..entries)
         .map(|number| c_path(&root.join(CACHED).join(format!("{number:05}"))))
         .collect::<io::Result<Vec<_>>>()?;
@@ -286,8 +298,10 @@ pub fn cached(root: &Path, control: &Control, versions: &[Version], entries: u32
 pub struct Storm {
     /// Reads of a whole file.
     pub reads: u64,
-    /// Reads that were torn, or older than what the same reader had seen in another file before.
+    /// Reads of a version older than one that the same reader had seen before, in whatever file.
     pub mixed: u64,
+    /// Reads of a file that was not all of one version.
+    pub torn: u64,
     /// Reads that failed.
     pub errors: u64,
     /// Changes made.
@@ -315,10 +329,14 @@ pub fn storm(root: &Path, control: &Control, versions: &[Version], rate: u32) ->
     let end = AtomicBool::new(false);
     let period = Duration::from_secs(1) / rate.max(1);
     std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS).map(|number| scope.spawn({
-            let (paths, end) = (&paths, &end);
-            move || reader(paths, number, end)
-        })).collect();
+        let readers: Vec<_> = (0..READERS)
+            .map(|number| {
+                scope.spawn({
+                    let (paths, end) = (&paths, &end);
+                    move || reader(paths, number, end)
+                })
+            })
+            .collect();
         let began = Instant::now();
         let mut swapped = Ok(());
         let mut changes = 0;
@@ -338,6 +356,7 @@ pub fn storm(root: &Path, control: &Control, versions: &[Version], rate: u32) ->
             let one = reader.join().map_err(|_| io::Error::other("a reader panicked"))?;
             all.reads += one.reads;
             all.mixed += one.mixed;
+            all.torn += one.torn;
             all.errors += one.errors;
         }
         swapped.map(|()| all)
@@ -356,7 +375,8 @@ fn reader(paths: &[std::ffi::CString], number: usize, end: &AtomicBool) -> Storm
         match tag(path) {
             Err(_) => storm.errors += 1,
             Ok(Some(tag)) if tag >= newest => newest = tag,
-            Ok(_) => storm.mixed += 1,
+            Ok(Some(_)) => storm.mixed += 1,
+            Ok(None) => storm.torn += 1,
         }
     }
     storm
@@ -390,7 +410,7 @@ mod tests {
         let (_folder, trees, control) = native();
         let versions: Vec<Version> = (0..3).map(|n| (trees.storm(n), storm_tag(n))).collect();
         let storm = storm(&trees.native(), &control, &versions, 50).unwrap();
-        assert_eq!((storm.changes, storm.errors), (2, 0));
+        assert_eq!((storm.changes, storm.errors, storm.torn), (2, 0, 0));
         assert!(storm.reads > 100, "{storm:?}");
     }
 

@@ -198,7 +198,10 @@ fn large(path: &Path, bytes: u64) -> io::Result<()> {
 fn changed(folder: &Path, tag: u64) -> io::Result<()> {
     fs::create_dir_all(folder.join(CHANGED))?;
     for number in 0..CHANGED_FILES {
-        fs::write(folder.join(CHANGED).join(format!("{number:02}")), tag.to_be_bytes().repeat(CHANGED_BYTES / 8))?;
+        fs::write(
+            folder.join(CHANGED).join(format!("{number:02}")),
+            tag.to_be_bytes().repeat(CHANGED_BYTES / 8),
+        )?;
     }
     Ok(())
 }
