@@ -25,7 +25,7 @@ pub(crate) fn notes(scenario: &Scenario) -> peer::Notes {
     let note = |arm: &Arm| {
         let version = format!("{arm} 1.0");
         let absent = (*arm == Arm::MergerfsPassthrough).then(|| "mergerfs 1.0 has no passthrough".to_owned());
-        let cannot = if absent.is_some() { Default::default() } else { peer::cannot(*arm) };
+        let cannot = if absent.is_some() { std::collections::BTreeMap::new() } else { peer::cannot(*arm) };
         (arm.to_string(), Note { version, command: format!("mount {arm}"), absent, cannot })
     };
     scenario.design.arms.iter().map(note).collect()

@@ -1,6 +1,6 @@
 //! Experiment `layers`: one file system a trial, mounted on this machine and probed.
 //!
-//! A trial goes from top to bottom in [`Bench::trial`]: fresh mounts for cold lookups, warm probes on the last of them,
+//! A trial goes from top to bottom in `Bench::trial`: fresh mounts for cold lookups, warm probes on the last of them,
 //! swaps of a layer where the file system can, and at last the large union.
 
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ struct Bench<'a> {
     trees: Trees,
     state: &'a Path,
     ffs: PathBuf,
-    bench: PathBuf,
+    probe: PathBuf,
     folder: &'a RunFolder,
 }
 
@@ -132,9 +132,9 @@ pub async fn run(
     };
     let path = state.join("trees");
     let trees = Trees::write(&path, &shape).map_err(|source| LayersError::Trees { path, source })?;
-    let bench =
+    let probe =
         std::env::current_exe().map_err(|source| LayersError::Trees { path: "bench".into(), source })?;
-    let lab = Bench { layers: &layers, trees, state, ffs: programs.join("ffs"), bench, folder };
+    let lab = Bench { layers: &layers, trees, state, ffs: programs.join("ffs"), probe, folder };
     lab.describe(&scenario.design.arms)?;
     let conditions = Conditions { accelerator: NONE, hypervisor: NONE, dilation: 1.0 };
     let mut failures = 0;
@@ -372,7 +372,7 @@ impl Bench<'_> {
     async fn probe(&self, arm: Arm, what: &'static str, task: &Task) -> Result<Found, DriveError> {
         let failed = |reason: String| LayersError::Probe { arm, what, reason };
         let task = serde_json::to_string(task).map_err(|error| failed(error.to_string()))?;
-        let child = tokio::process::Command::new(&self.bench)
+        let child = tokio::process::Command::new(&self.probe)
             .args([SUBCOMMAND, &task])
             .stdin(Stdio::null())
             .kill_on_drop(true)

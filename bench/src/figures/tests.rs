@@ -17,7 +17,7 @@ fn context(profile: Option<&str>) -> Context {
         scenario: "some-scenario".into(),
         runs: vec!["20261122T131500Z-1a2b3c4d".into()],
         profile: profile.map(str::to_owned),
-        peers: Default::default(),
+        peers: crate::workload::layers::peer::Notes::new(),
     }
 }
 

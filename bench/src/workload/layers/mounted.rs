@@ -51,7 +51,7 @@ fn refused<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(
 #[derive(Debug)]
 pub struct Mounted {
     root: PathBuf,
-    mounted: bool,
+    on_top: bool,
     program: Option<Child>,
     took: Duration,
 }
@@ -63,11 +63,11 @@ impl Mounted {
     /// [`MountError`], with what the program said in `log`.
     pub fn up(start: &Start, point: &Path, known: &Path, log: &Path) -> Result<Self, MountError> {
         if let Start::Plain(folder) = start {
-            return Ok(Self { root: folder.clone(), mounted: false, program: None, took: Duration::ZERO });
+            return Ok(Self { root: folder.clone(), on_top: false, program: None, took: Duration::ZERO });
         }
         fs::create_dir_all(point).map_err(refused("make", point))?;
         let below = fs::metadata(point).map_err(refused("look at", point))?.dev();
-        let mut this = Self { root: point.to_owned(), mounted: true, program: None, took: Duration::ZERO };
+        let mut this = Self { root: point.to_owned(), on_top: true, program: None, took: Duration::ZERO };
         let mounts = File::open("/proc/self/mountinfo").map_err(refused("open", Path::new("/proc")))?;
         let began = Instant::now();
         match start {
@@ -156,7 +156,7 @@ impl Mounted {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.mounted) {
+        if std::mem::take(&mut self.on_top) {
             match umount2(&self.root, MntFlags::MNT_DETACH) {
                 // Not mounted: its program has never come so far, or is gone.
                 Ok(()) | Err(nix::errno::Errno::EINVAL) => {}

@@ -65,6 +65,9 @@ pub fn pin() -> io::Result<()> {
 }
 
 /// A path for the kernel.
+///
+/// # Errors
+/// It has a NUL in it.
 pub fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
