@@ -58,6 +58,9 @@ pub enum DriveError {
         /// What was seen instead.
         evidence: String,
     },
+    /// A file system of experiment `layers`.
+    #[error(transparent)]
+    Layers(#[from] super::layers::LayersError),
     /// The workload.
     #[error("{0}")]
     Workload(String),
@@ -114,7 +117,7 @@ impl Lab {
         // The GlusterFS experiment measures before recontextualization, so there it runs by request.
         let on = match scenario.experiment {
             Experiment::Migration => "migrated",
-            Experiment::Gluster => "",
+            Experiment::Gluster | Experiment::Layers => "",
         };
         let context = Context {
             on,
@@ -128,7 +131,7 @@ impl Lab {
             accelerator: testbed.accelerator.name(),
             hypervisor: scenario.testbed.hypervisor.name(),
             dilation: match scenario.experiment {
-                Experiment::Migration => 1.0,
+                Experiment::Migration | Experiment::Layers => 1.0,
                 Experiment::Gluster => scenario.testbed.dilation_on(emulated),
             },
         };
@@ -188,7 +191,6 @@ impl Lab {
             None => self.boot_guest().await?,
         }
         match arm {
-            Arm::Plain => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
             Arm::Recontext => {
                 let from = Instant::now();
                 self.recontextualizer.provide(&self.guest, Site::Remote).await?;
@@ -196,6 +198,8 @@ impl Lab {
                 self.recontextualizer.trigger(Site::Remote, &self.testbed.guest.name).await?;
                 self.visible(Site::Remote, from, VISIBLE).await?;
             }
+            // Plain: no other arm has a guest.
+            _ => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
         }
         self.steady().await;
         Ok(())

@@ -80,6 +80,10 @@ pub enum NotYet {
 /// # Errors
 /// [`NotYet`], with what to write instead.
 pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
+    // No hosts, so nothing that a hypervisor or a site would have to support.
+    if scenario.testbed.kind == TestbedKind::Local {
+        return Ok(());
+    }
     if scenario.testbed.kind == TestbedKind::Inventory {
         return Err(NotYet::Inventory);
     }
@@ -103,7 +107,7 @@ pub fn memory(scenario: &Scenario) -> u32 {
 
 fn servers(scenario: &Scenario) -> u8 {
     match scenario.experiment {
-        Experiment::Migration => 0,
+        Experiment::Migration | Experiment::Layers => 0,
         Experiment::Gluster => 2,
     }
 }
@@ -235,7 +239,7 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
         Seed::new().program("/usr/bin/ffs", &programs.ffs).program("/usr/bin/bench-probe", &programs.probe);
     seed.directories.insert(CONTEXT_MOUNT.into(), 0o755);
     let hook = match scenario.experiment {
-        Experiment::Migration => String::new(),
+        Experiment::Migration | Experiment::Layers => String::new(),
         Experiment::Gluster => format!(
             "\n[[hook]]\nname = \"gluster\"\npath = \"{SERVER_FILE}\"\nrun = [\"{}\"]\ntimeout_ms = 120000\n",
             super::gluster::HOOK
