@@ -60,6 +60,91 @@ pub const LINK_RTT: &str = "link_rtt";
 /// Rate of a link (the sample's phase), measured before anything counts.
 pub const LINK_RATE: &str = "link_rate";
 
+/// A layer's lookups and reads: stat of each name on a fresh mount.
+pub const STAT_COLD: &str = "stat_cold";
+/// stat of each name again.
+pub const STAT_WARM: &str = "stat_warm";
+/// stat of names that do not exist, on a fresh mount.
+pub const NEGATIVE_COLD: &str = "negative_cold";
+/// The same again.
+pub const NEGATIVE_WARM: &str = "negative_warm";
+/// open, read of 4 KiB, close; warm.
+pub const OPEN_READ: &str = "open_read";
+/// open, listing, close of a directory; warm.
+pub const READDIR: &str = "readdir";
+/// First read of a large file from end to end.
+pub const SEQ_FIRST: &str = "seq_first";
+/// Later reads of it.
+pub const SEQ_READ: &str = "seq_read";
+/// Request of a swap until a reader has seen the new content: median of a trial's swaps.
+pub const SWAP_VISIBLE: &str = "swap_visible";
+/// The same: 99th percentile.
+pub const SWAP_VISIBLE_P99: &str = "swap_visible_p99";
+/// Request of a swap until a watcher was told of the last changed path: median of a trial's swaps.
+pub const SWAP_EVENT: &str = "swap_event";
+/// The same: 99th percentile.
+pub const SWAP_EVENT_P99: &str = "swap_event_p99";
+/// Changed paths of which a watcher was told too early or never.
+pub const EVENT_FAULTS: &str = "event_faults";
+/// Swap of a layer whose entries all change and are all cached by the kernel, until it is done.
+pub const SWAP_CACHED: &str = "swap_cached";
+/// What of that is because they are cached: less the same swap with none cached.
+pub const INVALIDATE: &str = "invalidate";
+/// Entries that were still the old ones after the swap was done.
+pub const STALE: &str = "stale_entries";
+/// Reads of a version older than one seen before in another file, while layers changed.
+pub const MIXED_READS: &str = "mixed_reads";
+/// Reads of a file that was not all of one version, meanwhile.
+pub const TORN_READS: &str = "torn_reads";
+/// Reads that failed meanwhile.
+pub const STORM_ERRORS: &str = "storm_errors";
+/// Reads made meanwhile.
+pub const STORM_READS: &str = "storm_reads";
+/// Mounting the large union, until it answers.
+pub const MANY_MOUNT: &str = "many_mount";
+/// Resident memory of the program behind it.
+pub const MANY_MEMORY: &str = "many_memory";
+/// A trial that could not be done to its end.
+pub const TRIAL_FAILED: &str = "trial_failed";
+
+/// What needs layers that change while they are shown.
+pub const CHANGES: [&str; 12] = [
+    SWAP_VISIBLE,
+    SWAP_VISIBLE_P99,
+    SWAP_EVENT,
+    SWAP_EVENT_P99,
+    EVENT_FAULTS,
+    SWAP_CACHED,
+    INVALIDATE,
+    STALE,
+    MIXED_READS,
+    TORN_READS,
+    STORM_ERRORS,
+    STORM_READS,
+];
+
+/// The metrics of experiment `layers` that are compared with native, in the order of its tables.
+pub const LAYERS: [&str; 15] = [
+    STAT_COLD,
+    STAT_WARM,
+    NEGATIVE_COLD,
+    NEGATIVE_WARM,
+    OPEN_READ,
+    READDIR,
+    SEQ_FIRST,
+    SEQ_READ,
+    SWAP_VISIBLE,
+    SWAP_VISIBLE_P99,
+    SWAP_EVENT,
+    SWAP_EVENT_P99,
+    SWAP_CACHED,
+    MANY_MOUNT,
+    MANY_MEMORY,
+];
+
+/// Those that count what went wrong.
+pub const FAULTS: [&str; 5] = [MIXED_READS, TORN_READS, STORM_ERRORS, EVENT_FAULTS, STALE];
+
 /// The phases of a recontextualization, in order (paper, section "A recontextualization mechanism").
 pub const RECONTEXT_PHASES: [&str; 4] = ["resolve", "detach", "build", "attach"];
 
@@ -113,7 +198,7 @@ const fn metric(name: &'static str, label: &'static str, unit: &'static str, bet
 }
 
 /// All metrics, in the order in which tables show them.
-pub const ALL: [Metric; 26] = [
+pub const ALL: [Metric; 49] = [
     metric(MIGRATION_TOTAL, "Migration", "s", Better::Lower),
     metric(MIGRATION_TIME_LIBVIRT, "Migration (libvirt)", "s", Better::Lower),
     metric(WITH_RECONTEXT_TOTAL, "Migration with recontextualization", "s", Better::Lower),
@@ -140,6 +225,29 @@ pub const ALL: [Metric; 26] = [
     metric(SERVER_BYTES, "Bytes through a server", "B", Better::Neither),
     metric(LINK_RTT, "Round trip of a link", "ms", Better::Neither),
     metric(LINK_RATE, "Rate of a link", "Mbit/s", Better::Neither),
+    metric(STAT_COLD, "stat, cold", "µs", Better::Lower),
+    metric(STAT_WARM, "stat, warm", "µs", Better::Lower),
+    metric(NEGATIVE_COLD, "stat of no file, cold", "µs", Better::Lower),
+    metric(NEGATIVE_WARM, "stat of no file, warm", "µs", Better::Lower),
+    metric(OPEN_READ, "open + read 4 KiB + close", "µs", Better::Lower),
+    metric(READDIR, "List the directory", "µs", Better::Lower),
+    metric(SEQ_FIRST, "Sequential read, first", "GB/s", Better::Higher),
+    metric(SEQ_READ, "Sequential read, again", "GB/s", Better::Higher),
+    metric(SWAP_VISIBLE, "Swap → content seen, median", "ms", Better::Lower),
+    metric(SWAP_VISIBLE_P99, "Swap → content seen, p99", "ms", Better::Lower),
+    metric(SWAP_EVENT, "Swap → last watcher's event, median", "ms", Better::Lower),
+    metric(SWAP_EVENT_P99, "Swap → last watcher's event, p99", "ms", Better::Lower),
+    metric(EVENT_FAULTS, "Paths told too early or never", "1", Better::Lower),
+    metric(SWAP_CACHED, "Swap with all entries cached", "ms", Better::Lower),
+    metric(INVALIDATE, "Of that, invalidation", "ms", Better::Lower),
+    metric(STALE, "Entries still old after it", "1", Better::Lower),
+    metric(MIXED_READS, "Mixed reads", "1", Better::Lower),
+    metric(TORN_READS, "Torn reads", "1", Better::Lower),
+    metric(STORM_ERRORS, "Failed reads", "1", Better::Lower),
+    metric(STORM_READS, "Reads while layers changed", "1", Better::Neither),
+    metric(MANY_MOUNT, "Mount the large union", "ms", Better::Lower),
+    metric(MANY_MEMORY, "Memory for the large union", "MiB", Better::Lower),
+    metric(TRIAL_FAILED, "Trial not done to its end", "1", Better::Neither),
 ];
 
 /// What is known of the metric of this name.

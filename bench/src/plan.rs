@@ -7,7 +7,7 @@
 //!
 //! In experiment `gluster` a trial is one migration with Bonnie++ at three points that have their
 //! own order by nature ([`Trial::phases`]); what is compared, `before` with `after`, is paired
-//! within the trial.
+//! within the trial. In experiment `layers` it is one file system, mounted and probed.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +18,7 @@ use crate::{
     scenario::{Arm, Experiment, Scenario},
 };
 
-/// One trial: one migration and what is measured around it.
+/// One trial: one migration, or one file system, and what is measured around it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Trial {
     /// Block of the paired design, from 1; 0 for every trial of the warm-up.
@@ -40,7 +40,7 @@ impl Trial {
     /// The points at which Bonnie++ runs, in order; empty for other experiments.
     pub const fn phases(experiment: Experiment) -> &'static [&'static str] {
         match experiment {
-            Experiment::Migration => &[],
+            Experiment::Migration | Experiment::Layers => &[],
             Experiment::Gluster => &[metric::PHASE_HOME, metric::PHASE_BEFORE, metric::PHASE_AFTER],
         }
     }

@@ -21,15 +21,15 @@ pub struct Sample {
     pub phase: String,
     /// The value in `unit`; none when it could not be measured or was censored ("too fast").
     pub value: Option<f64>,
-    /// Unit of the value: `s`, `ms`, `B`, `KiB/s`, `files/s`, `1`.
+    /// Unit of the value: `s`, `ms`, `B`, `KiB/s`, `GB/s`, `files/s`, `µs`, `1`.
     pub unit: String,
     /// Whether statistics may use it.
     pub valid: bool,
     /// Why not, when not valid; empty otherwise.
     pub reason: String,
-    /// The accelerator of the hosts as QMP reported it: `kvm` or `tcg`.
+    /// The accelerator of the hosts as QMP reported it: `kvm` or `tcg`; `none` without hosts.
     pub accelerator: String,
-    /// The hypervisor of the hosts: `kvm` or `xen`.
+    /// The hypervisor of the hosts: `kvm` or `xen`; `none` without hosts.
     pub hypervisor: String,
     /// Dilation of the shaped links while it was measured; 1 is real time.
     pub dilation: f64,

@@ -11,12 +11,24 @@ use crate::{
     sample::Sample,
     scenario::{Arm, Experiment, Scenario},
     store::{About, Outcome, RunFolder},
+    workload::layers::peer::{self, Note},
 };
 
 /// A committed scenario.
 pub(crate) fn scenario(name: &str, profile: Option<&str>) -> Scenario {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scenarios").join(name);
     Scenario::load(&path, profile).unwrap()
+}
+
+/// What a run of experiment `layers` notes.
+pub(crate) fn notes(scenario: &Scenario) -> peer::Notes {
+    let note = |arm: &Arm| {
+        let version = format!("{arm} 1.0");
+        let absent = (*arm == Arm::MergerfsPassthrough).then(|| "mergerfs 1.0 has no passthrough".to_owned());
+        let cannot = if absent.is_some() { std::collections::BTreeMap::new() } else { peer::cannot(*arm) };
+        (arm.to_string(), Note { version, command: format!("mount {arm}"), absent, cannot })
+    };
+    scenario.design.arms.iter().map(note).collect()
 }
 
 /// Values that look like those of a machine.
@@ -56,6 +68,9 @@ impl Machine {
     }
 
     pub(crate) fn trial(&mut self, experiment: Experiment, trial: &Trial) -> Vec<Sample> {
+        if experiment == Experiment::Layers {
+            return self.layers(trial);
+        }
         let mut out = Vec::new();
         let total = self.around(8.0, 0.02) * self.slow;
         out.push(self.sample(trial, metric::MIGRATION_TOTAL, "", Some(total)));
@@ -105,6 +120,30 @@ impl Machine {
         out
     }
 
+    /// A file system of experiment `layers`: the later in the list, the slower.
+    fn layers(&mut self, trial: &Trial) -> Vec<Sample> {
+        let slow = match Arm::PEERS.iter().position(|arm| *arm == trial.arm) {
+            _ if trial.arm == Arm::MergerfsPassthrough => return Vec::new(),
+            Some(place) if trial.arm != Arm::Ffs => 1.0 + place as f64,
+            Some(_) => 1.2,
+            None => 1.0,
+        };
+        let cannot = peer::cannot(trial.arm);
+        let able = |metric: &&str| !cannot.contains_key(*metric);
+        let mut out = Vec::new();
+        for metric in metric::LAYERS.into_iter().filter(able) {
+            let value = self.around(5.0, 0.1);
+            let value = if metric::unit(metric) == "GB/s" { value / slow } else { value * slow };
+            out.push(self.sample(trial, metric, "", Some(value)));
+        }
+        for metric in metric::FAULTS.into_iter().chain([metric::STORM_READS]).filter(able) {
+            let value =
+                if metric == metric::STORM_READS { 50_000.0 } else { f64::from(u8::from(slow > 2.0)) };
+            out.push(self.sample(trial, metric, "", Some(value)));
+        }
+        out
+    }
+
     /// Every sample of a scenario; the second trial that counts has failed.
     pub(crate) fn samples(&mut self, scenario: &Scenario) -> Vec<Sample> {
         Plan::new(scenario).trials.iter().flat_map(|trial| self.trial(scenario.experiment, trial)).collect()
@@ -124,6 +163,9 @@ impl Machine {
             manifest.tools = serde_json::json!({"qemu": "10.0.2", "libvirt": "11.3.0"});
         })
         .unwrap();
+        if scenario.experiment == Experiment::Layers {
+            run.update_manifest(|manifest| manifest.peers = notes(scenario)).unwrap();
+        }
         if scenario.experiment == Experiment::Gluster {
             let trial = Trial { block: 0, arm: Arm::Recontext, order: 0, file_operations: false };
             for (link, rtt, rate) in [("remote", 52.0, 4.7), ("local", 7.1, 88.0)] {

@@ -3,6 +3,7 @@
 //! Exit status: 0 done; 1 failed; 2 done, but samples are invalid or something is degraded; 64 wrong
 //! usage (`EX_USAGE` of `sysexits.h`).
 
+mod local;
 mod run;
 mod testbed;
 
@@ -37,6 +38,9 @@ enum Command {
     Gate(run::GateArguments),
     /// Print the JSON schema of scenarios
     Schema,
+    /// Do one task of experiment `layers` in this process
+    #[command(name = crate::workload::layers::task::SUBCOMMAND, hide = true)]
+    LayersProbe(local::ProbeArguments),
     /// Boot a testbed of hosts, go into a machine of it, or stop it
     Testbed {
         #[command(subcommand)]
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Report(arguments) => run::report(&arguments),
         Command::Gate(arguments) => run::gate(&arguments),
         Command::Schema => run::schema(),
+        Command::LayersProbe(arguments) => local::probe(&arguments),
         Command::Testbed { command } => testbed::run(&command),
         Command::Image { command } => {
             image::cli::run(&command).map(|()| Ended::Done).map_err(anyhow::Error::from)

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Ended, programs};
+use super::{Ended, local, programs};
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
+use crate::drive::lab::DriveError;
+use crate::drive::run::Summary;
 use crate::drive::setup::{self, Programs};
 use crate::gate::Verdict;
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
 use crate::report::Report;
-use crate::scenario::{GuestType, Scenario};
+use crate::scenario::{GuestType, Scenario, TestbedKind};
 use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
@@ -92,7 +94,12 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     }
     let seconds: u64 =
         drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
-    println!("About {} on emulated hosts.", human(std::time::Duration::from_secs(seconds)));
+    let about = human(std::time::Duration::from_secs(seconds));
+    if is_local(&scenario) {
+        println!("About {about} on this machine.");
+        return local::check(&scenario);
+    }
+    println!("About {about} on emulated hosts.");
     Ok(Ended::Done)
 }
 
@@ -163,6 +170,9 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
 /// Outside, before anything is started: can it be done here at all, and are the images there?
 fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
     setup::supported(scenario)?;
+    if is_local(scenario) {
+        return local::ready(scenario, results);
+    }
     Programs::beside(&programs()?)?;
     let spec = setup::memory(scenario);
     let machine = doctor::probe();
@@ -223,28 +233,49 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
-    let images = images(scenario.testbed.hypervisor)?;
-    let spec = setup::spec(scenario, accelerator(scenario.testbed.hypervisor), &Programs::beside(&programs()?)?)?;
-    let state = namespace::private_folder(&Cache::location()?.join("state"))?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let summary = runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let stopped = format!(
-            "stopped; what was measured is kept: `bench resume {}` goes on with it",
-            folder.path().display()
-        );
-        tokio::select! {
-            summary = drive::run::run(&folder, scenario, plan, &spec, &images, &state) => Ok(summary?),
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
-            _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
-        }
-    })?;
+    let summary = if is_local(scenario) {
+        local::run(&folder, scenario, plan, &Cache::location()?)?
+    } else {
+        let images = images(scenario.testbed.hypervisor)?;
+        let spec = setup::spec(
+            scenario,
+            accelerator(scenario.testbed.hypervisor),
+            &Programs::beside(&programs()?)?,
+        )?;
+        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
+    };
     let path = folder.finish()?;
     let report = crate::report::report(&[&path], None)?;
     if summary.trials == 0 {
         bail!("the run had no trial left to do");
     }
     Ok(tell(&report))
+}
+
+/// Whether a scenario runs on this machine's own kernel, without hosts.
+fn is_local(scenario: &Scenario) -> bool {
+    scenario.testbed.kind == TestbedKind::Local
+}
+
+/// Does the trials until they are done or somebody stops them.
+pub(super) fn until_stopped(
+    folder: &RunFolder,
+    trials: impl Future<Output = Result<Summary, DriveError>>,
+) -> anyhow::Result<Summary> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stopped = format!(
+            "stopped; what was measured is kept: `bench resume {}` goes on with it",
+            folder.path().display()
+        );
+        tokio::select! {
+            summary = trials => Ok(summary?),
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
+            _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
+        }
+    })
 }
 
 /// Prints the result and where the report is.

@@ -9,7 +9,7 @@ use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
 use super::pings::{self, Pings};
-use super::recontextualizer::{RecontextError, Recontextualizer};
+use super::recontextualizer::{Context, RecontextError, Recontextualizer};
 use crate::exec::ExecError;
 use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
@@ -58,6 +58,9 @@ pub enum DriveError {
         /// What was seen instead.
         evidence: String,
     },
+    /// A file system of experiment `layers`.
+    #[error(transparent)]
+    Layers(#[from] super::layers::LayersError),
     /// The workload.
     #[error("{0}")]
     Workload(String),
@@ -114,21 +117,26 @@ impl Lab {
         // The GlusterFS experiment measures before recontextualization, so there it runs by request.
         let on = match scenario.experiment {
             Experiment::Migration => "migrated",
-            Experiment::Gluster => "",
+            Experiment::Gluster | Experiment::Layers => "",
         };
-        let service = scenario.recontext.classes.contains(&Class::Service);
-        let recontextualizer =
-            Recontextualizer::connect(&testbed, on, service, super::setup::slots(scenario)).await?;
+        let context = Context {
+            on,
+            service: scenario.recontext.classes.contains(&Class::Service),
+            slots: super::setup::slots(scenario),
+            strategy: scenario.recontext.strategy,
+        };
+        let recontextualizer = Recontextualizer::connect(&testbed, context).await?;
         let emulated = testbed.accelerator == crate::testbed::machine::Accelerator::Tcg;
         let conditions = Conditions {
             accelerator: testbed.accelerator.name(),
             hypervisor: scenario.testbed.hypervisor.name(),
             dilation: match scenario.experiment {
-                Experiment::Migration => 1.0,
+                Experiment::Migration | Experiment::Layers => 1.0,
                 Experiment::Gluster => scenario.testbed.dilation_on(emulated),
             },
         };
-        let lab = Lab { testbed, guest, beats, pings, recontextualizer, scenario: scenario.clone(), conditions };
+        let lab =
+            Lab { testbed, guest, beats, pings, recontextualizer, scenario: scenario.clone(), conditions };
         lab.boot_guest().await?;
         Ok(lab)
     }
@@ -184,7 +192,6 @@ impl Lab {
             None => self.boot_guest().await?,
         }
         match arm {
-            Arm::Plain => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
             Arm::Recontext => {
                 let from = Instant::now();
                 self.recontextualizer.provide(&self.guest, Site::Remote).await?;
@@ -192,6 +199,8 @@ impl Lab {
                 self.recontextualizer.trigger(Site::Remote, &self.testbed.guest.name).await?;
                 self.visible(Site::Remote, from, VISIBLE).await?;
             }
+            // Plain: no other arm has a guest.
+            _ => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
         }
         self.steady().await;
         Ok(())

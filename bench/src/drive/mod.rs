@@ -9,6 +9,7 @@ pub mod clock;
 pub mod gluster;
 pub mod guest;
 pub mod lab;
+pub mod layers;
 pub mod measure;
 pub mod migration;
 pub mod pings;

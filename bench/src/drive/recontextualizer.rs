@@ -9,6 +9,7 @@ use super::arrivals::{Arrival, Arrivals};
 use super::guest::{GuestControl, GuestError};
 use super::setup::SERVICE_IMAGE;
 use crate::exec::{Exec, ExecError};
+use crate::scenario::Strategy;
 use crate::testbed::hypervisor::Slots;
 use crate::testbed::site::Site;
 use crate::testbed::ssh::{Ssh, SshError};
@@ -19,6 +20,9 @@ const EVENT_LOG: &str = "/var/lib/ctx/events.jsonl";
 
 /// How long a daemon may take to start, stop or run once, emulated.
 const DAEMON: Duration = Duration::from_secs(90);
+
+/// How long to wait for an event before a domain's XML is read again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the recontextualizer did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -54,26 +58,29 @@ pub enum RecontextError {
 pub struct Recontextualizer {
     hosts: [Ssh; 2],
     logs: [Arrivals<String>; 2],
-    /// Which events make a daemon act, in the words of the domain's metadata.
-    on: &'static str,
+    context: Context,
+}
+
+/// What the guest has of context, and what the daemons do about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Which events make a daemon act, in the words of the domain's metadata: `migrated`, or nothing for runs by
+    /// request alone.
+    pub on: &'static str,
     /// Whether the guest has a device with the service class.
-    service: bool,
-    slots: Slots,
+    pub service: bool,
+    /// The devices.
+    pub slots: Slots,
+    /// How the infrastructure's is replaced.
+    pub strategy: Strategy,
 }
 
 impl Recontextualizer {
-    /// Follows the event logs of both hosts; no daemon is started. `on` names the events that make
-    /// them act: `migrated`, or nothing for runs by request alone; `service` whether the guest has the
-    /// service class on a device of its own.
+    /// Follows the event logs of both hosts; no daemon is started.
     ///
     /// # Errors
     /// When a host does not answer.
-    pub async fn connect(
-        testbed: &Testbed,
-        on: &'static str,
-        service: bool,
-        slots: Slots,
-    ) -> Result<Recontextualizer, RecontextError> {
+    pub async fn connect(testbed: &Testbed, context: Context) -> Result<Recontextualizer, RecontextError> {
         let hosts = Site::ALL.map(|site| testbed.host(site).ssh.clone());
         let mut logs = Vec::new();
         for host in &hosts {
@@ -83,7 +90,7 @@ impl Recontextualizer {
         }
         let [remote, local] =
             <[_; 2]>::try_from(logs).unwrap_or_else(|_| unreachable!("two hosts, two logs"));
-        Ok(Recontextualizer { hosts, logs: [remote, local], on, service, slots })
+        Ok(Recontextualizer { hosts, logs: [remote, local], context })
     }
 
     fn host(&self, site: Site) -> &Ssh {
@@ -155,13 +162,14 @@ impl Recontextualizer {
     pub async fn provide(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
         let domain = guest.domain(site).await?;
         // Libvirt itself puts the namespace on it.
+        let Context { on, service, slots, strategy } = self.context;
         let metadata = format!(
-            "<context><device class=\"infrastructure\" target=\"{}\" bus=\"{}\" \
-             strategy=\"replace\" on=\"{}\"/></context>",
-            self.slots.infrastructure.target, self.slots.infrastructure.bus, self.on
+            "<context><device class=\"infrastructure\" target=\"{}\" bus=\"{}\" strategy=\"{strategy}\" \
+             on=\"{on}\"/></context>",
+            slots.infrastructure.target, slots.infrastructure.bus
         );
         let name = domain.name().to_owned();
-        let service = self.service.then_some(self.slots.service);
+        let service = service.then_some(slots.service);
         guest
             .call(site, move |connection| {
                 let domain = connection.domain(&name)?;
@@ -187,22 +195,35 @@ impl Recontextualizer {
     pub async fn remove(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
         let name = guest.domain(site).await?.name().to_owned();
         let mut events = guest.call(site, ctx::libvirt::Connection::subscribe).await?;
-        for slot in [self.slots.infrastructure, self.slots.service] {
+        let Context { slots, strategy, .. } = self.context;
+        for slot in [slots.infrastructure, slots.service] {
             let (domain, target) = (name.clone(), slot.target);
+            let stays = slots.drive(strategy) == Some(slot);
             let asked = guest
                 .call(site, move |connection| {
                     let domain = connection.domain(&domain)?;
-                    let there = has_disk(&domain.xml()?, target);
-                    if there {
-                        domain.detach_device(&slot.xml(None), ctx::libvirt::Scope::Live)?;
+                    let xml = domain.xml()?;
+                    let there = if stays { has_medium(&xml, target) } else { has_disk(&xml, target) };
+                    match (there, stays) {
+                        (true, true) => {
+                            domain.update_device(&slot.xml(None), ctx::libvirt::Scope::Live, false)?;
+                        }
+                        // It goes by the target alone; but a disk without a source is no valid one.
+                        (true, false) => {
+                            domain
+                                .detach_device(&slot.xml(Some(SERVICE_IMAGE)), ctx::libvirt::Scope::Live)?;
+                        }
+                        (false, _) => {}
                     }
                     Ok(there)
                 })
                 .await?;
             let end = tokio::time::Instant::now() + DAEMON;
-            while asked && self.still_there(guest, site, &name, target).await? {
-                // Any event may be the removal; the domain's XML decides.
-                if tokio::time::timeout_at(end, events.recv()).await.is_err() {
+            while asked && self.still_there(guest, site, &name, target, stays).await? {
+                // Any event may be the removal; the domain's XML decides. Xen's driver gives none, so it is read again
+                // without one, too.
+                let again = tokio::time::Instant::now() + LOOK_AGAIN;
+                if tokio::time::timeout_at(again.min(end), events.recv()).await.is_err() && again >= end {
                     return Err(RecontextError::Failed {
                         host: site.host_name(),
                         reason: format!("the guest kept its device {target} for {} s", DAEMON.as_secs()),
@@ -219,20 +240,33 @@ impl Recontextualizer {
         site: Site,
         name: &str,
         target: &'static str,
+        medium: bool,
     ) -> Result<bool, GuestError> {
         let name = name.to_owned();
-        guest.call(site, move |connection| Ok(has_disk(&connection.domain(&name)?.xml()?, target))).await
+        guest
+            .call(site, move |connection| {
+                let xml = connection.domain(&name)?.xml()?;
+                Ok(if medium { has_medium(&xml, target) } else { has_disk(&xml, target) })
+            })
+            .await
     }
 }
 
 /// Whether a domain has a disk at a target.
 fn has_disk(xml: &str, target: &str) -> bool {
+    roxmltree::Document::parse(xml).is_ok_and(|document| disk(&document, target).is_some())
+}
+
+/// Whether a domain has a disk at a target with something in it.
+fn has_medium(xml: &str, target: &str) -> bool {
     roxmltree::Document::parse(xml).is_ok_and(|document| {
-        document
-            .descendants()
-            .filter(|node| node.has_tag_name("disk"))
-            .flat_map(|disk| disk.children())
-            .any(|child| child.has_tag_name("target") && child.attribute("dev") == Some(target))
+        disk(&document, target).is_some_and(|disk| disk.children().any(|child| child.has_tag_name("source")))
+    })
+}
+
+fn disk<'a>(document: &'a roxmltree::Document<'_>, target: &str) -> Option<roxmltree::Node<'a, 'a>> {
+    document.descendants().filter(|node| node.has_tag_name("disk")).find(|disk| {
+        disk.children().any(|child| child.has_tag_name("target") && child.attribute("dev") == Some(target))
     })
 }
 
@@ -246,5 +280,7 @@ mod tests {
         assert!(has_disk(xml, "sda"));
         assert!(!has_disk(xml, "sdb"));
         assert!(!has_disk("<domain", "sda"));
+        assert!(!has_medium(xml, "sda"));
+        assert!(has_medium(&xml.replace("</disk>", "<source file='/x'/></disk>"), "sda"));
     }
 }

@@ -25,10 +25,13 @@ pub struct Summary {
 }
 
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
-const FAILURES_IN_A_ROW: usize = 3;
+pub(super) const FAILURES_IN_A_ROW: usize = 3;
 
 /// The steps of a run, with how long each takes on an emulated machine of two cores.
 pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
+    if let Some(layers) = &scenario.layers {
+        return super::layers::steps(scenario, layers, trials);
+    }
     let mut steps = vec![Step::new("boot hosts and guest", 60)];
     if scenario.experiment == Experiment::Gluster {
         steps.push(Step::new("start servers, shape and measure links", 65));
@@ -40,7 +43,7 @@ pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
             format!("block {} of {}", trial.block, scenario.design.blocks)
         };
         let seconds = match scenario.experiment {
-            Experiment::Migration => 20,
+            Experiment::Migration | Experiment::Layers => 20,
             Experiment::Gluster if trial.file_operations => 560,
             Experiment::Gluster => 140,
         };
@@ -73,7 +76,7 @@ pub async fn run(
     let lab = Lab::up(scenario, spec, images, state, &logs).await?;
     describe(folder, &lab, images).await?;
     let gluster = match scenario.experiment {
-        Experiment::Migration => None,
+        Experiment::Migration | Experiment::Layers => None,
         Experiment::Gluster => {
             progress.begin();
             Some(GlusterLab::up(&lab, folder).await?)

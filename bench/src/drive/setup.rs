@@ -71,7 +71,7 @@ pub enum NotYet {
     #[error("this bench boots two hosts, one a site, and {0} are asked for: set `testbed.hosts = 2`")]
     Hosts(u32),
     /// The strategy.
-    #[error("the recontextualizer does not {0} yet: set `recontext.strategy = \"replace\"`")]
+    #[error("the recontextualizer does not {0} yet: set `recontext.strategy = \"replace\"` or \"swap\"")]
     Strategy(&'static str),
 }
 
@@ -80,13 +80,17 @@ pub enum NotYet {
 /// # Errors
 /// [`NotYet`], with what to write instead.
 pub fn supported(scenario: &Scenario) -> Result<(), NotYet> {
+    // No hosts, so nothing that a hypervisor or a site would have to support.
+    if scenario.testbed.kind == TestbedKind::Local {
+        return Ok(());
+    }
     if scenario.testbed.kind == TestbedKind::Inventory {
         return Err(NotYet::Inventory);
     }
     if scenario.testbed.hosts != 2 {
         return Err(NotYet::Hosts(scenario.testbed.hosts));
     }
-    if scenario.recontext.strategy != Strategy::Replace {
+    if scenario.recontext.strategy == Strategy::Prestage {
         return Err(NotYet::Strategy(scenario.recontext.strategy.name()));
     }
     Ok(())
@@ -103,7 +107,7 @@ pub fn memory(scenario: &Scenario) -> u32 {
 
 fn servers(scenario: &Scenario) -> u8 {
     match scenario.experiment {
-        Experiment::Migration => 0,
+        Experiment::Migration | Experiment::Layers => 0,
         Experiment::Gluster => 2,
     }
 }
@@ -115,6 +119,7 @@ fn guest(scenario: &Scenario) -> Guest {
         memory_mib: u32::try_from(scenario.guest.memory.mib()).unwrap_or(u32::MAX),
         vcpus: scenario.guest.vcpus,
         kind: scenario.guest.kind_on(scenario.testbed.hypervisor),
+        drive: slots(scenario).drive(scenario.recontext.strategy),
     }
 }
 
@@ -172,6 +177,7 @@ pub fn plain(hypervisor: Hypervisor, accelerator: Accelerator, hosts: usize, ser
             memory_mib,
             vcpus: guest.vcpus,
             kind: guest.kind_on(hypervisor),
+            drive: None,
         },
         host_memory_mib: hypervisor.host().memory_mib + memory_mib,
         server_memory_mib: SERVER_MIB,
@@ -211,6 +217,10 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
     text(&mut seed, "/etc/ctx/ctx.toml", ctx_toml(&scenario.testbed.hypervisor.local_uri()));
     unit(&mut seed, "ctx.service", include_str!("../../../ctx/units/ctx.service"), None);
+    if let Some(path) = scenario.testbed.hypervisor.host().hook {
+        let hook = include_bytes!("../../../ctx/hooks/50-ctx");
+        seed.put(path, 0o755, Content::Bytes(hook.to_vec()));
+    }
     seed
 }
 
@@ -230,7 +240,7 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
         Seed::new().program("/usr/bin/ffs", &programs.ffs).program("/usr/bin/bench-probe", &programs.probe);
     seed.directories.insert(CONTEXT_MOUNT.into(), 0o755);
     let hook = match scenario.experiment {
-        Experiment::Migration => String::new(),
+        Experiment::Migration | Experiment::Layers => String::new(),
         Experiment::Gluster => format!(
             "\n[[hook]]\nname = \"gluster\"\npath = \"{SERVER_FILE}\"\nrun = [\"{}\"]\ntimeout_ms = 120000\n",
             super::gluster::HOOK
@@ -285,8 +295,9 @@ mod tests {
     #[test]
     fn what_is_not_done_yet_is_refused_and_never_replaced_by_something_else() {
         assert_eq!(supported(&smoke(str::to_owned)), Ok(()));
-        let swap = smoke(|text| text.replace("\"replace\"", "\"swap\""));
-        assert_eq!(supported(&swap), Err(NotYet::Strategy("swap")));
+        assert_eq!(supported(&smoke(|text| text.replace("\"replace\"", "\"swap\""))), Ok(()));
+        let prestage = smoke(|text| text.replace("\"replace\"", "\"prestage\""));
+        assert_eq!(supported(&prestage), Err(NotYet::Strategy("prestage")));
         assert_eq!(supported(&smoke(|text| text.replace("\"kvm\"", "\"xen\""))), Ok(()));
         let three = smoke(|text| text.replace("hosts = 2", "hosts = 3"));
         assert_eq!(supported(&three), Err(NotYet::Hosts(3)));

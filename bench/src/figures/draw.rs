@@ -1,4 +1,5 @@
-//! Lays a [`Chart`] out and draws it, the same way as SVG and as PNG.
+//! Lays a figure out and draws it, the same way as SVG and as PNG. What a [`Chart`] of bars looks like is here, what
+//! panels look like in `panels`.
 //!
 //! plotters' own chart builder is not used: its labels collide in narrow groups, and its layout
 //! of text differs between the two formats. Here text is placed by its baseline and measured with
@@ -16,7 +17,11 @@ use plotters::{
     },
 };
 
-use super::chart::{Bar, Chart, Colour, three_digits, tick_label, ticks};
+use super::{
+    Drawing,
+    chart::{Bar, Chart, Colour, three_digits, tick_label, ticks},
+    panels,
+};
 
 /// A figure could not be drawn.
 #[derive(Debug, thiserror::Error)]
@@ -28,21 +33,21 @@ fn failed(error: impl std::fmt::Display) -> FigureError {
 }
 
 /// Width in pixels, for 17 cm at 215 dots an inch.
-const WIDTH: i32 = 1440;
+pub(super) const WIDTH: i32 = 1440;
 const PLOT_HEIGHT: i32 = 560;
-const MARGIN: i32 = 32;
+pub(super) const MARGIN: i32 = 32;
 /// How much larger than the picture a bitmap is drawn.
 const FINE: i32 = 2;
 
 /// Sizes of text: the em in pixels.
-const TITLE: f64 = 30.0;
-const LABEL: f64 = 23.0;
-const SMALL: f64 = 20.0;
+pub(super) const TITLE: f64 = 30.0;
+pub(super) const LABEL: f64 = 23.0;
+pub(super) const SMALL: f64 = 20.0;
 
-const INK: Colour = (0x1f, 0x24, 0x29);
-const SOFT: Colour = (0x5b, 0x64, 0x6d);
-const GRID: Colour = (0xe3, 0xe6, 0xe9);
-const PAPER: Colour = (0xff, 0xff, 0xff);
+pub(super) const INK: Colour = (0x1f, 0x24, 0x29);
+pub(super) const SOFT: Colour = (0x5b, 0x64, 0x6d);
+pub(super) const GRID: Colour = (0xe3, 0xe6, 0xe9);
+pub(super) const PAPER: Colour = (0xff, 0xff, 0xff);
 
 /// `DejaVu` Sans where it is installed, so that what is measured is what is drawn; any sans-serif
 /// elsewhere. The bitmap's font is registered under the same name.
@@ -98,14 +103,21 @@ impl Format {
 ///
 /// # Errors
 /// The built-in font cannot be read.
-pub fn svg(chart: &Chart) -> Result<String, FigureError> {
+pub fn svg(drawing: &Drawing) -> Result<String, FigureError> {
     register()?;
-    let layout = Layout::new(chart);
+    match drawing {
+        Drawing::Bars(chart) => svg_of(&Bars { chart, layout: Layout::new(chart) }),
+        Drawing::Panels(panels) => svg_of(&panels::Laid::new(panels)),
+    }
+}
+
+fn svg_of(picture: &impl Picture) -> Result<String, FigureError> {
     let mut text = String::new();
     {
-        let size = (WIDTH.unsigned_abs(), layout.height.unsigned_abs());
+        let size = (WIDTH.unsigned_abs(), picture.height().unsigned_abs());
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
-        Page { root: &root, format: Format::Svg }.chart(chart, &layout)?;
+        root.fill(&WHITE).map_err(failed)?;
+        picture.paint(&Page { root: &root, format: Format::Svg })?;
         root.present().map_err(failed)?;
     }
     Ok(text)
@@ -118,16 +130,22 @@ pub fn svg(chart: &Chart) -> Result<String, FigureError> {
 ///
 /// # Errors
 /// The built-in font cannot be read, or no temporary file can be made.
-pub fn png(chart: &Chart) -> Result<Vec<u8>, FigureError> {
+pub fn png(drawing: &Drawing) -> Result<Vec<u8>, FigureError> {
     register()?;
-    let layout = Layout::new(chart);
-    let (wide, high) = (WIDTH.unsigned_abs(), layout.height.unsigned_abs());
+    match drawing {
+        Drawing::Bars(chart) => png_of(&Bars { chart, layout: Layout::new(chart) }),
+        Drawing::Panels(panels) => png_of(&panels::Laid::new(panels)),
+    }
+}
+
+fn png_of(picture: &impl Picture) -> Result<Vec<u8>, FigureError> {
+    let (wide, high) = (WIDTH.unsigned_abs(), picture.height().unsigned_abs());
     let fine = FINE.unsigned_abs();
     // White from the start: filling pixel by pixel takes longer than all the rest.
     let mut large = vec![0xff_u8; (3 * wide * high * fine * fine) as usize];
     {
         let root = BitMapBackend::with_buffer(&mut large, (wide * fine, high * fine)).into_drawing_area();
-        Page { root: &root, format: Format::Png }.chart(chart, &layout)?;
+        picture.paint(&Page { root: &root, format: Format::Png })?;
         root.present().map_err(failed)?;
     }
     let small = averaged(&large, wide as usize, high as usize, fine as usize);
@@ -165,14 +183,14 @@ fn averaged(large: &[u8], wide: usize, high: usize, fine: usize) -> Vec<u8> {
 }
 
 /// Width of a text in pixels, by the metrics of our own font.
-fn width(text: &str, em: f64) -> i32 {
+pub(super) fn width(text: &str, em: f64) -> i32 {
     // Measured large, since the result is a whole number.
     let font = (FAMILY, Format::Png.size(em * 16.0)).into_font();
     font.layout_box(text).map_or(0, |((left, _), (right, _))| (right - left + 15) / 16)
 }
 
 /// Breaks a text into lines no wider than `limit`, at spaces.
-fn wrap(text: &str, em: f64, limit: i32) -> Vec<String> {
+pub(super) fn wrap(text: &str, em: f64, limit: i32) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
@@ -202,7 +220,7 @@ struct Layout {
 }
 
 const SWATCH: i32 = 24;
-const LINE: i32 = 32;
+pub(super) const LINE: i32 = 32;
 
 impl Layout {
     fn new(chart: &Chart) -> Self {
@@ -248,16 +266,38 @@ impl Layout {
     }
 }
 
-struct Page<'a, B: DrawingBackend> {
+/// A figure that is laid out.
+pub(super) trait Picture {
+    /// Its height in pixels.
+    fn height(&self) -> i32;
+
+    /// Draws it on a white page.
+    fn paint<B: DrawingBackend>(&self, page: &Page<'_, B>) -> Result<(), FigureError>;
+}
+
+struct Bars<'a> {
+    chart: &'a Chart,
+    layout: Layout,
+}
+
+impl Picture for Bars<'_> {
+    fn height(&self) -> i32 {
+        self.layout.height
+    }
+
+    fn paint<B: DrawingBackend>(&self, page: &Page<'_, B>) -> Result<(), FigureError> {
+        page.chart(self.chart, &self.layout)
+    }
+}
+
+/// A page of either format, with what is drawn on it.
+pub(super) struct Page<'a, B: DrawingBackend> {
     root: &'a DrawingArea<B, Shift>,
     format: Format,
 }
 
 impl<B: DrawingBackend> Page<'_, B> {
     fn chart(&self, chart: &Chart, layout: &Layout) -> Result<(), FigureError> {
-        if matches!(self.format, Format::Svg) {
-            self.root.fill(&WHITE).map_err(failed)?;
-        }
         self.text(&chart.title, TITLE, INK, HPos::Left, (layout.left, MARGIN + 24))?;
         self.legend(chart, layout)?;
         self.axis(chart, layout)?;
@@ -394,7 +434,7 @@ impl<B: DrawingBackend> Page<'_, B> {
     }
 
     /// A text whose baseline is at `y`.
-    fn text(
+    pub(super) fn text(
         &self,
         text: &str,
         em: f64,
@@ -412,12 +452,18 @@ impl<B: DrawingBackend> Page<'_, B> {
         self.root.draw(&Rectangle::new(corners, rgb(colour).filled())).map_err(failed)
     }
 
-    fn disc(&self, at: (i32, i32), radius: i32, colour: Colour) -> Result<(), FigureError> {
+    pub(super) fn disc(&self, at: (i32, i32), radius: i32, colour: Colour) -> Result<(), FigureError> {
         let circle = Circle::new(self.pixel(at), radius * self.format.scale(), rgb(colour).filled());
         self.root.draw(&circle).map_err(failed)
     }
 
-    fn line(&self, from: (i32, i32), to: (i32, i32), colour: Colour, wide: u32) -> Result<(), FigureError> {
+    pub(super) fn line(
+        &self,
+        from: (i32, i32),
+        to: (i32, i32),
+        colour: Colour,
+        wide: u32,
+    ) -> Result<(), FigureError> {
         let style = rgb(colour).stroke_width(wide * self.format.scale().unsigned_abs());
         self.root.draw(&PathElement::new([self.pixel(from), self.pixel(to)], style)).map_err(failed)
     }

@@ -1,24 +1,29 @@
-//! Figures, drawn from samples alone: samples → [`Analysis`] → [`Chart`] → SVG and PNG.
+//! Figures, drawn from samples alone: samples → [`Analysis`] → [`Drawing`] → SVG and PNG.
 //!
-//! A [`Chart`] is a plain description (bars, whiskers, dots, words), so what a figure says is tested
+//! A [`Drawing`] is a plain description (bars, whiskers, dots, words), so what a figure says is tested
 //! without drawing it; `draw` lays it out the same way for both formats. The same samples give the
 //! same bytes: the font is our own file, and nothing depends on the machine or the clock.
 //!
-//! A new figure is a name in [`FigureId`] and a function from an [`Analysis`] to a [`Chart`].
+//! A new figure is a name in [`FigureId`] and a function from an [`Analysis`] to a [`Chart`] or
+//! [`Panels`].
 
 mod bars;
 pub mod chart;
 mod draw;
+mod panels;
 mod paper;
+mod peers;
 
 use std::fmt;
 
 pub use chart::Chart;
 pub use draw::{FigureError, png, svg};
+pub use panels::Panels;
+pub use peers::slower;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{scenario::Experiment, stats::Analysis};
+use crate::{scenario::Experiment, stats::Analysis, workload::layers::peer::Notes};
 
 /// A figure that the bench can draw, named after the paper's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
@@ -32,6 +37,8 @@ pub enum FigureId {
     Fig6,
     /// File operations with the remote server against the local one.
     Fig7,
+    /// `ffs` and other union file systems, one panel an operation.
+    Peers,
 }
 
 /// What a caption says beside what the samples know.
@@ -43,11 +50,40 @@ pub struct Context {
     pub runs: Vec<String>,
     /// The profile, when it was not the file itself.
     pub profile: Option<String>,
+    /// What file systems cannot do, by arm.
+    pub peers: Notes,
+}
+
+/// The description of a figure.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Drawing {
+    /// Grouped bars.
+    Bars(Chart),
+    /// Panels of points on an axis of their own.
+    Panels(Panels),
+}
+
+impl Drawing {
+    /// What is shown, in one line.
+    pub fn title(&self) -> &str {
+        match self {
+            Self::Bars(chart) => &chart.title,
+            Self::Panels(panels) => &panels.title,
+        }
+    }
+
+    /// Sentences under the figure.
+    pub fn caption(&self) -> &[String] {
+        match self {
+            Self::Bars(chart) => &chart.caption,
+            Self::Panels(panels) => &panels.caption,
+        }
+    }
 }
 
 impl FigureId {
     /// All figures.
-    pub const ALL: [Self; 4] = [Self::Fig1, Self::Fig2, Self::Fig6, Self::Fig7];
+    pub const ALL: [Self; 5] = [Self::Fig1, Self::Fig2, Self::Fig6, Self::Fig7, Self::Peers];
 
     /// The name in scenario files and of the figure's own files.
     pub const fn name(self) -> &'static str {
@@ -56,6 +92,7 @@ impl FigureId {
             Self::Fig2 => "fig2",
             Self::Fig6 => "fig6",
             Self::Fig7 => "fig7",
+            Self::Peers => "peers",
         }
     }
 
@@ -64,16 +101,18 @@ impl FigureId {
         match self {
             Self::Fig1 | Self::Fig2 => Experiment::Migration,
             Self::Fig6 | Self::Fig7 => Experiment::Gluster,
+            Self::Peers => Experiment::Layers,
         }
     }
 
     /// The description of the figure for these statistics.
-    pub fn chart(self, analysis: &Analysis, context: &Context) -> Chart {
+    pub fn drawing(self, analysis: &Analysis, context: &Context) -> Drawing {
         match self {
-            Self::Fig1 => paper::fig1(analysis, context),
-            Self::Fig2 => paper::fig2(analysis, context),
-            Self::Fig6 => paper::fig6(analysis, context),
-            Self::Fig7 => paper::fig7(analysis, context),
+            Self::Fig1 => Drawing::Bars(paper::fig1(analysis, context)),
+            Self::Fig2 => Drawing::Bars(paper::fig2(analysis, context)),
+            Self::Fig6 => Drawing::Bars(paper::fig6(analysis, context)),
+            Self::Fig7 => Drawing::Bars(paper::fig7(analysis, context)),
+            Self::Peers => Drawing::Panels(peers::peers(analysis, context)),
         }
     }
 }

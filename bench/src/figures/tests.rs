@@ -17,12 +17,13 @@ fn context(profile: Option<&str>) -> Context {
         scenario: "some-scenario".into(),
         runs: vec!["20261122T131500Z-1a2b3c4d".into()],
         profile: profile.map(str::to_owned),
+        peers: crate::workload::layers::peer::Notes::new(),
     }
 }
 
-fn draw(name: &str, chart: &Chart) {
-    let (first_svg, first_png) = (svg(chart).unwrap(), png(chart).unwrap());
-    assert_eq!(svg(chart).unwrap(), first_svg);
+fn draw(name: &str, drawing: &Drawing) {
+    let (first_svg, first_png) = (svg(drawing).unwrap(), png(drawing).unwrap());
+    assert_eq!(svg(drawing).unwrap(), first_svg);
     assert!(first_svg.contains("font-family=\"DejaVu Sans, sans-serif\""));
     assert!(first_png.starts_with(b"\x89PNG"));
     keep(name, &first_svg, &first_png);
@@ -39,7 +40,7 @@ fn all_figures_of_one_emulated_run() {
         let analysis = analyse(&[("", &samples)]);
         for figure in figures {
             assert_eq!(figure.experiment(), scenario.experiment);
-            draw(figure.name(), &figure.chart(&analysis, &context(Some("quick"))));
+            draw(figure.name(), &figure.drawing(&analysis, &context(Some("quick"))));
         }
     }
 }
@@ -55,7 +56,7 @@ fn two_hypervisors_side_by_side() {
         let xen = synthetic::Machine::new("xen", "tcg", 3.0).samples(&scenario);
         let analysis = analyse(&[("", &kvm), ("", &xen)]);
         for figure in figures {
-            draw(&format!("{figure}-two"), &figure.chart(&analysis, &context(None)));
+            draw(&format!("{figure}-two"), &figure.drawing(&analysis, &context(None)));
         }
     }
 }
@@ -64,9 +65,9 @@ fn two_hypervisors_side_by_side() {
 fn nothing_to_show_is_still_a_figure() {
     let analysis = analyse(&[]);
     for figure in FigureId::ALL {
-        let chart = figure.chart(&analysis, &context(None));
-        assert!(chart.caption.iter().any(|line| line == "No samples."), "{:?}", chart.caption);
-        draw(&format!("{figure}-empty"), &chart);
+        let drawing = figure.drawing(&analysis, &context(None));
+        assert!(drawing.caption().iter().any(|line| line == "No samples."), "{:?}", drawing.caption());
+        draw(&format!("{figure}-empty"), &drawing);
     }
 }
 
@@ -75,7 +76,9 @@ fn what_is_too_fast_is_marked_and_not_zero() {
     let scenario = synthetic::scenario("paper/gluster-kvm.toml", Some("quick"));
     let samples = synthetic::Machine::new("kvm", "kvm", 1.0).samples(&scenario);
     let analysis = analyse(&[("", &samples)]);
-    let chart = FigureId::Fig7.chart(&analysis, &context(Some("quick")));
+    let Drawing::Bars(chart) = FigureId::Fig7.drawing(&analysis, &context(Some("quick"))) else {
+        panic!("figure 7 has bars");
+    };
     let random_read = chart.groups.iter().find(|group| group.label == "Random read").unwrap();
     assert_eq!(random_read.bars, [Bar::TooFast { count: 1 }, Bar::TooFast { count: 1 }]);
     assert!(chart.caption.iter().any(|line| line.starts_with("+++: too fast to measure (2 values)")));
@@ -91,7 +94,32 @@ fn captions() {
     let analysis = analyse(&[("", &samples)]);
     let all: Vec<_> = [FigureId::Fig6, FigureId::Fig7]
         .iter()
-        .flat_map(|f| f.chart(&analysis, &context(Some("quick"))).caption)
+        .flat_map(|f| f.drawing(&analysis, &context(Some("quick"))).caption().to_vec())
         .collect();
     insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn who_cannot_is_said_and_not_left_out() {
+    let scenario = synthetic::scenario("beyond/ffs-peers.toml", Some("quick"));
+    let samples = synthetic::Machine::new("none", "none", 1.0).samples(&scenario);
+    let analysis = analyse(&[("", &samples)]);
+    let context = Context { peers: synthetic::notes(&scenario), ..context(Some("quick")) };
+    let drawing = FigureId::Peers.drawing(&analysis, &context);
+    draw("peers", &drawing);
+    let Drawing::Panels(panels) = drawing else { panic!("the peers have panels") };
+    assert_eq!(panels.panels.len(), 14);
+    let words = |title: &str, arm: &str| {
+        let panel = panels.panels.iter().find(|panel| panel.title.starts_with(title)).unwrap();
+        let row = panels.rows.iter().position(|(name, _)| name == arm).unwrap();
+        match &panel.marks[row] {
+            panels::Mark::Words(words) => words.clone(),
+            panels::Mark::Value { .. } => "a value".into(),
+        }
+    };
+    assert_eq!(words("Swap → content seen", "overlayfs"), "cannot");
+    assert_eq!(words("Swap → content seen", "ffs"), "a value");
+    assert_eq!(words("Memory", "overlayfs"), "no program");
+    assert_eq!(words("stat, cold", "mergerfs-passthrough"), "absent");
+    assert!(panels.caption.iter().any(|line| line.contains("mergerfs-passthrough is absent")));
 }

@@ -45,6 +45,7 @@ pub(super) fn summary(experiment: Experiment, analysis: &Analysis) -> Vec<String
     let mut sentences = match experiment {
         Experiment::Migration => migration(analysis),
         Experiment::Gluster => gluster(analysis),
+        Experiment::Layers => super::peers::summary(analysis),
     };
     if sentences.is_empty() {
         sentences.push("There is no pair of valid samples to compare.".into());
@@ -128,6 +129,8 @@ fn gluster(analysis: &Analysis) -> Vec<String> {
 pub(super) fn claims(experiment: Experiment, analysis: &Analysis) -> Vec<Claim> {
     let mut claims = Vec::new();
     match experiment {
+        // Not in the paper: `peers` has its goals.
+        Experiment::Layers => {}
         Experiment::Migration => {
             for (group, overhead) in &analysis.overheads {
                 let readings = [

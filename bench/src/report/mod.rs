@@ -6,6 +6,7 @@
 
 mod claims;
 mod network;
+mod peers;
 mod view;
 
 use std::{
@@ -183,6 +184,7 @@ fn context(runs: &[StoredRun]) -> Context {
         scenario: one(runs.iter().map(|run| run.scenario.name()).collect()),
         runs: runs.iter().map(|run| run.manifest.run.clone()).collect(),
         profile: (!profiles.is_empty()).then(|| one(profiles)),
+        peers: runs.iter().flat_map(|run| run.manifest.peers.clone()).collect(),
     }
 }
 
@@ -192,9 +194,9 @@ fn pictures(runs: &[StoredRun], analysis: &Analysis, context: &Context) -> Resul
         .into_iter()
         .filter(wanted)
         .map(|id| {
-            let chart = id.chart(analysis, context);
-            let (svg, png) = (figures::svg(&chart)?, figures::png(&chart)?);
-            Ok(Picture { id, title: chart.title, svg, png })
+            let drawing = id.drawing(analysis, context);
+            let (svg, png) = (figures::svg(&drawing)?, figures::png(&drawing)?);
+            Ok(Picture { id, title: drawing.title().to_owned(), svg, png })
         })
         .collect()
 }
@@ -213,6 +215,7 @@ const fn sides(experiment: Experiment) -> &'static str {
     match experiment {
         Experiment::Migration => "plain and recontextualized migrations of the same block",
         Experiment::Gluster => "before and after recontextualization within the same migration",
+        Experiment::Layers => "native and each file system of the same block",
     }
 }
 

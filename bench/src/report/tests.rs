@@ -25,12 +25,16 @@ fn keep(name: &str, html: &Path) {
 
 #[test]
 fn everything_derived_is_made_again_byte_for_byte() {
-    for file in ["paper/migration-kvm.toml", "paper/gluster-kvm.toml"] {
+    for (file, pictures) in
+        [("paper/migration-kvm.toml", 2), ("paper/gluster-kvm.toml", 2), ("beyond/ffs-peers.toml", 1)]
+    {
         let root = tempfile::tempdir().unwrap();
         let path = Machine::new("kvm", "tcg", 2.0).run(root.path(), &scenario(file, Some("quick")));
         let first = report(&[&path], None).unwrap();
         let before = files(&path);
-        assert!(before.keys().filter(|name| name.extension().is_some_and(|e| e == "png")).count() == 2);
+        assert!(
+            before.keys().filter(|name| name.extension().is_some_and(|e| e == "png")).count() == pictures
+        );
         for derived in [store::SAMPLES, store::REPORT] {
             fs::remove_file(path.join(derived)).unwrap();
         }
@@ -140,4 +144,27 @@ fn raw_files_that_were_changed_are_said() {
     assert!(made.changed[0].ends_with("manifest.json was changed"), "{:?}", made.changed);
     // And it stays so: a report does not make it right.
     assert_eq!(report(&[&path], None).unwrap().changed, made.changed);
+}
+
+#[test]
+fn file_systems_stand_side_by_side_and_beside_the_goals() {
+    let root = tempfile::tempdir().unwrap();
+    let what = scenario("beyond/ffs-peers.toml", Some("quick"));
+    let path = Machine::new("none", "none", 1.0).run(root.path(), &what);
+    let made = report(&[&path], None).unwrap();
+    assert!(made.summary[0].starts_with("this machine's own kernel: ffs "), "{}", made.summary[0]);
+    let html = fs::read_to_string(&made.html).unwrap();
+    for needed in [
+        "File systems side by side",
+        "absent: mergerfs 1.0 has no passthrough",
+        "its layers are fixed when it is mounted",
+        "cannot",
+        "ffs beside its goals",
+        "missed",
+        "native → ffs",
+        "none: this machine",
+    ] {
+        assert!(html.contains(needed), "{needed}");
+    }
+    keep("report-peers.html", &made.html);
 }

@@ -9,12 +9,13 @@ use super::{
     Picture,
     claims::{Claim, claims, with_interval},
     network::{Carried, Link, carried, links},
+    peers::{Goal, Peers, goals, peers},
     sides,
 };
 use crate::{
     figures::chart::three_digits,
     metric,
-    scenario::Hypervisor,
+    scenario::{Hypervisor, Scenario, TestbedKind},
     stats::{Analysis, Interval, Warning, analysis},
     store::StoredRun,
 };
@@ -34,6 +35,8 @@ pub(super) struct View {
     comparisons: Vec<Comparison>,
     links: Vec<Link>,
     carried: Vec<Carried>,
+    peers: Vec<Peers>,
+    goals: Vec<Goal>,
     invalid: Vec<Invalid>,
     warmup: usize,
     several: bool,
@@ -137,6 +140,8 @@ impl View {
             comparisons: analysis.comparisons.iter().map(comparison).collect(),
             links: links(runs),
             carried: carried(analysis),
+            peers: peers(runs, analysis),
+            goals: goals(analysis),
             invalid: invalid(analysis),
             warmup: analysis.warmup,
             several: analysis.groups.len() > 1,
@@ -270,7 +275,7 @@ fn run(run: &StoredRun) -> Run {
             ("Trials", format!("{ended} of {} ended", manifest.plan.trials.len())),
             ("Resumed", format!("{resumed} times")),
             ("Accelerator", or_unknown(&manifest.accelerator)),
-            ("Hypervisor", run.scenario.testbed.hypervisor.to_string()),
+            ("Hypervisor", hypervisor(&run.scenario)),
             ("Dilation of the links", dilations),
             ("Seed", manifest.seed.to_string()),
             ("Scenario (SHA-256)", manifest.scenario.sha256.clone()),
@@ -289,6 +294,13 @@ fn run(run: &StoredRun) -> Run {
         .map(|(name, section)| (name, pretty(section)))
         .collect(),
         order: order.join(", "),
+    }
+}
+
+fn hypervisor(scenario: &Scenario) -> String {
+    match scenario.testbed.kind {
+        TestbedKind::Local => "none: this machine's own kernel".into(),
+        _ => scenario.testbed.hypervisor.to_string(),
     }
 }
 

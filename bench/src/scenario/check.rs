@@ -2,6 +2,7 @@
 
 use super::{
     Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy, TestbedKind, Time,
+    layers,
     overlay::{Fault, Table, place},
 };
 use crate::figures::FigureId;
@@ -15,7 +16,12 @@ pub(super) fn check(scenario: &mut Scenario, table: &Table<'_>) -> Result<(), Fa
     design(scenario, &at)?;
     machines(scenario, &at)?;
     recontext(scenario, &at)?;
+    if scenario.layers.is_some() && scenario.experiment != Experiment::Layers {
+        let message = format!("[layers] has no meaning in experiment \"{}\"", scenario.experiment);
+        return at.fail(&["layers"], None, &message, "remove it, or set experiment = \"layers\"");
+    }
     match scenario.experiment {
+        Experiment::Layers => layers::check(scenario, &at)?,
         Experiment::Migration => {
             for (name, there) in
                 [("network", scenario.network.is_some()), ("bonnie", scenario.bonnie.is_some())]
@@ -31,14 +37,32 @@ pub(super) fn check(scenario: &mut Scenario, table: &Table<'_>) -> Result<(), Fa
     figures(scenario, &at)
 }
 
-struct At<'a, 'b> {
+/// The file's tables, to point into.
+pub(super) struct At<'a, 'b> {
     table: &'a Table<'b>,
 }
 
 impl At<'_, '_> {
-    fn fail(&self, path: &[&str], index: Option<usize>, message: &str, help: &str) -> Result<(), Fault> {
+    pub(super) fn fail(
+        &self,
+        path: &[&str],
+        index: Option<usize>,
+        message: &str,
+        help: &str,
+    ) -> Result<(), Fault> {
         let span = place(self.table, path, index);
         Err(Fault { span, message: message.into(), help: help.into() })
+    }
+
+    /// Whether the file, or the profile over it, says anything under this path.
+    pub(super) fn says(&self, table: &str, field: Option<&str>) -> bool {
+        let there = self.table.get_ref().get(table);
+        match field {
+            None => there.is_some(),
+            Some(field) => there
+                .and_then(|value| value.get_ref().as_table())
+                .is_some_and(|table| table.get(field).is_some()),
+        }
     }
 
     /// Refuses the second of two equal items.
@@ -74,6 +98,16 @@ fn design(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
             &format!("arm `{}` does not fit experiment \"gluster\"", design.arms[index]),
             "write arms = [\"recontext\"]: before and after are compared within each migration",
         );
+    }
+    if let Some(index) = design.arms.iter().position(|arm| !arm.fits(scenario.experiment)) {
+        let message =
+            format!("arm `{}` does not fit experiment \"{}\"", design.arms[index], scenario.experiment);
+        let help = if scenario.experiment == Experiment::Layers {
+            "use native, overlayfs, fuse-overlayfs, mergerfs, mergerfs-passthrough, unionfs-fuse or ffs"
+        } else {
+            "use plain or recontext, or set experiment = \"layers\""
+        };
+        return at.fail(arms, Some(index), &message, help);
     }
     if design.blocks == 0 || design.blocks > 10_000 {
         let message = format!("blocks = {} measures nothing that counts", design.blocks);
@@ -117,6 +151,12 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         (TestbedKind::Nested, Some(_)) => {
             let help = "remove it, or set kind = \"inventory\"";
             return at.fail(&["testbed", "inventory"], None, "a nested testbed has no inventory", help);
+        }
+        (TestbedKind::Local, _) if scenario.experiment != Experiment::Layers => {
+            let message =
+                format!("experiment \"{}\" needs hosts, and a local testbed has none", scenario.experiment);
+            let help = "set kind = \"nested\", or experiment = \"layers\"";
+            return at.fail(&["testbed", "kind"], None, &message, help);
         }
         _ => {}
     }
@@ -243,6 +283,7 @@ fn figures(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let needs: &[Arm] = match figure {
             FigureId::Fig1 => &[Arm::Plain, Arm::Recontext],
             FigureId::Fig2 | FigureId::Fig6 | FigureId::Fig7 => &[Arm::Recontext],
+            FigureId::Peers => &[Arm::Native],
         };
         if let Some(missing) = needs.iter().find(|arm| !scenario.design.arms.contains(arm)) {
             let message = format!("figure `{figure}` needs arm `{missing}`");

@@ -9,6 +9,7 @@
 
 mod check;
 mod error;
+mod layers;
 mod overlay;
 mod quantity;
 mod schema;
@@ -16,6 +17,7 @@ mod schema;
 use std::{fmt, path::Path};
 
 pub use error::ScenarioError;
+pub use layers::Layers;
 pub use quantity::{Percent, QuantityError, Rate, Size, Time};
 pub use schema::schema;
 use schemars::JsonSchema;
@@ -58,6 +60,9 @@ pub struct Scenario {
     /// The Bonnie++ runs; always there in experiment "gluster" and in no other.
     #[serde(default)]
     pub bonnie: Option<Bonnie>,
+    /// The trees and probes; always there in experiment "layers" and in no other.
+    #[serde(default)]
+    pub layers: Option<Layers>,
 }
 
 /// Where a scenario came from, kept word for word for the manifest.
@@ -82,13 +87,16 @@ pub enum Experiment {
     /// One live migration of a file-system client, with Bonnie++ before it, between it and
     /// recontextualization, and after (Figs. 6 and 7).
     Gluster,
+    /// The same layers shown by `ffs` and by other union file systems, on this machine's own kernel.
+    Layers,
 }
 
 /// The machines.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Testbed {
-    /// Who provides the hosts: "nested" (QEMU machines that the bench boots) or "inventory" (given ones).
+    /// Who provides the hosts: "nested" (QEMU machines that the bench boots), "inventory" (given ones)
+    /// or "local" (none: this machine's own kernel, for experiment "layers").
     pub kind: TestbedKind,
     /// The hosts' hypervisor: "kvm" or "xen".
     pub hypervisor: Hypervisor,
@@ -144,6 +152,8 @@ pub enum TestbedKind {
     Nested,
     /// Hosts that exist, listed in a file.
     Inventory,
+    /// No hosts: this machine's own kernel, in namespaces of the bench's own.
+    Local,
 }
 
 /// The hypervisor of the hosts.
@@ -203,7 +213,8 @@ pub enum GuestType {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Design {
-    /// What is compared: "plain", "recontext"; each once in every block.
+    /// What is compared, each once in every block: "plain", "recontext"; in experiment "layers" "native" and
+    /// file systems such as "ffs" and "overlayfs".
     pub arms: Vec<Arm>,
     /// Blocks that count, at least 1; every block has each arm once.
     #[schemars(range(min = 1, max = 10_000))]
@@ -222,12 +233,26 @@ const fn one() -> u32 {
 
 /// An arm of the design.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Arm {
     /// No context device and no recontextualizer.
     Plain,
     /// A context device, replaced by the recontextualizer after the migration.
     Recontext,
+    /// No union at all: a copy of the merged tree in tmpfs.
+    Native,
+    /// The kernel's overlayfs.
+    Overlayfs,
+    /// fuse-overlayfs.
+    FuseOverlayfs,
+    /// mergerfs with all its caches on.
+    Mergerfs,
+    /// mergerfs that lets the kernel read the files of its branches by itself.
+    MergerfsPassthrough,
+    /// unionfs-fuse.
+    UnionfsFuse,
+    /// This project's `ffs`.
+    Ffs,
 }
 
 /// How the guest's context is replaced.
@@ -403,11 +428,21 @@ macro_rules! names {
     };
 }
 
-names!(Experiment { Migration => "migration", Gluster => "gluster" });
-names!(TestbedKind { Nested => "nested", Inventory => "inventory" });
+names!(Experiment { Migration => "migration", Gluster => "gluster", Layers => "layers" });
+names!(TestbedKind { Nested => "nested", Inventory => "inventory", Local => "local" });
 names!(Hypervisor { Kvm => "kvm", Xen => "xen" });
 names!(GuestType { Hvm => "hvm", Pvh => "pvh", Pv => "pv" });
-names!(Arm { Plain => "plain", Recontext => "recontext" });
+names!(Arm {
+    Plain => "plain",
+    Recontext => "recontext",
+    Native => "native",
+    Overlayfs => "overlayfs",
+    FuseOverlayfs => "fuse-overlayfs",
+    Mergerfs => "mergerfs",
+    MergerfsPassthrough => "mergerfs-passthrough",
+    UnionfsFuse => "unionfs-fuse",
+    Ffs => "ffs",
+});
 names!(Strategy { Replace => "replace", Swap => "swap", Prestage => "prestage" });
 names!(Class { Service => "service", Infrastructure => "infrastructure" });
 names!(Distribution {
@@ -416,6 +451,27 @@ names!(Distribution {
     Pareto => "pareto",
     Paretonormal => "paretonormal",
 });
+
+impl Arm {
+    /// The file systems that are compared with [`Arm::Native`], in the order of tables and figures.
+    pub const PEERS: [Self; 6] = [
+        Self::Overlayfs,
+        Self::FuseOverlayfs,
+        Self::Mergerfs,
+        Self::MergerfsPassthrough,
+        Self::UnionfsFuse,
+        Self::Ffs,
+    ];
+
+    /// Whether an experiment has this arm.
+    pub const fn fits(self, experiment: Experiment) -> bool {
+        match experiment {
+            Experiment::Migration => matches!(self, Self::Plain | Self::Recontext),
+            Experiment::Gluster => matches!(self, Self::Recontext),
+            Experiment::Layers => !matches!(self, Self::Plain | Self::Recontext),
+        }
+    }
+}
 
 impl Scenario {
     /// Reads a scenario file and lays a profile over it. `full` is the file itself, as is none.

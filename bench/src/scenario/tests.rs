@@ -73,9 +73,12 @@ fn links_and_dilation_of_the_paper() {
 
 #[test]
 fn the_committed_scenarios_are_good_in_every_profile() {
-    for (file, profiles) in
-        [("paper/migration-kvm", &["quick"][..]), ("paper/gluster-kvm", &["quick"]), ("smoke", &[])]
-    {
+    for (file, profiles) in [
+        ("paper/migration-kvm", &["quick"][..]),
+        ("paper/gluster-kvm", &["quick"]),
+        ("beyond/ffs-peers", &["quick"]),
+        ("smoke", &[]),
+    ] {
         let path = scenarios().join(file).with_extension("toml");
         for profile in profiles.iter().copied().map(Some).chain([None]) {
             if let Err(error) = Scenario::load(&path, profile) {
@@ -145,6 +148,33 @@ fn errors_of_meaning() {
         "no_infrastructure",
         error(&format!("{MIGRATION}[recontext]\nclasses = [\"service\"]"))
     );
+}
+
+const LAYERS: &str = r#"
+title = "Something"
+experiment = "layers"
+figures = ["peers"]
+[testbed]
+kind = "local"
+[design]
+arms = ["native", "fuse-overlayfs", "ffs"]
+blocks = 6
+seed = 1
+"#;
+
+#[test]
+fn a_local_testbed_is_for_layers_and_has_no_hosts() {
+    let scenario = Scenario::parse("t.toml", LAYERS, None).unwrap();
+    assert_eq!(scenario.layers, Some(Layers::default()));
+    assert_eq!(scenario.design.arms, [Arm::Native, Arm::FuseOverlayfs, Arm::Ffs]);
+    insta::assert_snapshot!("hosts_of_local", error(&LAYERS.replace("\"local\"", "\"local\"\nhosts = 2")));
+    insta::assert_snapshot!("layers_in_hosts", error(&LAYERS.replace("\"local\"", "\"nested\"")));
+    insta::assert_snapshot!("local_migration", error(&format!("{MIGRATION}[testbed]\nkind = \"local\"")));
+    insta::assert_snapshot!("guest_of_local", error(&format!("{LAYERS}[guest]\nvcpus = 1")));
+    insta::assert_snapshot!("layers_arm", error(&LAYERS.replace("\"ffs\"", "\"recontext\"")));
+    insta::assert_snapshot!("no_native", error(&LAYERS.replace("\"native\", ", "")));
+    insta::assert_snapshot!("few_swaps", error(&format!("{LAYERS}[layers]\nswaps = 1")));
+    insta::assert_snapshot!("layers_of_migration", error(&format!("{MIGRATION}[layers]\nswaps = 10")));
 }
 
 #[test]

@@ -24,6 +24,7 @@ impl Group {
     pub fn name(&self) -> String {
         let hypervisor = self.hypervisor.to_uppercase().replace("XEN", "Xen");
         let machine = match self.accelerator.as_str() {
+            "none" => "this machine's own kernel".to_owned(),
             "tcg" => format!("{hypervisor}, emulated (TCG)"),
             "kvm" | "" => hypervisor,
             other => format!("{hypervisor} on {other}"),
@@ -264,6 +265,9 @@ fn comparisons(group: &Group, samples: &[&Sample]) -> Vec<Comparison> {
         if metric == metric::WITH_RECONTEXT_TOTAL {
             let with = Side { metric, phase: "", arm: Some(Arm::Recontext) };
             compare(metric, plain_total(), with, Arm::Plain.name(), Arm::Recontext.name(), dilation);
+        }
+        for peer in Arm::PEERS {
+            compare(metric, arm(Arm::Native), arm(peer), Arm::Native.name(), peer.name(), dilation);
         }
         let phase = |phase| Side { metric, phase, arm: None };
         let (before, after) = (metric::PHASE_BEFORE, metric::PHASE_AFTER);

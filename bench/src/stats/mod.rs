@@ -152,6 +152,13 @@ pub(crate) fn quantile_of_sorted(sorted: &[f64], p: f64) -> f64 {
     sorted[below] + (at - below as f64) * (sorted[above] - sorted[below])
 }
 
+/// The quantile of values by linear interpolation; not a number when there are none.
+pub fn quantile(values: &[f64], p: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    quantile_of_sorted(&sorted, p)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use super::{
     error::{Doing as _, StoreError},
     file::write_whole,
 };
-use crate::{plan::Plan, scenario::Scenario};
+use crate::{plan::Plan, scenario::Scenario, workload::layers::peer::Notes};
 
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -68,6 +68,9 @@ pub struct Manifest {
     /// Images, with their digests and package versions.
     #[serde(default)]
     pub images: Value,
+    /// The file systems of experiment `layers`, by arm: version, options, what they cannot do.
+    #[serde(default, skip_serializing_if = "Notes::is_empty")]
+    pub peers: Notes,
 }
 
 /// The scenario in a manifest.
@@ -118,6 +121,7 @@ impl Manifest {
             links: Value::Null,
             qdiscs: Value::Null,
             images: Value::Null,
+            peers: Notes::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! memory, so a migration copies memory alone.
 
 use super::address::Member;
+use super::hypervisor::Slot;
 use crate::scenario::GuestType;
 
 /// A nested guest.
@@ -19,6 +20,8 @@ pub struct Guest {
     pub vcpus: u32,
     /// How the hypervisor runs it.
     pub kind: GuestType,
+    /// An empty drive for its context data, when the medium is what changes.
+    pub drive: Option<Slot>,
 }
 
 /// Where a host keeps what its guests boot from.
@@ -30,6 +33,11 @@ pub fn disk_path(serial: &str) -> String {
 }
 
 impl Guest {
+    /// The XML of its empty drive.
+    pub(super) fn drive_xml(&self) -> String {
+        self.drive.map(|slot| format!("    {}\n", slot.xml(None))).unwrap_or_default()
+    }
+
     /// The domain's UUID, from its name: the same in every run.
     pub fn uuid(&self) -> String {
         use sha2::{Digest, Sha256};
@@ -48,7 +56,14 @@ mod tests {
     #[test]
     fn the_uuid_is_a_uuid() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = |name: &str| Guest { name: name.into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm };
+        let guest = |name: &str| Guest {
+            name: name.into(),
+            member,
+            memory_mib: 256,
+            vcpus: 1,
+            kind: GuestType::Hvm,
+            drive: None,
+        };
         let uuid = guest("guest").uuid();
         let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);

@@ -17,6 +17,7 @@ pub(super) const HOST: Host = Host {
     emulated_cpu: "max,-la57",
     console: "ttyS0",
     memory_mib: 1024,
+    hook: None,
     packages: &["libvirt-daemon", "qemu-system-x86"],
 };
 
@@ -67,7 +68,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
          <cpu mode='host-passthrough' migratable='on'/>\n  \
          <clock offset='utc'/>\n  <on_poweroff>destroy</on_poweroff>\n  <on_reboot>destroy</on_reboot>\n  \
          <on_crash>destroy</on_crash>\n  <devices>\n    \
-         <emulator>/usr/bin/qemu-system-x86_64</emulator>\n{root}{seed}    \
+         <emulator>/usr/bin/qemu-system-x86_64</emulator>\n{root}{seed}{drive}    \
          <controller type='scsi' index='0' model='virtio-scsi'/>\n    \
          <controller type='usb' model='none'/>\n{interfaces}    \
          <serial type='file'><source path='/var/log/{name}.console.log'/><target port='0'/></serial>\n    \
@@ -80,6 +81,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
         vcpus = guest.vcpus,
         root = disk("vda", "root"),
         seed = disk("vdb", "seed"),
+        drive = guest.drive_xml(),
     )
 }
 
@@ -92,7 +94,14 @@ mod tests {
     #[test]
     fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm };
+        let guest = Guest {
+            name: "guest".into(),
+            member,
+            memory_mib: 256,
+            vcpus: 1,
+            kind: GuestType::Hvm,
+            drive: None,
+        };
         let xml = domain_xml(&guest, "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();

@@ -32,6 +32,9 @@ pub struct Host {
     pub console: &'static str,
     /// Memory besides their guests', in MiB.
     pub memory_mib: u32,
+    /// Where libvirt looks for a hook of its driver; none where a migration needs none of ours, since an image
+    /// that is missing at the destination is left behind.
+    pub hook: Option<&'static str>,
     /// Packages whose versions a run records.
     pub packages: &'static [&'static str],
 }
@@ -93,6 +96,13 @@ pub struct Slots {
     pub infrastructure: Slot,
     /// Names of devices in the guest that may hold them, as patterns.
     pub in_guest: &'static [&'static str],
+}
+
+impl Slots {
+    /// The drive that a guest must have from its start, empty, so that a medium can be put in.
+    pub fn drive(&self, strategy: Strategy) -> Option<Slot> {
+        (strategy == Strategy::Swap).then_some(self.infrastructure)
+    }
 }
 
 /// Why guests of a type cannot migrate live between hosts with an image.
@@ -242,7 +252,7 @@ mod tests {
             (Hypervisor::Xen, GuestType::Hvm),
             (Hypervisor::Xen, GuestType::Pv),
         ] {
-            let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind };
+            let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind, drive: None };
             let xml = hypervisor.domain_xml(&guest, "console=x quiet");
             let document = roxmltree::Document::parse(&xml).unwrap();
             let disks: Vec<_> = document

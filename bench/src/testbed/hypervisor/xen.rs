@@ -16,6 +16,7 @@ pub(super) const HOST: Host = Host {
     emulated_cpu: "qemu64,+svm,+npt,-rdtscp,+sse4.1,+sse4.2,+ssse3,+popcnt,+cx16,+lahf_lm,+nx,+pdpe1gb",
     console: "hvc0",
     memory_mib: 1024 + XEN_MIB,
+    hook: Some("/etc/libvirt/hooks/libxl.d/50-ctx"),
     packages: &["libvirt-daemon-driver-xen", "xen-hypervisor-4.20-amd64", "qemu-system-xen"],
 };
 
@@ -113,8 +114,6 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
             "<features><acpi/><apic/></features>\n  ",
             format!(
                 "    <emulator>/usr/libexec/xen-qemu-system-i386</emulator>\n\
-                 \x20   <disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
-                 <target dev='hdc' bus='ide'/><readonly/></disk>\n\
                  \x20   <serial type='file'><source path='/var/log/{}.console.log'/><target port='0'/></serial>\n\
                  \x20   <video><model type='vga' vram='8192'/></video>\n",
                 guest.name
@@ -130,13 +129,14 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
          <kernel>{GUEST_FOLDER}/vmlinuz</kernel>\n    <initrd>{GUEST_FOLDER}/initrd</initrd>\n    \
          <cmdline>{append}</cmdline>\n  </os>\n  {features}\
          <clock offset='utc'><timer name='tsc' mode='native'/></clock>\n  <on_poweroff>destroy</on_poweroff>\n  <on_reboot>destroy</on_reboot>\n  \
-         <on_crash>destroy</on_crash>\n  <devices>\n{root}{seed}{interfaces}{devices}  </devices>\n</domain>\n",
+         <on_crash>destroy</on_crash>\n  <devices>\n{root}{seed}{drive}{interfaces}{devices}  </devices>\n</domain>\n",
         name = guest.name,
         uuid = guest.uuid(),
         memory = guest.memory_mib,
         vcpus = guest.vcpus,
         root = disk("xvda", "root"),
         seed = disk("xvdb", "seed"),
+        drive = guest.drive_xml(),
     )
 }
 

@@ -1,0 +1,95 @@
+//! Experiment `layers` from the command line: what it needs here, its run inside the namespaces, and the hidden
+//! subcommand that is its probe.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{Ended, programs};
+use crate::doctor::{self, Requirement, Subject, Unmet};
+use crate::drive;
+use crate::drive::run::Summary;
+use crate::plan::Plan;
+use crate::scenario::{Arm, Scenario};
+use crate::store::RunFolder;
+use crate::testbed::namespace;
+use crate::workload::layers::{peer, task::Task};
+
+#[derive(Debug, Args)]
+pub(super) struct ProbeArguments {
+    /// The task, as JSON
+    task: String,
+}
+
+/// Does one task and prints what it found.
+pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<Ended> {
+    let task: Task = serde_json::from_str(&arguments.task).context("the task cannot be read")?;
+    println!("{}", serde_json::to_string(&task.run()?)?);
+    Ok(Ended::Done)
+}
+
+/// What the arms of a scenario need on this machine.
+fn needs(scenario: &Scenario) -> Vec<Requirement> {
+    let mut needed = vec![Requirement::Works(Subject::Namespaces)];
+    let arms = &scenario.design.arms;
+    if arms.iter().any(|arm| !matches!(arm, Arm::Native | Arm::Overlayfs)) {
+        needed.push(Requirement::Works(Subject::Fuse));
+    }
+    needed.extend(
+        arms.iter()
+            .filter_map(|arm| peer::package(*arm))
+            .map(|(program, package)| Requirement::program(program, package)),
+    );
+    needed.push(Requirement::Memory(drive::layers::memory(&scenario.layers.clone().unwrap_or_default())));
+    needed
+}
+
+/// What is lacking here; and, for a person, which arms would be left out and why.
+pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
+    let programs = programs()?;
+    for arm in &scenario.design.arms {
+        if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &programs.join("ffs"))) {
+            println!("{arm} will be absent: {why}.");
+        }
+    }
+    match doctor::require(&doctor::probe(), &needs(scenario)) {
+        Ok(()) => Ok(Ended::Done),
+        Err(unmet) => {
+            eprintln!("{}", installable(&unmet));
+            Ok(Ended::Degraded)
+        }
+    }
+}
+
+/// Outside, before anything is started: can it be done here at all?
+pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
+    if scenario.design.arms.contains(&Arm::Ffs) {
+        let ffs = programs()?.join("ffs");
+        anyhow::ensure!(
+            ffs.is_file(),
+            "{} is missing: `ci/build` builds all programs into one folder, run `bench` from there",
+            ffs.display()
+        );
+    }
+    let mut needed = needs(scenario);
+    needed.push(Requirement::Writable(results.to_owned()));
+    doctor::require(&doctor::probe(), &needed).map_err(|unmet| anyhow::anyhow!("{}", installable(&unmet)))
+}
+
+/// The peers are what `ci/setup --tests` installs, not what `ci/setup` alone does.
+fn installable(unmet: &Unmet) -> String {
+    unmet.to_string().replace("run ci/setup, or", "run ci/setup --tests, or")
+}
+
+/// Inside: the trials.
+pub(super) fn run(
+    folder: &RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    cache: &Path,
+) -> anyhow::Result<Summary> {
+    let state = namespace::private_folder(&cache.join("state"))?;
+    let programs = programs()?;
+    super::run::until_stopped(folder, drive::layers::run(folder, scenario, plan, &programs, &state))
+}

@@ -1,0 +1,390 @@
+//! Experiment `layers`: one file system a trial, mounted on this machine and probed.
+//!
+//! A trial goes from top to bottom in `Bench::trial`: fresh mounts for cold lookups, warm probes on the last of them,
+//! swaps of a layer where the file system can, and at last the large union.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::lab::DriveError;
+use super::measure::{Conditions, Measures};
+use super::run::Summary;
+use crate::metric;
+use crate::plan::{Plan, Trial};
+use crate::progress::{Progress, Step};
+use crate::scenario::{Arm, Layers, Scenario};
+use crate::stats::{median, quantile};
+use crate::store::{Outcome, RunFolder};
+use crate::workload::layers::mounted::{MountError, Mounted};
+use crate::workload::layers::peer::{self, Note, Notes, Place};
+use crate::workload::layers::swap::{Control, Version};
+use crate::workload::layers::task::{Found, SUBCOMMAND, Swaps, Task};
+use crate::workload::layers::tree::{Many, Shape, Trees, storm_tag};
+
+/// What stands for hypervisor and accelerator where there is none.
+pub const NONE: &str = "none";
+
+/// Rounds of swaps with entries cached.
+const CACHED_ROUNDS: u32 = 3;
+/// A probe that takes longer hangs.
+const PROBE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Why a file system could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum LayersError {
+    /// It did not come up.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A probe failed.
+    #[error("{arm}: the probe of {what} failed: {reason}")]
+    Probe {
+        /// The file system.
+        arm: Arm,
+        /// What was probed.
+        what: &'static str,
+        /// What the probe said.
+        reason: String,
+    },
+    /// The trees could not be written.
+    #[error("cannot write the layers to {}: {source}", path.display())]
+    Trees {
+        /// Where.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Bytes of memory that a scenario's trees, their copy and page caches take at most.
+pub fn memory(layers: &Layers) -> u64 {
+    let page = 4096_u64;
+    // An inode in tmpfs takes about a kibibyte, an empty file no page.
+    let many = u64::from(layers.many_files) * 1024;
+    3 * layers.large.bytes()
+        + 3 * page * u64::from(layers.files)
+        + 4 * page * u64::from(layers.cached)
+        + 2 * many
+        + (512 << 20)
+}
+
+/// The versions that a storm goes through.
+fn storm_versions(layers: &Layers) -> u32 {
+    let changes = u64::from(layers.storm_rate) * layers.storm.micros() / 1_000_000;
+    u32::try_from(changes).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// The steps of a run with about how long each takes.
+pub fn steps(scenario: &Scenario, layers: &Layers, trials: &[Trial]) -> Vec<Step> {
+    let mut steps = vec![Step::new("write the layers", 3)];
+    for trial in trials {
+        let storm = layers.storm.micros() / 1_000_000;
+        let seconds = match trial.arm {
+            Arm::Overlayfs => 2,
+            Arm::Native => 2 + storm,
+            Arm::UnionfsFuse => 5 + u64::from(layers.many_looked_up) / 8000,
+            Arm::FuseOverlayfs => 3 + u64::from(layers.many_looked_up) / 50_000,
+            _ => 5 + storm + u64::from(layers.many_looked_up) / 50_000,
+        };
+        let which = if trial.is_warmup() {
+            "warm-up".to_owned()
+        } else {
+            format!("block {} of {}", trial.block, scenario.design.blocks)
+        };
+        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
+    }
+    steps
+}
+
+/// What every trial uses.
+struct Bench<'a> {
+    layers: &'a Layers,
+    trees: Trees,
+    state: &'a Path,
+    ffs: PathBuf,
+    probe: PathBuf,
+    folder: &'a RunFolder,
+}
+
+/// Does the trials of the plan that have not ended yet, inside the bench's namespaces. `state` is an empty folder in memory.
+///
+/// # Errors
+/// The layers or the run's folder cannot be written, or three trials in a row fail.
+pub async fn run(
+    folder: &RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    programs: &Path,
+    state: &Path,
+) -> Result<Summary, DriveError> {
+    let layers = scenario.layers.clone().unwrap_or_default();
+    let done = folder.completed_trials();
+    let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
+    let progress = Progress::new(steps(scenario, &layers, &left));
+    progress.begin();
+    let shape = Shape {
+        files: layers.files,
+        large: layers.large.bytes(),
+        cached: layers.cached,
+        storm: storm_versions(&layers),
+        many: Many { files: layers.many_files, layers: layers.many_layers },
+    };
+    let path = state.join("trees");
+    let trees = Trees::write(&path, &shape).map_err(|source| LayersError::Trees { path, source })?;
+    let probe =
+        std::env::current_exe().map_err(|source| LayersError::Trees { path: "bench".into(), source })?;
+    let lab = Bench { layers: &layers, trees, state, ffs: programs.join("ffs"), probe, folder };
+    lab.describe(&scenario.design.arms)?;
+    let conditions = Conditions { accelerator: NONE, hypervisor: NONE, dilation: 1.0 };
+    let mut failures = 0;
+    let mut summary = Summary { trials: 0 };
+    for trial in &left {
+        progress.begin();
+        folder.trial_started(trial)?;
+        summary.trials += 1;
+        let mut values = Measures::default();
+        let measured = lab.trial(trial, &mut values).await;
+        let outcome = match measured {
+            Ok(()) => {
+                failures = 0;
+                Outcome::Completed
+            }
+            Err(error) => {
+                failures += 1;
+                let reason = error.to_string().replace('\n', " | ");
+                progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
+                // What was measured until then stays; this sample says that something is missing.
+                values.invalid(metric::TRIAL_FAILED, "", "1", &reason);
+                Outcome::Failed { reason }
+            }
+        };
+        folder.samples(&values.samples(trial, &conditions))?;
+        folder.trial_ended(trial, &outcome)?;
+        if let Outcome::Failed { reason } = outcome
+            && failures == super::run::FAILURES_IN_A_ROW
+        {
+            return Err(DriveError::Workload(format!(
+                "{failures} trials in a row failed, the last because: {reason}"
+            )));
+        }
+    }
+    progress.finish();
+    Ok(summary)
+}
+
+/// What an arm's program says of its version.
+pub fn version(arm: Arm, ffs: &Path) -> String {
+    let (program, arguments): (&Path, &[&str]) = match arm {
+        Arm::Ffs => (ffs, &["--version"]),
+        _ => match peer::package(arm) {
+            Some((program, _)) => (Path::new(program), &["--version"]),
+            None => (Path::new("uname"), &["-sr"]),
+        },
+    };
+    let output = std::process::Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let text = output.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // Libraries put lines of their own before or after.
+    let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let own = text.lines().find(|line| line.starts_with(&name)).or_else(|| text.lines().next());
+    own.unwrap_or_default().trim().to_owned()
+}
+
+impl Bench<'_> {
+    /// Writes into the manifest what the machine and the file systems are.
+    fn describe(&self, arms: &[Arm]) -> Result<(), DriveError> {
+        let mut notes = Notes::new();
+        let named = Place {
+            point: Path::new("mnt"),
+            ffs: Path::new("ffs"),
+            socket: Path::new("ffs.sock"),
+            config: Path::new("ffs.toml"),
+        };
+        for arm in arms {
+            let version = version(*arm, &self.ffs);
+            let absent = peer::absent(*arm, &version);
+            let start = peer::start(*arm, &self.trees.small_layers(), &self.trees.native(), &named);
+            // Where a run keeps its state is no option of the file system.
+            let command = start.describe().replace(&format!("{}/", self.state.display()), "");
+            let mut cannot = peer::cannot(*arm);
+            if absent.is_some() {
+                cannot.clear();
+            }
+            notes.insert(arm.name().to_owned(), Note { version, command, absent, cannot });
+        }
+        self.folder.update_manifest(|manifest| {
+            manifest.accelerator = Some(NONE.to_owned());
+            manifest.dilation = Some(1.0);
+            manifest.tools = super::tools::here();
+            for (arm, mut note) in notes {
+                // A resumed run keeps what the trials before have found.
+                let found = manifest.peers.remove(&arm).map(|before| before.cannot).unwrap_or_default();
+                note.cannot.extend(found);
+                manifest.peers.insert(arm, note);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// One file system, from its first mount to its last.
+    async fn trial(&self, trial: &Trial, values: &mut Measures) -> Result<(), DriveError> {
+        let arm = trial.arm;
+        let notes = self.folder.manifest().peers;
+        if notes.get(arm.name()).is_some_and(|note| note.absent.is_some()) {
+            return Ok(());
+        }
+        let Layers { files, mounts, passes, .. } = *self.layers;
+        let small = self.trees.small_layers();
+        let mut cold = (Vec::new(), Vec::new());
+        let mut up = None;
+        for _ in 0..mounts {
+            if let Some(before) = up.take() {
+                Mounted::down(before).map_err(LayersError::from)?;
+            }
+            let mounted = self.mount(trial, &small, "large")?;
+            let task = Task::Cold { root: mounted.root().into(), files };
+            if let Found::Cold(found) = self.probe(arm, "cold lookups", &task).await? {
+                cold.0.push(found.stat);
+                cold.1.push(found.negative);
+            }
+            up = Some(mounted);
+        }
+        values.add(metric::STAT_COLD, "", median(&cold.0), "µs");
+        values.add(metric::NEGATIVE_COLD, "", median(&cold.1), "µs");
+        let Some(mounted) = up else { return Ok(()) };
+        let task = Task::Warm { root: mounted.root().into(), files, passes };
+        if let Found::Warm(warm) = self.probe(arm, "warm lookups and reads", &task).await? {
+            values.add(metric::STAT_WARM, "", warm.stat, "µs");
+            values.add(metric::NEGATIVE_WARM, "", warm.negative, "µs");
+            values.add(metric::OPEN_READ, "", warm.open_read, "µs");
+            values.add(metric::READDIR, "", warm.readdir, "µs");
+            values.add(metric::SEQ_FIRST, "", warm.seq_first, "GB/s");
+            values.add(metric::SEQ_READ, "", warm.seq, "GB/s");
+        }
+        let socket = self.state.join("ffs.sock");
+        let stage = self.state.join("stage");
+        if let Some(control) = peer::control(arm, mounted.root(), &small[1..], &stage, &socket) {
+            self.changes(trial, mounted.root(), &control, values).await?;
+        }
+        mounted.down().map_err(LayersError::from)?;
+        if arm != Arm::Native {
+            self.many(trial, values).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything about a layer that changes while it is shown.
+    async fn changes(
+        &self,
+        trial: &Trial,
+        root: &Path,
+        control: &Control,
+        values: &mut Measures,
+    ) -> Result<(), DriveError> {
+        let arm = trial.arm;
+        let swaps = |versions: Vec<Version>, count| Swaps {
+            root: root.into(),
+            control: control.clone(),
+            versions,
+            count,
+        };
+        let versions: Vec<Version> = vec![(self.trees.version(0), 1), (self.trees.version(1), 2)];
+        let task = Task::Visible(swaps(versions.clone(), self.layers.swaps));
+        if let Found::Visible(times) = self.probe(arm, "swaps until new content is seen", &task).await? {
+            values.add(metric::SWAP_VISIBLE, "", median(&times), "ms");
+            values.add(metric::SWAP_VISIBLE_P99, "", quantile(&times, 0.99), "ms");
+        }
+        let task = Task::Events(swaps(versions, self.layers.swaps));
+        if let Found::Events(events) = self.probe(arm, "swaps until watchers are told", &task).await? {
+            if events.silent {
+                let why = "no inotify event came";
+                self.cannot(arm, &[metric::SWAP_EVENT, metric::SWAP_EVENT_P99, metric::EVENT_FAULTS], why)?;
+            } else {
+                values.add(metric::SWAP_EVENT, "", median(&events.times), "ms");
+                values.add(metric::SWAP_EVENT_P99, "", quantile(&events.times, 0.99), "ms");
+                values.add(metric::EVENT_FAULTS, "", f64::from(events.faults), "1");
+            }
+        }
+        if arm != Arm::Native {
+            let versions = vec![(self.trees.wide(0), 3), (self.trees.wide(1), 4)];
+            let task = Task::Cached { swaps: swaps(versions, CACHED_ROUNDS), entries: self.layers.cached };
+            if let Found::Cached(found) = self.probe(arm, "swaps with entries cached", &task).await? {
+                let (with, without) = (median(&found.cached), median(&found.fresh));
+                values.add(metric::SWAP_CACHED, "", with, "ms");
+                values.add(metric::INVALIDATE, "", with - without, "ms");
+                values.add(metric::STALE, "", f64::from(found.stale) / f64::from(CACHED_ROUNDS), "1");
+            }
+        }
+        let versions = (0..self.trees.shape().storm).map(|n| (self.trees.storm(n), storm_tag(n))).collect();
+        let task = Task::Storm(swaps(versions, self.layers.storm_rate));
+        if let Found::Storm(storm) = self.probe(arm, "reads while layers change", &task).await? {
+            // Counts are far below 2⁵³.
+            values.add(metric::MIXED_READS, "", storm.mixed as f64, "1");
+            values.add(metric::TORN_READS, "", storm.torn as f64, "1");
+            values.add(metric::STORM_ERRORS, "", storm.errors as f64, "1");
+            values.add(metric::STORM_READS, "", storm.reads as f64, "1");
+        }
+        Ok(())
+    }
+
+    /// The large union: how long it takes to mount, and what its program keeps.
+    async fn many(&self, trial: &Trial, values: &mut Measures) -> Result<(), DriveError> {
+        let many = self.trees.shape().many;
+        let last = many.path(many.files - 1);
+        let mounted = self.mount(trial, &self.trees.many_layers(), &last.to_string_lossy())?;
+        values.add(metric::MANY_MOUNT, "", mounted.took().as_secs_f64() * 1e3, "ms");
+        let task = Task::Walk { root: mounted.root().into(), many, count: self.layers.many_looked_up };
+        self.probe(trial.arm, "lookups in the large union", &task).await?;
+        if let Some(bytes) = mounted.memory() {
+            values.add(metric::MANY_MEMORY, "", bytes as f64 / f64::from(1 << 20), "MiB");
+        }
+        mounted.down().map_err(LayersError::from)?;
+        Ok(())
+    }
+
+    /// Mounts layers, each time on a folder of its own.
+    fn mount(&self, trial: &Trial, layers: &[PathBuf], known: &str) -> Result<Mounted, DriveError> {
+        let log = self.folder.raw_file(&format!("{}/block{}-{}.log", trial.arm, trial.block, trial.order))?;
+        let point = self.state.join("mnt");
+        let (socket, config) = (self.state.join("ffs.sock"), self.state.join("ffs.toml"));
+        std::fs::write(&config, "").map_err(|source| LayersError::Trees { path: config.clone(), source })?;
+        let place = Place { point: &point, ffs: &self.ffs, socket: &socket, config: &config };
+        let start = peer::start(trial.arm, layers, &self.trees.native(), &place);
+        let mounted = tokio::task::block_in_place(|| Mounted::up(&start, &point, Path::new(known), &log));
+        // A program that had nothing to say leaves no file.
+        if std::fs::metadata(&log).is_ok_and(|file| file.len() == 0) {
+            let _ = std::fs::remove_file(&log);
+        }
+        Ok(mounted.map_err(LayersError::from)?)
+    }
+
+    /// Notes what a file system was found not to do.
+    fn cannot(&self, arm: Arm, metrics: &[&str], why: &str) -> Result<(), DriveError> {
+        self.folder.update_manifest(|manifest| {
+            let note = manifest.peers.entry(arm.name().to_owned()).or_default();
+            note.cannot.extend(metrics.iter().map(|metric| ((*metric).to_owned(), why.to_owned())));
+        })?;
+        Ok(())
+    }
+
+    /// Does a task in a process of its own.
+    async fn probe(&self, arm: Arm, what: &'static str, task: &Task) -> Result<Found, DriveError> {
+        let failed = |reason: String| LayersError::Probe { arm, what, reason };
+        let task = serde_json::to_string(task).map_err(|error| failed(error.to_string()))?;
+        let child = tokio::process::Command::new(&self.probe)
+            .args([SUBCOMMAND, &task])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(PROBE_LIMIT, child)
+            .await
+            .map_err(|_| failed(format!("it did not end within {} s", PROBE_LIMIT.as_secs())))?
+            .map_err(|error| failed(error.to_string()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            return Err(failed(crate::exec::last_lines(&said, 3)).into());
+        }
+        Ok(serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?)
+    }
+}

@@ -1,0 +1,185 @@
+//! A file system that is up, with its program, until it is taken down.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::peer::Start;
+
+/// How long a program may take to mount, and to end after it is unmounted.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a file system did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The program ended, or did not mount in time.
+    #[error("`{command}` {what}: {said}")]
+    Program {
+        /// The command.
+        command: String,
+        /// What it did.
+        what: String,
+        /// The last lines that it wrote.
+        said: String,
+    },
+    /// The system refuses.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn refused<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> MountError {
+    let path = path.to_owned();
+    move |source| MountError::Io { doing, path, source: source.into() }
+}
+
+/// A file system that is up; taken down when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    root: PathBuf,
+    on_top: bool,
+    program: Option<Child>,
+    took: Duration,
+}
+
+impl Mounted {
+    /// Starts it on the empty folder `point`, and returns when a lookup of `known`, a path below it, was answered.
+    ///
+    /// # Errors
+    /// [`MountError`], with what the program said in `log`.
+    pub fn up(start: &Start, point: &Path, known: &Path, log: &Path) -> Result<Self, MountError> {
+        if let Start::Plain(folder) = start {
+            return Ok(Self { root: folder.clone(), on_top: false, program: None, took: Duration::ZERO });
+        }
+        fs::create_dir_all(point).map_err(refused("make", point))?;
+        let below = fs::metadata(point).map_err(refused("look at", point))?.dev();
+        let mut this = Self { root: point.to_owned(), on_top: true, program: None, took: Duration::ZERO };
+        let mounts = File::open("/proc/self/mountinfo").map_err(refused("open", Path::new("/proc")))?;
+        let began = Instant::now();
+        match start {
+            Start::Plain(_) => {}
+            Start::Kernel { kind, options } => {
+                mount(Some(*kind), point, Some(*kind), MsFlags::MS_RDONLY, Some(options.as_str()))
+                    .map_err(refused("mount overlayfs on", point))?;
+            }
+            Start::Program { program, arguments } => {
+                let open = || File::options().create(true).append(true).open(log);
+                let (out, error) =
+                    (open().map_err(refused("write", log))?, open().map_err(refused("write", log))?);
+                let child = Command::new(program)
+                    .args(arguments)
+                    .stdin(Stdio::null())
+                    .stdout(out)
+                    .stderr(error)
+                    .spawn()
+                    .map_err(refused("run", Path::new(program)))?;
+                this.program = Some(child);
+                this.wait(start, below, &mounts, log, began)?;
+            }
+        }
+        fs::symlink_metadata(point.join(known)).map_err(refused("look at", &point.join(known)))?;
+        this.took = began.elapsed();
+        Ok(this)
+    }
+
+    /// Waits until something is mounted; the kernel says so, and a dead program is noticed soon.
+    fn wait(
+        &mut self,
+        start: &Start,
+        below: u64,
+        mounts: &File,
+        log: &Path,
+        began: Instant,
+    ) -> Result<(), MountError> {
+        let fail = |what: String| MountError::Program {
+            command: start.describe(),
+            what,
+            said: crate::exec::last_lines(&fs::read_to_string(log).unwrap_or_default(), 5),
+        };
+        loop {
+            // A FUSE mount answers when its program has said hello.
+            if fs::metadata(&self.root).is_ok_and(|now| now.dev() != below) {
+                return Ok(());
+            }
+            let ended = self.program.as_mut().and_then(|child| child.try_wait().ok()).flatten();
+            if let Some(status) = ended {
+                return Err(fail(format!("ended with {status} before it had mounted")));
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(fail(format!("did not mount within {} s", PATIENCE.as_secs())));
+            }
+            let mut wait = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
+            match poll(&mut wait, PollTimeout::from(20_u16)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(refused("wait for", &self.root)(error)),
+            }
+        }
+    }
+
+    /// Where it is shown.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// From the start until it answered.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// Memory of its program that is in RAM, in bytes; none without one.
+    pub fn memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.program.as_ref()?.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
+    }
+
+    /// Unmounts it and waits for its program to end.
+    ///
+    /// # Errors
+    /// The unmount is refused.
+    pub fn down(mut self) -> Result<(), MountError> {
+        self.end().map_err(refused("unmount", &self.root))
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.on_top) {
+            match umount2(&self.root, MntFlags::MNT_DETACH) {
+                // Not mounted: its program has never come so far, or is gone.
+                Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Some(mut child) = self.program.take() else { return Ok(()) };
+        let deadline = Instant::now() + PATIENCE / 6;
+        while child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Only after an error, which is told already; the namespace ends what is left.
+        let _ = self.end();
+    }
+}
