@@ -237,7 +237,11 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
         local::run(&folder, scenario, plan, &Cache::location()?)?
     } else {
         let images = images(scenario.testbed.hypervisor)?;
-        let spec = setup::spec(scenario, accelerator(scenario.testbed.hypervisor), &Programs::beside(&programs()?)?)?;
+        let spec = setup::spec(
+            scenario,
+            accelerator(scenario.testbed.hypervisor),
+            &Programs::beside(&programs()?)?,
+        )?;
         let state = namespace::private_folder(&Cache::location()?.join("state"))?;
         until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
     };

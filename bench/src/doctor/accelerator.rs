@@ -229,7 +229,9 @@ fn boot_all(qemu: &str, kernel: Option<&Path>, xen: Option<&Path>) -> Virtualiza
         _ => None,
     };
     let xen = match (&kernel, xen) {
-        (Some(Boot::Up { .. }), Some(folder)) => Some(boot_xen(folder, &["-accel", "kvm", "-cpu", "host"], KERNEL_LIMIT)),
+        (Some(Boot::Up { .. }), Some(folder)) => {
+            Some(boot_xen(folder, &["-accel", "kvm", "-cpu", "host"], KERNEL_LIMIT))
+        }
         _ => None,
     };
     Virtualization { hardware, kernel, xen, emulated }
@@ -287,11 +289,17 @@ fn boot_kernel(image: &Path) -> Boot {
 /// guests can have, and the initramfs that the first one has come up.
 fn boot_xen(image: &Path, accelerator: &[&str], limit: Duration) -> Boot {
     let file = |name: &str| image.join(name).display().to_string();
-    let modules =
-        format!("{} console=hvc0 quiet panic=-1 bench.wait=0,{}", file("vmlinuz"), file("initrd"));
+    let modules = format!("{} console=hvc0 quiet panic=-1 bench.wait=0,{}", file("vmlinuz"), file("initrd"));
     let outcome = run::limited(
         machine(accelerator, 512)
-            .args(["-serial", "stdio", "-append", "console=com1 dom0_mem=256M", "-kernel", &file("hypervisor")])
+            .args([
+                "-serial",
+                "stdio",
+                "-append",
+                "console=com1 dom0_mem=256M",
+                "-kernel",
+                &file("hypervisor"),
+            ])
             .args(["-initrd", &modules]),
         limit,
     );

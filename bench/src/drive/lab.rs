@@ -135,7 +135,8 @@ impl Lab {
                 Experiment::Gluster => scenario.testbed.dilation_on(emulated),
             },
         };
-        let lab = Lab { testbed, guest, beats, pings, recontextualizer, scenario: scenario.clone(), conditions };
+        let lab =
+            Lab { testbed, guest, beats, pings, recontextualizer, scenario: scenario.clone(), conditions };
         lab.boot_guest().await?;
         Ok(lab)
     }

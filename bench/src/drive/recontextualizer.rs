@@ -210,7 +210,8 @@ impl Recontextualizer {
                         }
                         // It goes by the target alone; but a disk without a source is no valid one.
                         (true, false) => {
-                            domain.detach_device(&slot.xml(Some(SERVICE_IMAGE)), ctx::libvirt::Scope::Live)?;
+                            domain
+                                .detach_device(&slot.xml(Some(SERVICE_IMAGE)), ctx::libvirt::Scope::Live)?;
                         }
                         (false, _) => {}
                     }

@@ -347,7 +347,9 @@ fn hypervisor(boot: &Path) -> Result<Option<PathBuf>, String> {
         .collect();
     match (found.pop(), found.is_empty()) {
         (found, true) => Ok(found),
-        (_, false) => Err("it has more than one Xen; the recipe shall name one package xen-hypervisor-…".into()),
+        (_, false) => {
+            Err("it has more than one Xen; the recipe shall name one package xen-hypervisor-…".into())
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the fields of a scenario mean together, beyond their types.
 
 use super::{
-    Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy, TestbedKind, Time, layers,
+    Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy, TestbedKind, Time,
+    layers,
     overlay::{Fault, Table, place},
 };
 use crate::figures::FigureId;

@@ -56,7 +56,14 @@ mod tests {
     #[test]
     fn the_uuid_is_a_uuid() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = |name: &str| Guest { name: name.into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm, drive: None };
+        let guest = |name: &str| Guest {
+            name: name.into(),
+            member,
+            memory_mib: 256,
+            vcpus: 1,
+            kind: GuestType::Hvm,
+            drive: None,
+        };
         let uuid = guest("guest").uuid();
         let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);

@@ -185,11 +185,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             member: site.host(),
             memory_mib: spec.host_memory_mib,
             vcpus: 1,
-            multiboot: spec.hypervisor.multiboot(
-                &images.host,
-                spec.host_memory_mib,
-                spec.guest.memory_mib,
-            ),
+            multiboot: spec.hypervisor.multiboot(&images.host, spec.host_memory_mib, spec.guest.memory_mib),
             emulated_cpu: host.emulated_cpu,
             kernel: images.host.kernel(),
             initrd: images.host.initrd(),

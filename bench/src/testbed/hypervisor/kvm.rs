@@ -18,6 +18,7 @@ pub(super) const HOST: Host = Host {
     console: "ttyS0",
     memory_mib: 1024,
     hook: None,
+    refusals: None,
     packages: &["libvirt-daemon", "qemu-system-x86"],
 };
 
@@ -94,7 +95,14 @@ mod tests {
     #[test]
     fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
         let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind: GuestType::Hvm, drive: None };
+        let guest = Guest {
+            name: "guest".into(),
+            member,
+            memory_mib: 256,
+            vcpus: 1,
+            kind: GuestType::Hvm,
+            drive: None,
+        };
         let xml = domain_xml(&guest, "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();
