@@ -259,12 +259,18 @@ fn serve(path: &Path) -> anyhow::Result<ExitCode> {
 
 /// What is wrong with the domain stops no migration: its recontextualization says so afterwards.
 fn answer_hook(config: &Path, driver: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
-    if !hook::asks_for_xml(arguments) {
+    let asked_for_xml = hook::asks_for_xml(arguments);
+    if !asked_for_xml && !hook::asks_for_files(driver, arguments) {
         return Ok(ExitCode::SUCCESS);
     }
     let xml = std::io::read_to_string(std::io::stdin())?;
-    let image = || hook::placeholder(&Config::load(config)?.state);
-    match hook::filter(&xml, Path::exists, image) {
+    let state = || Ok(Config::load(config)?.state);
+    let answer = if asked_for_xml {
+        hook::filter(&xml, Path::exists, || hook::placeholder(&state()?))
+    } else {
+        hook::stand_in(&xml, state).map(|()| None)
+    };
+    match answer {
         Ok(Some(changed)) => std::io::stdout().write_all(changed.as_bytes())?,
         Ok(None) => {}
         Err(HookError::View(error)) => eprintln!("ctx: {driver} domain {}: {error}", arguments[0]),

@@ -36,6 +36,16 @@ pub enum GuestError {
     /// A command on the source's host.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// A migration failed; the guest is where the hypervisor left it.
+    #[error("{error}; host {host} says: {evidence}")]
+    Refused {
+        /// Libvirt's error at the source.
+        error: ctx::libvirt::Error,
+        /// The destination.
+        host: &'static str,
+        /// What the destination wrote down.
+        evidence: String,
+    },
     /// A thread ended abnormally.
     #[error("a libvirt call stopped: {0}")]
     Join(#[from] JoinError),
@@ -155,6 +165,18 @@ impl GuestControl {
         Ok(None)
     }
 
+    /// A failed migration's error, with what the destination says where the source does not know.
+    async fn refused(&self, error: ctx::libvirt::Error, to: Site) -> GuestError {
+        let Some(command) = self.hypervisor.host().refusals else { return error.into() };
+        match self.hosts[to as usize].demand("read why", command, ACCOUNT).await {
+            Ok(said) if !said.trim().is_empty() => {
+                let evidence = said.trim().replace('\n', " | ");
+                GuestError::Refused { error, host: to.host_name(), evidence }
+            }
+            _ => error.into(),
+        }
+    }
+
     /// Migrates the guest, live, and waits until it runs at the destination.
     ///
     /// # Errors
@@ -195,7 +217,10 @@ impl GuestControl {
                 seconds: deadline.as_secs(),
             });
         };
-        let (started, ended) = done??;
+        let (started, ended) = match done? {
+            Ok(times) => times,
+            Err(error) => return Err(self.refused(error, to).await),
+        };
         if !control.accounts {
             return Ok(Migrated { started, ended, account: Account::NotKept });
         }

@@ -5,6 +5,12 @@
 //! (<https://libvirt.org/hooks.html>). The images of the host it comes from do not exist here. libxl
 //! then refuses the migration; so such a device starts with an image without data, until the
 //! recontextualizer has put this host's in. libvirt waits for the hook, so it may not call libvirt.
+//!
+//! libvirt 11.3's libxl driver does not get as far as that hook: it formats the XML for it with a flag that its own
+//! function refuses (`unsupported flags (0x8) in function virDomainDefFormat`, in its log), and goes on without.
+//! It does call `NAME prepare begin -` before it starts the domain that arrives, where the XML can no longer be
+//! changed but files can still appear. So under libxl the image without data is put where the XML looks for the
+//! one that stayed behind, if that is in this host's own folder of images.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,11 +51,20 @@ pub fn asks_for_xml(arguments: &[String]) -> bool {
     matches!(arguments, [_, operation, sub, ..] if operation == "migrate" && sub == "begin")
 }
 
+/// Whether libvirt's driver `driver` is about to look for the images of a domain, and can be helped by files alone.
+pub fn asks_for_files(driver: &str, arguments: &[String]) -> bool {
+    driver == "libxl"
+        && matches!(arguments, [_, operation, sub, ..] if operation == "prepare" && sub == "begin")
+}
+
+/// A place of an XML that names an image of a device of ours, and the image.
+pub type Place = (std::ops::Range<usize>, PathBuf);
+
 /// The places of an XML that name an image of a device of ours which `exists` does not know.
 ///
 /// # Errors
 /// [`ViewError`] when it is not XML or our metadata in it is wrong.
-pub fn missing(xml: &str, exists: impl Fn(&Path) -> bool) -> Result<Vec<std::ops::Range<usize>>, ViewError> {
+pub fn missing(xml: &str, exists: impl Fn(&Path) -> bool) -> Result<Vec<Place>, ViewError> {
     let view = View::parse(xml)?;
     if view.wanted.is_empty() {
         return Ok(Vec::new());
@@ -61,7 +76,7 @@ pub fn missing(xml: &str, exists: impl Fn(&Path) -> bool) -> Result<Vec<std::ops
         })
         .filter_map(|disk| child(disk, "source")?.attribute_node("file"))
         .filter(|file| !exists(Path::new(file.value())))
-        .map(|file| file.range_value())
+        .map(|file| (file.range_value(), PathBuf::from(file.value())))
         .collect();
     Ok(places)
 }
@@ -82,8 +97,27 @@ pub fn filter(
     }
     let path = placeholder()?;
     let text = escape(path.to_str().ok_or_else(|| HookError::Path(path.clone()))?);
-    let edits = places.into_iter().map(|range| Edit { range, text: text.clone() }).collect();
+    let edits = places.into_iter().map(|(range, _)| Edit { range, text: text.clone() }).collect();
     Ok(Some(apply(xml, edits)))
+}
+
+/// Puts the image without data wherever an image of a device of ours is missing from this host's folder of images,
+/// which lies in the state directory that `state` gives when it is needed.
+///
+/// # Errors
+/// [`HookError`].
+pub fn stand_in(xml: &str, state: impl FnOnce() -> Result<PathBuf, HookError>) -> Result<(), HookError> {
+    let places = missing(xml, Path::exists)?;
+    if places.is_empty() {
+        return Ok(());
+    }
+    let state = state()?;
+    let images = state.join("images");
+    let plain = |path: &Path| !path.components().any(|part| part == std::path::Component::ParentDir);
+    for (_, path) in places.into_iter().filter(|(_, path)| path.starts_with(&images) && plain(path)) {
+        write_empty(&path)?;
+    }
+    Ok(())
 }
 
 /// Where a state directory holds the image without data.
@@ -96,21 +130,26 @@ pub fn placeholder_path(state: &Path) -> PathBuf {
 /// # Errors
 /// [`HookError::Write`].
 pub fn placeholder(state: &Path) -> Result<PathBuf, HookError> {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = placeholder_path(state);
+    write_empty(&path)?;
+    Ok(path)
+}
+
+/// Writes the image without data, unless it is there. It holds nothing, and every hypervisor's user must be able to
+/// reach and to read it.
+fn write_empty(path: &Path) -> Result<(), HookError> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let made = (|| {
         let image = ctx_format::write::empty_iso().map_err(io::Error::other)?;
-        if std::fs::read(&path).ok().as_deref() != Some(&image[..]) {
-            std::fs::create_dir_all(state)?;
-            write_atomically(&path, &image)?;
+        if std::fs::read(path).ok().as_deref() != Some(&image[..]) {
+            if let Some(folder) = path.parent() {
+                std::fs::DirBuilder::new().recursive(true).mode(0o711).create(folder)?;
+            }
+            write_atomically(path, &image)?;
         }
-        // It holds nothing, and every hypervisor's user must be able to read it.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
     })();
-    match made {
-        Ok(()) => Ok(path),
-        Err(error) => Err(HookError::Write { path, error }),
-    }
+    made.map_err(|error| HookError::Write { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
@@ -180,6 +219,27 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), image);
         let error = placeholder(&path).unwrap_err().to_string();
         assert!(error.contains("empty.iso"), "{error}");
+    }
+
+    #[test]
+    fn before_libxl_starts_a_domain_the_missing_image_appears_in_our_folder_and_nowhere_else() {
+        let arguments = ["g", "prepare", "begin", "-"].map(str::to_owned);
+        assert!(asks_for_files("libxl", &arguments) && !asks_for_files("qemu", &arguments));
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let image = state.join("images/u/xvdc.7.iso");
+        let put = |path: &Path| {
+            stand_in(&xml(&context(), &format!("'{}'", path.display()), ""), || Ok(state.clone())).unwrap();
+        };
+        put(&image);
+        assert_eq!(std::fs::read(&image).unwrap(), ctx_format::write::empty_iso().unwrap());
+        std::fs::write(&image, "an image of this host").unwrap();
+        put(&image);
+        assert_eq!(std::fs::read(&image).unwrap(), b"an image of this host");
+        for elsewhere in [dir.path().join("x.iso"), state.join("images/../x.iso")] {
+            put(&elsewhere);
+            assert!(!elsewhere.exists(), "{}", elsewhere.display());
+        }
     }
 
     proptest! {

@@ -18,6 +18,7 @@ pub(super) const HOST: Host = Host {
     console: "ttyS0",
     memory_mib: 1024,
     hook: None,
+    refusals: None,
     packages: &["libvirt-daemon", "qemu-system-x86"],
 };
 

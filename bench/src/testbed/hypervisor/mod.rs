@@ -35,6 +35,9 @@ pub struct Host {
     /// Where libvirt looks for a hook of its driver; none where a migration needs none of ours, since an image
     /// that is missing at the destination is left behind.
     pub hook: Option<&'static str>,
+    /// Command that prints why the host refused a guest that was to arrive, where libvirt's error at the source does
+    /// not say.
+    pub refusals: Option<&'static str>,
     /// Packages whose versions a run records.
     pub packages: &'static [&'static str],
 }

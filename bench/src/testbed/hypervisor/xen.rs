@@ -17,6 +17,9 @@ pub(super) const HOST: Host = Host {
     console: "hvc0",
     memory_mib: 1024 + XEN_MIB,
     hook: Some("/etc/libvirt/hooks/libxl.d/50-ctx"),
+    refusals: Some(
+        "grep -v 'No such process\\|Non-existant\\|[Uu]nable to destroy\\|Destruction' /var/log/libvirt/libxl/libxl-driver.log | tail -n 3",
+    ),
     packages: &["libvirt-daemon-driver-xen", "xen-hypervisor-4.20-amd64", "qemu-system-xen"],
 };
 
