@@ -49,9 +49,9 @@ pub async fn trial(lab: &Lab, trial: &Trial) -> Result<Measures, DriveError> {
 
 /// What the migrate call says, and libvirt's statistics where it keeps any.
 pub fn migration(measures: &mut Measures, moved: &Migrated) {
+    const MISSING: &str = "libvirt has no statistics of the completed job";
     measures.seconds(metric::MIGRATION_TOTAL, "", moved.total());
     let Account::Kept(stats) = &moved.account else { return };
-    const MISSING: &str = "libvirt has no statistics of the completed job";
     let stat = |pick: fn(&JobStats) -> Option<u64>| stats.as_deref().and_then(pick).map(|v| v as f64);
     let seconds = stat(|s| s.time_elapsed_ms).map(|ms| ms / 1000.0);
     measures.maybe(metric::MIGRATION_TIME_LIBVIRT, "", seconds, "s", MISSING);
