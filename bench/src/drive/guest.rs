@@ -40,7 +40,7 @@ pub enum GuestError {
     #[error("{error}; host {host} says: {evidence}")]
     Refused {
         /// Libvirt's error at the source.
-        error: ctx::libvirt::Error,
+        error: Box<ctx::libvirt::Error>,
         /// The destination.
         host: &'static str,
         /// What the destination wrote down.
@@ -171,7 +171,7 @@ impl GuestControl {
         match self.hosts[to as usize].demand("read why", command, ACCOUNT).await {
             Ok(said) if !said.trim().is_empty() => {
                 let evidence = said.trim().replace('\n', " | ");
-                GuestError::Refused { error, host: to.host_name(), evidence }
+                GuestError::Refused { error: error.into(), host: to.host_name(), evidence }
             }
             _ => error.into(),
         }
