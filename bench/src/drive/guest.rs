@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use ctx::libvirt::{
     Connection, Domain, DomainEvent, Event, EventKind, JobStats, MigrateFlags, MigrateOptions,
 };
+use tokio::sync::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
@@ -83,7 +84,7 @@ impl Migrated {
 
 /// Connections to both hosts' libvirt, and the guest between them.
 pub struct GuestControl {
-    connections: [Connection; 2],
+    connections: [Mutex<Connection>; 2],
     hosts: [Ssh; 2],
     xml: String,
     name: String,
@@ -101,7 +102,7 @@ impl GuestControl {
         let open = |site: Site| spawn_blocking(move || Connection::open(&hypervisor.libvirt_uri(site)));
         let (remote, local) = tokio::join!(open(Site::Remote), open(Site::Local));
         Ok(GuestControl {
-            connections: [remote??, local??],
+            connections: [Mutex::new(remote??), Mutex::new(local??)],
             xml: hypervisor.domain_xml(&testbed.guest, &testbed.guest_append),
             hosts: Site::ALL.map(|site| testbed.host(site).ssh.clone()),
             name: testbed.guest.name.clone(),
@@ -110,9 +111,18 @@ impl GuestControl {
         })
     }
 
-    /// The connection to a site's host.
-    pub fn connection(&self, site: Site) -> &Connection {
-        &self.connections[site as usize]
+    /// The connection to a site's host, made anew when it was lost: a libvirtd that has died is started again by its
+    /// socket.
+    ///
+    /// # Errors
+    /// When libvirt does not answer.
+    async fn connection(&self, site: Site) -> Result<Connection, GuestError> {
+        let mut connection = self.connections[site as usize].lock().await;
+        if !connection.is_alive() {
+            let uri = self.hypervisor.libvirt_uri(site);
+            *connection = spawn_blocking(move || Connection::open(&uri)).await??;
+        }
+        Ok(connection.clone())
     }
 
     /// Calls libvirt from a thread that may block.
@@ -124,7 +134,7 @@ impl GuestControl {
         site: Site,
         call: impl FnOnce(&Connection) -> Result<T, ctx::libvirt::Error> + Send + 'static,
     ) -> Result<T, GuestError> {
-        let connection = self.connection(site).clone();
+        let connection = self.connection(site).await?;
         Ok(spawn_blocking(move || call(&connection)).await??)
     }
 
@@ -183,7 +193,7 @@ impl GuestControl {
     /// What libvirt refused, or that it took longer than the scenario allows; then it was aborted.
     pub async fn migrate(&self, from: Site, to: Site) -> Result<Migrated, GuestError> {
         let domain = self.domain(from).await?;
-        let destination = self.connection(to).clone();
+        let destination = self.connection(to).await?;
         let control = self.hypervisor.migration(&self.migration);
         let options = MigrateOptions {
             flags: MigrateFlags { auto_converge: control.auto_converge, ..MigrateFlags::default() },

@@ -32,7 +32,8 @@ pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
     if let Some(layers) = &scenario.layers {
         return super::layers::steps(scenario, layers, trials);
     }
-    let mut steps = vec![Step::new("boot hosts and guest", 60)];
+    let host = scenario.testbed.hypervisor.host();
+    let mut steps = vec![Step::new("boot hosts and guest", host.boot_seconds)];
     if scenario.experiment == Experiment::Gluster {
         steps.push(Step::new("start servers, shape and measure links", 65));
     }

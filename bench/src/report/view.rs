@@ -15,7 +15,7 @@ use super::{
 use crate::{
     figures::chart::three_digits,
     metric,
-    scenario::{Hypervisor, Scenario, TestbedKind},
+    scenario::{Scenario, TestbedKind},
     stats::{Analysis, Interval, Warning, analysis},
     store::StoredRun,
 };
@@ -150,18 +150,23 @@ impl View {
     }
 }
 
-/// Says where a hypervisor gives less than the others.
+/// Says of which machines libvirt has given no account of migrations.
 fn remarks(analysis: &Analysis) -> Vec<String> {
-    let xen = |group: &&analysis::Group| group.hypervisor == Hypervisor::Xen.name();
+    let has = |group: &analysis::Group, metric| {
+        analysis.rows.iter().any(|row| row.group == *group && row.metric == metric)
+    };
+    let silent = |group: &&analysis::Group| {
+        has(group, metric::MIGRATION_TOTAL) && !has(group, metric::MIGRATION_TIME_LIBVIRT)
+    };
     let remark = |group: &analysis::Group| {
         format!(
-            "{}: libxl keeps no statistics of a migration and takes no limit on its downtime. Its time is that of the \
-             call, and its downtime is the silence of a program in the guest (heartbeat) and of its kernel (ping), \
-             both seen from outside.",
+            "{}: libvirt's driver keeps no statistics of a migration there and takes no limit on its downtime. Its time is \
+             that of the call, and its downtime is the silence of a program in the guest (heartbeat) and of its kernel \
+             (ping), both seen from outside.",
             group.name()
         )
     };
-    analysis.groups.iter().filter(xen).map(remark).collect()
+    analysis.groups.iter().filter(silent).map(remark).collect()
 }
 
 /// Bytes are shown in MiB: nine digits say nothing.

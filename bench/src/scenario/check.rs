@@ -191,7 +191,7 @@ fn guest_type(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
             let help = "remove it, or set testbed.hypervisor = \"xen\"";
             at.fail(&["guest", "type"], None, &message, help)
         }
-        (Hypervisor::Xen, GuestType::Pvh | GuestType::Pv) if strategy != Strategy::Replace => {
+        (Hypervisor::Xen, GuestType::Pvh | GuestType::Pv) if strategy == Strategy::Swap => {
             let message = format!("a {kind} guest has no CD-ROM drive: nothing to {strategy}");
             let help = "use strategy = \"replace\", or set guest.type = \"hvm\"";
             at.fail(&["recontext", "strategy"], None, &message, help)

@@ -76,8 +76,10 @@ fn the_committed_scenarios_are_good_in_every_profile() {
     for (file, profiles) in [
         ("paper/migration-kvm", &["quick"][..]),
         ("paper/gluster-kvm", &["quick"]),
+        ("paper/migration-xen", &["quick"]),
+        ("paper/gluster-xen", &["quick"]),
         ("beyond/ffs-peers", &["quick"]),
-        ("smoke", &[]),
+        ("smoke", &["xen", "swap", "xen-swap"]),
     ] {
         let path = scenarios().join(file).with_extension("toml");
         for profile in profiles.iter().copied().map(Some).chain([None]) {
@@ -86,6 +88,33 @@ fn the_committed_scenarios_are_good_in_every_profile() {
             }
         }
     }
+}
+
+/// What a reader of both expects: the same evaluation, on another hypervisor.
+#[test]
+fn the_twins_on_xen_differ_in_the_hypervisor_and_what_it_cannot_do() {
+    for name in ["migration", "gluster"] {
+        let load = |hypervisor: &str| {
+            Scenario::load(&scenarios().join(format!("paper/{name}-{hypervisor}.toml")), Some("quick")).unwrap()
+        };
+        let (kvm, mut xen) = (load("kvm"), load("xen"));
+        assert_eq!(xen.guest.kind_on(xen.testbed.hypervisor), GuestType::Pvh);
+        xen.source = kvm.source.clone();
+        xen.title = kvm.title.clone();
+        xen.testbed.hypervisor = Hypervisor::Kvm;
+        xen.guest.kind = None;
+        // Limits that libxl does not take, and the time that a migration may take in all.
+        xen.migration = kvm.migration.clone();
+        assert_eq!(xen, kvm);
+    }
+}
+
+#[test]
+fn a_guest_that_the_hypervisor_does_not_run_is_refused() {
+    let with = |guest: &str, rest: &str| error(&format!("{MIGRATION}[guest]\ntype = \"{guest}\"\n{rest}"));
+    insta::assert_snapshot!("kvm_runs_no_pvh", with("pvh", ""));
+    let rest = "[testbed]\nhypervisor = \"xen\"\n[recontext]\nstrategy = \"swap\"\n";
+    insta::assert_snapshot!("pvh_has_no_drive", with("pvh", rest));
 }
 
 #[test]

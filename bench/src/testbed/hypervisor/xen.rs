@@ -16,6 +16,8 @@ pub(super) const HOST: Host = Host {
     emulated_cpu: "qemu64,+svm,+npt,-rdtscp,+sse4.1,+sse4.2,+ssse3,+popcnt,+cx16,+lahf_lm,+nx,+pdpe1gb",
     console: "hvc0",
     memory_mib: 1024 + XEN_MIB,
+    boot_seconds: 110,
+    migration_seconds: 110,
     hook: Some("/etc/libvirt/hooks/libxl.d/50-ctx"),
     refusals: Some(
         "grep -v 'No such process\\|Non-existant\\|[Uu]nable to destroy\\|Destruction' /var/log/libvirt/libxl/libxl-driver.log | tail -n 3",
@@ -35,11 +37,12 @@ pub(super) const MIGRATION: MigrationControl = MigrationControl {
     stop: Stop::Command("pkill -KILL -x libxl-save-help"),
 };
 
-/// Xen's command line: dom0 gets all memory but the guest's and Xen's own, and never gives any back.
+/// Xen's command line. It is let to reboot when it panics, which ends its machine, so that the bench hears of it at
+/// once. dom0 gets all memory but the guest's and Xen's own, and never gives any back.
 pub(super) fn command_line(host_memory_mib: u32, guest_memory_mib: u32) -> String {
     let dom0 = host_memory_mib.saturating_sub(guest_memory_mib + XEN_MIB);
     format!(
-        "console=com1 com1=115200,8n1 loglvl=warning guest_loglvl=warning noreboot \
+        "console=com1 com1=115200,8n1 loglvl=warning guest_loglvl=warning \
          dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 sched=credit spec-ctrl=no xpti=off"
     )
 }
