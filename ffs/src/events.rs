@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ctx_format::ClassName;
 use serde::{Deserialize, Serialize};
@@ -154,22 +154,24 @@ impl Log {
         debug_assert!(set.is_ok(), "one observer");
     }
 
-    /// Stamps a step and writes it, as one write(2) so that lines never mix.
+    /// Stamps a step and writes it, as one write(2) so that lines never mix, and in the order of the
+    /// stamps.
     pub fn write(&self, step: Step) {
+        let file = self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner));
         // These clocks always exist on Linux.
         let (mono_ns, real_ns) = sys::clocks().unwrap_or_default();
         let event = Event { mono_ns, real_ns, step };
         tracing::info!(target: "ffs::event", step = ?event.step);
+        if let Some(mut file) = file {
+            // Strings and numbers: serializing cannot fail.
+            let mut line = serde_json::to_vec(&event).unwrap_or_default();
+            line.push(b'\n');
+            if let Err(error) = file.write_all(&line) {
+                tracing::warn!(%error, "cannot write to the event log");
+            }
+        }
         if let Some(observer) = self.observer.get() {
             observer(&event.step);
-        }
-        let Some(file) = &self.file else { return };
-        // Strings and numbers: serializing cannot fail.
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
-        let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Err(error) = file.write_all(&line) {
-            tracing::warn!(%error, "cannot write to the event log");
         }
     }
 }

@@ -95,7 +95,8 @@ fn the_committed_scenarios_are_good_in_every_profile() {
 fn the_twins_on_xen_differ_in_the_hypervisor_and_what_it_cannot_do() {
     for name in ["migration", "gluster"] {
         let load = |hypervisor: &str| {
-            Scenario::load(&scenarios().join(format!("paper/{name}-{hypervisor}.toml")), Some("quick")).unwrap()
+            Scenario::load(&scenarios().join(format!("paper/{name}-{hypervisor}.toml")), Some("quick"))
+                .unwrap()
         };
         let (kvm, mut xen) = (load("kvm"), load("xen"));
         assert_eq!(xen.guest.kind_on(xen.testbed.hypervisor), GuestType::Pvh);
