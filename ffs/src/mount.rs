@@ -24,10 +24,14 @@ use crate::watch::Twin;
 /// thread that opens a file of a directory layer does not hold up the others.
 const THREADS: usize = 4;
 
-/// From so many names on, all that the kernel has cached is invalidated at once, in a constant time,
-/// and then looked up again; below, name by name, at 10 to 40 µs each on a busy machine, and the rest
-/// stays: half a millisecond is what a switch may take.
-const EPOCH_FROM: usize = 32;
+/// From so many changed names on, all that the kernel has cached is dropped in one step, and then looked up again. With two a
+/// program could already see one as it is and then another as it was.
+const TOGETHER: usize = 2;
+
+/// Up to so many changed names are forgotten one by one as well, at 10 to 40 µs each on a busy machine: names that the
+/// kernel keeps, and be it only to look them up again, keep the memory of their generation. Of more, the replay for
+/// watchers or the kernel's own need of memory takes care.
+const ONE_BY_ONE: usize = 32;
 
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +222,7 @@ impl Mount {
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = diff(&before.root, &next.root);
-        {
+        let dropped = {
             let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
             self.shared.current.store(next.clone());
             for dir in &diff.dirs {
@@ -227,8 +231,11 @@ impl Mount {
             for node in &diff.same_inode {
                 self.shared.table.renew(node);
             }
-        }
-        self.invalidate(&diff);
+            // While nobody is answered: until this step the kernel gives programs the names that it has, all of the
+            // generation before; after it the kernel asks for each.
+            self.drop_names(&diff)
+        };
+        self.invalidate(&diff, dropped);
         let kept = diff.dirs.iter().map(|dir| dir.ino).collect();
         Switch { generation: next, changes: diff.changes, kept }
     }
@@ -262,19 +269,24 @@ impl Mount {
             .collect()
     }
 
-    /// Makes the kernel forget what is no longer true. Not from a request handler: the kernel waits
-    /// for directory locks that a request may hold.
-    fn invalidate(&self, diff: &crate::diff::Diff) {
+    /// Drops all cached names at once, when several have changed and the kernel can: it takes no lock that a request may
+    /// hold. Whether it did.
+    fn drop_names(&self, diff: &crate::diff::Diff) -> bool {
+        let Some(device) = &self.device else { return false };
+        let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
+        // Names below a directory that came or went are reached through it alone.
+        let stale = diff.changes.iter().filter(|change| kept.contains(&change.parent));
+        stale.take(TOGETHER).count() == TOGETHER && sys::inc_epoch(device).is_ok()
+    }
+
+    /// Makes the kernel forget what is no longer true; its names already are when they were `dropped`. Not from a
+    /// request handler: the kernel waits for directory locks that a request may hold.
+    fn invalidate(&self, diff: &crate::diff::Diff, dropped: bool) {
         use std::os::unix::ffi::OsStrExt;
         let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let mut failed = None;
-        // Names below a directory that came or went are reached through it alone.
-        let stale = diff.changes.iter().filter(|change| kept.contains(&change.parent));
-        let all_at_once = match &self.device {
-            Some(device) if stale.clone().nth(EPOCH_FROM).is_some() => sys::inc_epoch(device).is_ok(),
-            _ => false,
-        };
-        if all_at_once {
+        let many = dropped && diff.changes.len() > ONE_BY_ONE;
+        if dropped {
             self.shared.prefetch.emptied();
         }
         let known = |ino| self.shared.table.has(ino);
@@ -284,7 +296,7 @@ impl Mount {
                 // A name that the kernel holds, it holds with its inode.
                 What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
                 What::Attributes { .. } => continue,
-                _ if all_at_once || !kept.contains(&change.parent) => continue,
+                _ if many || !kept.contains(&change.parent) => continue,
                 _ => {
                     let name = std::ffi::OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)
