@@ -37,14 +37,14 @@ pub enum GuestError {
     /// A command on the source's host.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// A migration failed; the guest is where the hypervisor left it.
+    /// A domain did not start or arrive. After a failed migration it is where the hypervisor left it.
     #[error("{error}; host {host} says: {evidence}")]
     Refused {
-        /// Libvirt's error at the source.
+        /// Libvirt's error.
         error: Box<ctx::libvirt::Error>,
-        /// The destination.
+        /// Where it was to run.
         host: &'static str,
-        /// What the destination wrote down.
+        /// What that host wrote down.
         evidence: String,
     },
     /// A thread ended abnormally.
@@ -144,7 +144,10 @@ impl GuestControl {
     /// What libvirt refused.
     pub async fn start(&self, site: Site) -> Result<Domain, GuestError> {
         let xml = self.xml.clone();
-        self.call(site, move |connection| connection.create(&xml)).await
+        match self.call(site, move |connection| connection.create(&xml)).await {
+            Err(GuestError::Libvirt(error)) => Err(self.refused(error, site).await),
+            other => other,
+        }
     }
 
     /// The guest's domain at a site.
@@ -175,7 +178,8 @@ impl GuestControl {
         Ok(None)
     }
 
-    /// A failed migration's error, with what the destination says where the source does not know.
+    /// The error of a domain that did not start or arrive at a site, with what the host there says where libvirt's error
+    /// does not.
     async fn refused(&self, error: ctx::libvirt::Error, to: Site) -> GuestError {
         let Some(command) = self.hypervisor.host().refusals else { return error.into() };
         match self.hosts[to as usize].demand("read why", command, ACCOUNT).await {

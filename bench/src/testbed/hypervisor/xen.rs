@@ -121,7 +121,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
             format!(
                 "    <emulator>/usr/libexec/xen-qemu-system-i386</emulator>\n\
                  \x20   <serial type='file'><source path='/var/log/{}.console.log'/><target port='0'/></serial>\n\
-                 \x20   <video><model type='vga' vram='8192'/></video>\n",
+                 \x20   <video><model type='vga' vram='16384'/></video>\n",
                 guest.name
             ),
         )
