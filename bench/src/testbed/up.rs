@@ -117,7 +117,7 @@ fn machine_append(accelerator: Accelerator, console: &str) -> String {
 /// The kernel command line of the guest.
 fn guest_append(spec: &Spec) -> String {
     let console = spec.hypervisor.guest_console(spec.guest.kind);
-    let disks = spec.hypervisor.guest_disks();
+    let disks = spec.hypervisor.guest_disks(spec.guest.kind);
     format!("console={console} {APPEND} {KERNEL_ARGUMENTS} {disks} {}", spec.guest_append).trim().to_owned()
 }
 

@@ -221,10 +221,13 @@ impl Hypervisor {
     }
 
     /// Words of the guest's kernel command line that name its disks, where they have no serial numbers.
-    pub fn guest_disks(self) -> &'static str {
+    pub fn guest_disks(self, kind: GuestType) -> String {
         match self {
-            Hypervisor::Kvm => "",
-            Hypervisor::Xen => "bench.root=/dev/xvda bench.seed=/dev/xvdb",
+            Hypervisor::Kvm => String::new(),
+            Hypervisor::Xen => {
+                let [root, seed] = xen::disks(kind);
+                format!("bench.root=/dev/{root} bench.seed=/dev/{seed}")
+            }
         }
     }
 

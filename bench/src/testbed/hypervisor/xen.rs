@@ -64,6 +64,15 @@ pub(super) fn shadow_paging(config: &str) -> bool {
     config.lines().any(|line| line.trim() == "CONFIG_SHADOW_PAGING=y")
 }
 
+/// Targets of the guest's root and seed. The first four disks of an HVM guest are emulated as well, on IDE, where none
+/// can be read-only or come and go.
+pub(super) const fn disks(kind: GuestType) -> [&'static str; 2] {
+    match kind {
+        GuestType::Pvh | GuestType::Pv => ["xvda", "xvdb"],
+        GuestType::Hvm => ["xvde", "xvdf"],
+    }
+}
+
 /// Context devices: a paravirtual disk that is detached and attached, or, on HVM, an emulated CD-ROM
 /// drive whose medium is changed. A PVH guest has no drive.
 pub(super) fn slots(kind: GuestType, strategy: Strategy) -> Slots {
@@ -71,11 +80,10 @@ pub(super) fn slots(kind: GuestType, strategy: Strategy) -> Slots {
     let drive = |target| Slot { device: "cdrom", driver: "qemu", bus: "ide", target };
     match (kind, strategy) {
         (GuestType::Hvm, Strategy::Swap | Strategy::Prestage) => {
-            Slots { service: disk("xvde"), infrastructure: drive("hdc"), in_guest: &["xvd*", "sr*"] }
+            Slots { service: disk("xvdg"), infrastructure: drive("hdc"), in_guest: &["xvd*", "sr*"] }
         }
-        // The first four disks of an HVM guest are emulated as well, and cannot come and go.
         (GuestType::Hvm, Strategy::Replace) => {
-            Slots { service: disk("xvde"), infrastructure: disk("xvdf"), in_guest: &["xvd*"] }
+            Slots { service: disk("xvdg"), infrastructure: disk("xvdh"), in_guest: &["xvd*"] }
         }
         (GuestType::Pvh | GuestType::Pv, _) => {
             Slots { service: disk("xvdc"), infrastructure: disk("xvdd"), in_guest: &["xvd*"] }
@@ -97,6 +105,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
             disk_path(&format!("guest-{serial}")),
         )
     };
+    let [root, seed] = disks(guest.kind);
     let hvm = guest.kind == GuestType::Hvm;
     // Without the model an HVM guest has an emulated interface beside the paravirtual one.
     let model = if hvm { "\n      <model type='netfront'/>" } else { "" };
@@ -140,8 +149,8 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
         uuid = guest.uuid(),
         memory = guest.memory_mib,
         vcpus = guest.vcpus,
-        root = disk("xvda", "root"),
-        seed = disk("xvdb", "seed"),
+        root = disk(root, "root"),
+        seed = disk(seed, "seed"),
         drive = guest.drive_xml(),
     )
 }
