@@ -68,7 +68,7 @@ fn is_connecting(state: &[u8]) -> bool {
 /// does not have. Whether there was something.
 ///
 /// # Errors
-/// [`RunError::Orphan`] when xenstore does not tell or the disk cannot be removed within `patience`.
+/// [`RunError::Orphan`] when xenstore does not tell, or the disk cannot be removed, twice within `patience`.
 pub(super) async fn remove_orphan(domain: u32, target: &str, patience: Duration) -> Result<bool, RunError> {
     let fail = |why: String| RunError::Orphan { domain, target: target.to_owned(), why };
     // A target that libxl has no number for is none of its disks.
@@ -78,16 +78,21 @@ pub(super) async fn remove_orphan(domain: u32, target: &str, patience: Duration)
         return Ok(false);
     }
     tracing::warn!(domain, target, "libxl holds a disk there that libvirt does not know of: it is removed");
-    let mut xl = Command::new("xl");
-    xl.arg("block-detach").arg(domain.to_string()).arg(number.to_string()).kill_on_drop(true);
-    match timeout(patience, xl.output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(true),
-        Ok(Ok(output)) => {
-            Err(fail(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())))
+    // A driver that has the disk is asked first; one that never came to it does not answer in libxl's 10 s.
+    let mut refusal = String::new();
+    for options in [&[][..], &["--force"]] {
+        let mut xl = Command::new("xl");
+        xl.arg("block-detach").args(options).arg(domain.to_string()).arg(number.to_string());
+        match timeout(patience, xl.kill_on_drop(true).output()).await {
+            Ok(Ok(output)) if output.status.success() => return Ok(true),
+            Ok(Ok(output)) => {
+                refusal = format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            }
+            Ok(Err(error)) => return Err(fail(error.to_string())),
+            Err(_) => refusal = format!("it took longer than {} s", patience.as_secs()),
         }
-        Ok(Err(error)) => Err(fail(error.to_string())),
-        Err(_) => Err(fail(format!("it took longer than {} s", patience.as_secs()))),
     }
+    Err(fail(refusal))
 }
 
 /// Whether libxl has a virtual block device of that number for a domain (Xen's `docs/misc/xenstore-paths`,
