@@ -194,3 +194,47 @@ fn a_machine_without_its_disk_says_so_and_ends() {
     );
     assert!(console.contains("disks seen: vda(other)"), "{console}");
 }
+
+/// A copy of an image in a cache of its own, by links, with a file replaced.
+fn spoiled(image: &Image, cache: &Path, file: &str, content: &[u8]) {
+    let original = image.root().parent().unwrap().to_owned();
+    let copy = cache.join("images").join(image.digest());
+    std::fs::create_dir_all(&copy).unwrap();
+    for entry in std::fs::read_dir(&original).unwrap() {
+        let entry = entry.unwrap();
+        let target = copy.join(entry.file_name());
+        if entry.file_name() == file {
+            std::fs::write(target, content).unwrap();
+        } else if entry.file_name() == "image.json" {
+            std::fs::copy(entry.path(), target).unwrap();
+        } else {
+            std::os::unix::fs::symlink(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_host_whose_xen_does_not_come_up_says_so_and_leaves_nothing() {
+    const TEST: &str = "a_host_whose_xen_does_not_come_up_says_so_and_leaves_nothing";
+    let (Some(host), Some(guest)) = (image(TEST, "host-xen"), image(TEST, "guest")) else { return };
+    let cache = tempfile::tempdir().unwrap();
+    // Xen itself starts, finds no kernel that it can run as its first domain, and panics.
+    spoiled(&host, cache.path(), "vmlinuz", b"no kernel");
+    spoiled(&guest, cache.path(), "build.log", b"");
+    let up = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["testbed", "up", "--hypervisor", "xen", "--hosts", "1"])
+        .env("BENCH_CACHE", cache.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&up.stderr);
+    assert_eq!(up.status.code(), Some(1), "{said}");
+    assert!(said.contains("a: it ended while it was booting"), "{said}");
+    assert!(said.contains("its console ended with") && said.contains("Panic on CPU 0"), "{said}");
+    let down = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["testbed", "down"])
+        .env("BENCH_CACHE", cache.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&down.stdout), "No testbed is up.\n");
+}
