@@ -110,7 +110,7 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Response> {
 
 /// How a request is handed on: with the way to answer it and, where another program may be the one
 /// to answer, the connection.
-type Handle = dyn Fn(Request, Sender<Response>, Option<OwnedFd>) + Send + Sync;
+pub(crate) type Handle = dyn Fn(Request, Sender<Response>, Option<OwnedFd>) + Send + Sync;
 
 /// The socket; when dropped, the answer under way is written, then it is removed.
 pub(crate) struct Server {

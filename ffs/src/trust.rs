@@ -439,7 +439,8 @@ mod tests {
         assert!(admit(&next, &image(6, "b")).is_ok());
         assert_eq!(next.to_state().keys, trust.to_state().keys);
         assert!(next.reduced().is_some());
-        let without = Trust::resume(&Config::default(), dir.path(), &Trust::without_keys().to_state()).unwrap();
+        let without =
+            Trust::resume(&Config::default(), dir.path(), &Trust::without_keys().to_state()).unwrap();
         admit(&without, &image(1, "a")).unwrap();
     }
 

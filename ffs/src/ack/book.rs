@@ -103,10 +103,15 @@ impl Book {
 
     /// What another program knew.
     pub(super) fn resume(acks: &state::Acks) -> Self {
-        let states = acks.states.iter().map(|of| {
-            (of.ack.class.clone(), State { ack: of.ack.clone(), waits: of.waits, told: of.told })
-        });
-        let claims = acks.claims.iter().cloned().map(|(device, class, generation)| (device, Claim { class, generation }));
+        let states = acks
+            .states
+            .iter()
+            .map(|of| (of.ack.class.clone(), State { ack: of.ack.clone(), waits: of.waits, told: of.told }));
+        let claims = acks
+            .claims
+            .iter()
+            .cloned()
+            .map(|(device, class, generation)| (device, Claim { class, generation }));
         Self {
             states: states.collect(),
             claims: claims.collect(),

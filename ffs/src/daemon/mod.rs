@@ -34,7 +34,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::ack;
 use crate::config::{Config, LayerSpec, Source};
-use crate::control::{Request, Response, Server};
+use crate::control::{Handle, Request, Response, Server};
 use crate::dirs::Follower;
 use crate::door::Door;
 use crate::edit::Desired;
@@ -111,7 +111,10 @@ pub enum DaemonError {
 /// What reaches the loop.
 enum Message {
     Uevent(Option<Uevent>),
-    Loaded { device: String, result: Result<Layer, Failure> },
+    Loaded {
+        device: String,
+        result: Result<Layer, Failure>,
+    },
     Directories(BTreeSet<String>),
     /// A request, the way to answer it, and the connection where another program may be the one to do so.
     Control(Request, Sender<Response>, Option<OwnedFd>),
@@ -300,10 +303,8 @@ fn block_signals() -> Result<SigSet, DaemonError> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         signals.add(signal);
     }
-    let error = |errno: nix::errno::Errno| DaemonError::System {
-        what: "cannot block signals",
-        source: errno.into(),
-    };
+    let error =
+        |errno: nix::errno::Errno| DaemonError::System { what: "cannot block signals", source: errno.into() };
     signals.thread_block().map_err(error)?;
     Ok(signals)
 }
@@ -313,11 +314,7 @@ fn limit(config: &Config) -> Limit {
 }
 
 /// The follower of directories, where it can be had.
-fn follow(
-    tx: &Sender<Message>,
-    abilities: &mut Vec<String>,
-    reduced: &mut Vec<String>,
-) -> Option<Follower> {
+fn follow(tx: &Sender<Message>, abilities: &mut Vec<String>, reduced: &mut Vec<String>) -> Option<Follower> {
     let tx = tx.clone();
     match Follower::start(move |layers| drop(tx.send(Message::Directories(layers)))) {
         Ok(follower) => {
@@ -332,9 +329,7 @@ fn follow(
 }
 
 /// Hands requests on to the loop.
-fn to_loop(
-    tx: &Sender<Message>,
-) -> Box<dyn Fn(Request, Sender<Response>, Option<OwnedFd>) + Send + Sync> {
+fn to_loop(tx: &Sender<Message>) -> Box<Handle> {
     let tx = tx.clone();
     Box::new(move |request, answer, asker| drop(tx.send(Message::Control(request, answer, asker))))
 }
@@ -431,8 +426,6 @@ impl Daemon {
                 };
                 let _ = answer.send(response);
             }
-            // What is to be done then is looked at before each wait.
-            Message::AtRest => {}
             Message::Stale => self.rescan(),
             Message::Reload => {
                 // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
@@ -443,7 +436,8 @@ impl Daemon {
             }
             Message::Stop if self.stopping => {}
             Message::Stop => self.stop()?,
-            Message::SessionEnded(_) => {}
+            // An upgrade that waits for it is looked at before each message.
+            Message::AtRest | Message::SessionEnded(_) => {}
         }
         Ok(())
     }

@@ -94,7 +94,8 @@ fn prepare(order: &Order) -> Result<Prepared, DaemonError> {
     if order.mount.as_ref().is_some_and(|mount| *mount != point) {
         return Err(wrong(StateError::Wrong("it is of another mount than the one that was named")));
     }
-    let trust = Trust::resume(&state.daemon.config, &point, &state.daemon.trust).map_err(DaemonError::TakeOver)?;
+    let trust =
+        Trust::resume(&state.daemon.config, &point, &state.daemon.trust).map_err(DaemonError::TakeOver)?;
     let mount = handover::unpack(&state.connection, &state.tree, &state.kernel).map_err(wrong)?;
     Ok(Prepared { state, mount, trust })
 }
@@ -104,7 +105,7 @@ fn resume(prepared: Prepared, order: &Order) -> Result<(), DaemonError> {
     let system = |what| move |source| DaemonError::System { what, source };
     let wrong = |error: StateError| DaemonError::TakeOver(error.to_string());
     let inherited = state.descriptors();
-    let State { version: from, point, connection, daemon, .. } = state;
+    let State { version: from, point, connection, daemon, tree, kernel } = state;
     let point = PathBuf::from(&point);
     let parts = Parts::new();
     let signals = block_signals()?;
@@ -122,6 +123,8 @@ fn resume(prepared: Prepared, order: &Order) -> Result<(), DaemonError> {
     let (mount, session) = Mount::resume(point.clone(), mount.shared, mount.inodes, mount.connection)?;
     let (now_ns, _) = sys::clocks().unwrap_or_default();
     let pause_us = now_ns.saturating_sub(daemon.stopped_ns) / 1000;
+    // Large, and nobody was to wait for that.
+    drop((tree, kernel));
 
     let Parts { tx, rx, works, doors } = parts;
     let mut abilities = Vec::new();
@@ -136,9 +139,10 @@ fn resume(prepared: Prepared, order: &Order) -> Result<(), DaemonError> {
     let path = PathBuf::from(&daemon.control.path);
     let server = Server::resume(&path, listener, doors.clone(), super::to_loop(&tx))
         .map_err(system("cannot go on listening"))?;
-    let waiting = daemon.hooks.waiting.map(|(generation, paths)| {
-        (generation, paths.into_iter().map(|path| path.0.into_vec()).collect())
-    });
+    let waiting = daemon
+        .hooks
+        .waiting
+        .map(|(generation, paths)| (generation, paths.into_iter().map(|path| path.0.into_vec()).collect()));
     let unread = daemon.unread;
     let (hooks, outcomes) = (daemon.config.hooks.clone(), daemon.hooks.outcomes);
     let hooks = Hooks::start(hooks, &point, log.clone(), works.clone(), outcomes, waiting)

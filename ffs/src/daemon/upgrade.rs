@@ -8,13 +8,14 @@
 //! Directories are followed anew by the successor and then read again: a change that falls between is
 //! found by that.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use super::{Daemon, DaemonError, Due, Message};
 use crate::control::Response;
@@ -38,7 +39,12 @@ pub(super) struct Upgrade {
 
 impl Daemon {
     /// Begins to come to rest.
-    pub(super) fn upgrade(&mut self, program: Option<PathBuf>, answer: Sender<Response>, asker: Option<OwnedFd>) {
+    pub(super) fn upgrade(
+        &mut self,
+        program: Option<PathBuf>,
+        answer: Sender<Response>,
+        asker: Option<OwnedFd>,
+    ) {
         let refused = match (asker, self.stopping, &self.upgrade) {
             (_, true, _) => "it is ending",
             (_, _, Some(_)) => "another upgrade is under way",
@@ -78,8 +84,12 @@ impl Daemon {
 
     /// What is not at rest, for people.
     pub(super) fn restless(&self) -> String {
-        let reading: Vec<&str> =
-            self.devices.iter().filter(|(_, device)| device.reading()).map(|(name, _)| name.as_str()).collect();
+        let reading: Vec<&str> = self
+            .devices
+            .iter()
+            .filter(|(_, device)| device.reading())
+            .map(|(name, _)| name.as_str())
+            .collect();
         if !reading.is_empty() {
             return format!("{} is being read", reading.join(", "));
         }
@@ -112,7 +122,7 @@ impl Daemon {
         let rest = self.teller.as_ref().and_then(crate::ack::Teller::rest);
         let acks = rest.as_ref().map(|(acks, _)| acks);
         let point = self.mount.point();
-        let root = match open(point, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+        let root = match self.root() {
             Ok(root) => root,
             Err(error) => return format!("cannot open `{}`: {error}", point.display()),
         };
@@ -123,8 +133,7 @@ impl Daemon {
             Err(error) => return format!("cannot list descriptors: {error}"),
         };
         let state = self.state(fuse, asker, acks, began);
-        let able = written(&state)
-            .and_then(|file| program.rehearse(&file, state.descriptors(), point));
+        let able = written(&state).and_then(|file| program.rehearse(&file, state.descriptors(), point));
         let able = match able {
             Ok(able) => able,
             Err(error) => return error.to_string(),
@@ -145,6 +154,19 @@ impl Daemon {
         failed.to_string()
     }
 
+    /// The root of the file system, whatever else is mounted on its place now.
+    fn root(&self) -> io::Result<OwnedFd> {
+        if let Some(root) = self.mount.with_twin(|twin| twin.as_ref().ok()?.root().upgrade()) {
+            return root.try_clone();
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(self.mount.point(), flags, Mode::empty())?;
+        if fstat(&root)?.st_dev != self.number {
+            return Err(io::Error::other("something else is mounted there"));
+        }
+        Ok(root)
+    }
+
     fn state(&self, fuse: Fd, asker: Fd, acks: Option<&state::Acks>, stopped_ns: u64) -> State {
         use std::os::unix::ffi::OsStrExt;
         let before = self.before.as_ref().map(|before| (&*before.generation, &before.desired));
@@ -162,11 +184,13 @@ impl Daemon {
             let left = at.saturating_duration_since(now).as_millis();
             Some((u64::try_from(left).unwrap_or(u64::MAX), due))
         });
-        let held = self.held.iter().map(|(layer, hold)| (layer.clone(), (hold.generation, hold.digest.clone())));
+        let held =
+            self.held.iter().map(|(layer, hold)| (layer.clone(), (hold.generation, hold.digest.clone())));
         let devices = self.devices.iter().map(|(name, device)| (name.clone(), device.to_state()));
-        let waiting = self.hooks.waiting().map(|(generation, paths)| {
-            (generation, paths.iter().map(Bytes::from).collect())
-        });
+        let waiting = self
+            .hooks
+            .waiting()
+            .map(|(generation, paths)| (generation, paths.iter().map(Bytes::from).collect()));
         State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             point: self.mount.point().as_os_str().as_bytes().into(),

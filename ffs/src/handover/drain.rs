@@ -71,11 +71,7 @@ struct Reader {
 ///
 /// # Errors
 /// [`DrainError`]; everything goes on as before then.
-pub(crate) fn stop(
-    root: OwnedFd,
-    aside: Option<RawFd>,
-    patience: Duration,
-) -> Result<Stopped, DrainError> {
+pub(crate) fn stop(root: OwnedFd, aside: Option<RawFd>, patience: Duration) -> Result<Stopped, DrainError> {
     let system = |what| move |error| DrainError::System(what, error);
     let mut stopped = Stopped(Vec::new());
     let numbers = sessions(aside, Instant::now() + patience).map_err(system("the session"))?;
@@ -189,9 +185,9 @@ impl Stopped {
                 tracing::error!(%error, "a thread of the session is not woken");
             }
             // What it is still writing into the socket is passed on; this ends when it has let go.
-            let passing = std::thread::Builder::new().name("late-answers".to_owned()).spawn(move || {
-                while reader.pass_on().is_ok_and(|more| more) {}
-            });
+            let passing = std::thread::Builder::new()
+                .name("late-answers".to_owned())
+                .spawn(move || while reader.pass_on().is_ok_and(|more| more) {});
             if let Err(error) = passing {
                 tracing::error!(%error, "an answer may be lost");
             }

@@ -100,11 +100,7 @@ pub(crate) fn pack(
 ///
 /// # Errors
 /// [`StateError`]: it contradicts itself, or a descriptor is missing.
-pub(crate) fn unpack(
-    connection: &Connection,
-    tree: &Tree,
-    kernel: &Kernel,
-) -> Result<Resumable, StateError> {
+pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> Result<Resumable, StateError> {
     let objects = unpack::Unpacked::new(tree)?;
     let known = kernel.known.iter().map(|(node, references)| Ok((objects.node(*node)?, *references)));
     let known = known.collect::<Result<Vec<_>, StateError>>()?;

@@ -62,10 +62,8 @@ impl Packer {
         }
         let entries = dir.entries.iter().map(|(name, node)| (name.into(), self.node(node))).collect();
         let sources = dir.sources().map(|(layer, dir)| (layer.to_string(), self.layer_dir(dir))).collect();
-        let at = push(
-            &mut self.tree.dirs,
-            state::Dir { ino: dir.ino, meta: meta(&dir.meta), entries, sources },
-        );
+        let at =
+            push(&mut self.tree.dirs, state::Dir { ino: dir.ino, meta: meta(&dir.meta), entries, sources });
         self.places.insert(address(dir), at);
         at
     }
@@ -126,9 +124,7 @@ impl Packer {
             return *at;
         }
         let content = match &leaf.content {
-            Content::Sealed { image, ranges } => {
-                state::Content::Sealed(self.sealed(image), ranges.to_vec())
-            }
+            Content::Sealed { image, ranges } => state::Content::Sealed(self.sealed(image), ranges.to_vec()),
             Content::Held { file, stamp: of } => state::Content::Held(file.as_raw_fd(), stamp(of)),
             Content::Path { root, path, stamp: of } => {
                 let base = match self.places.get(&address(root)) {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -70,8 +70,10 @@ impl Luggage {
     pub(crate) fn new(descriptors: Vec<Fd>) -> Result<Self, ProgramError> {
         let mut luggage = Self(Vec::with_capacity(descriptors.len()));
         for fd in descriptors {
-            sys::set_inherited(fd, true)
-                .map_err(|source| ProgramError::System { what: "a descriptor cannot be handed over", source })?;
+            sys::set_inherited(fd, true).map_err(|source| ProgramError::System {
+                what: "a descriptor cannot be handed over",
+                source,
+            })?;
             luggage.0.push(fd);
         }
         Ok(luggage)
@@ -143,7 +145,12 @@ impl Program {
     ///
     /// # Errors
     /// [`ProgramError`] with what it said.
-    pub(crate) fn rehearse(&self, state: &File, mut luggage: Vec<Fd>, point: &Path) -> Result<Able, ProgramError> {
+    pub(crate) fn rehearse(
+        &self,
+        state: &File,
+        mut luggage: Vec<Fd>,
+        point: &Path,
+    ) -> Result<Able, ProgramError> {
         let system = |what| move |source| ProgramError::System { what, source };
         let mut said = File::from(
             memfd_create(c"ffs-said", MFdFlags::MFD_CLOEXEC)
@@ -160,16 +167,15 @@ impl Program {
             .stderr(said.try_clone().map_err(system("dup"))?)
             .spawn()
             .map_err(|source| ProgramError::Unusable { path: self.path.clone(), source })?;
-        let answer = child.stdout.take().map(to_end);
-        let status = match answer {
-            Some(Ok(_)) => child.wait().map_err(system("wait"))?,
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(ProgramError::Silent(self.path.clone()));
-            }
+        let deadline = Instant::now() + REHEARSAL;
+        let answer = child.stdout.take().and_then(|from| to_end(from, deadline).ok());
+        let status = answer.as_ref().and_then(|_| ended(&mut child, deadline));
+        let Some(status) = status else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(ProgramError::Silent(self.path.clone()));
         };
-        let able = answer.and_then(Result::ok).and_then(|text| serde_json::from_slice::<Able>(&text).ok());
+        let able = answer.and_then(|text| serde_json::from_slice::<Able>(&text).ok());
         if let (true, Some(able)) = (status.success(), able) {
             return Ok(able);
         }
@@ -215,8 +221,7 @@ pub(crate) fn go_back(predecessor: RawFd, state: RawFd, reason: &str) -> io::Err
 fn execute(path: &Path, words: Vec<OsString>) -> io::Error {
     let words = std::iter::once(OsString::from("ffs")).chain(words);
     // Paths and reasons that came as arguments or from the kernel have no NUL in them.
-    let words: Vec<CString> =
-        words.map(|word| CString::new(word.into_vec()).unwrap_or_default()).collect();
+    let words: Vec<CString> = words.map(|word| CString::new(word.into_vec()).unwrap_or_default()).collect();
     let path = CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
     match nix::unistd::execv(&path, &words) {
         Err(errno) => errno.into(),
@@ -225,8 +230,7 @@ fn execute(path: &Path, words: Vec<OsString>) -> io::Error {
 }
 
 /// Everything that a program writes until it ends.
-fn to_end(mut from: std::process::ChildStdout) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + REHEARSAL;
+fn to_end(mut from: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut piece = [0; 4096];
     loop {
@@ -245,6 +249,18 @@ fn to_end(mut from: std::process::ChildStdout) -> io::Result<Vec<u8>> {
             read => text.extend_from_slice(&piece[..read]),
         }
     }
+}
+
+/// The end of a program that has closed its output, which is nearly the same moment; `None` when it
+/// goes on beyond the deadline.
+fn ended(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().ok()? {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
 }
 
 /// Says that this program can take over.

@@ -399,7 +399,12 @@ impl State {
         let port = daemon.ack.as_ref().and_then(|ack| ack.port.as_ref()).map(|port| port.fd);
         let some = [twin, port, daemon.log, daemon.uevents, daemon.control.asker].into_iter().flatten();
         let always = [connection.fuse, daemon.control.listener];
-        always.into_iter().chain(some).chain(held).chain(tree.sealed.iter().chain(&tree.bases).copied()).collect()
+        always
+            .into_iter()
+            .chain(some)
+            .chain(held)
+            .chain(tree.sealed.iter().chain(&tree.bases).copied())
+            .collect()
     }
 }
 
@@ -458,6 +463,8 @@ impl<'de> Deserialize<'de> for Bytes {
                 continue;
             }
             let digits = rest.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+            // from_str_radix takes a sign.
+            let digits = digits.filter(|two| two.bytes().all(|digit| digit.is_ascii_hexdigit()));
             let value = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
             bytes.push(value.ok_or_else(|| D::Error::custom("`%` without two hexadecimal digits"))?);
             left = &rest[2..];
@@ -488,8 +495,11 @@ impl From<SystemTime> for Time {
 impl From<Time> for SystemTime {
     fn from(Time(seconds, nanos): Time) -> Self {
         let whole = Duration::from_secs(seconds.unsigned_abs());
-        let start =
-            if seconds < 0 { Self::UNIX_EPOCH.checked_sub(whole) } else { Self::UNIX_EPOCH.checked_add(whole) };
+        let start = if seconds < 0 {
+            Self::UNIX_EPOCH.checked_sub(whole)
+        } else {
+            Self::UNIX_EPOCH.checked_add(whole)
+        };
         let time = start.and_then(|start| start.checked_add(Duration::from_nanos(nanos.into())));
         // What no clock of this system can hold was never one of its times.
         time.unwrap_or(Self::UNIX_EPOCH)

@@ -47,7 +47,8 @@ impl Unpacked {
                 state::Content::Sealed(image, ranges) => {
                     let image = at(&sealed, *image)?;
                     let len = image.bytes().len() as u64;
-                    let inside = |(start, size): &(u64, u64)| start.checked_add(*size).is_some_and(|end| end <= len);
+                    let inside =
+                        |(start, size): &(u64, u64)| start.checked_add(*size).is_some_and(|end| end <= len);
                     if !ranges.iter().all(inside) {
                         return Err(StateError::Wrong("content lies outside of its image"));
                     }
