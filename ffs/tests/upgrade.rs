@@ -62,7 +62,7 @@ fn iso(dir: &Path, generation: u64) -> PathBuf {
 }
 
 fn large() -> Vec<u8> {
-    (0..LARGE).map(|at| (at % 251) as u8).collect()
+    (0..251).cycle().take(LARGE).collect()
 }
 
 #[track_caller]
@@ -557,4 +557,10 @@ fn drives_hooks_and_what_was_rolled_back_go_on() {
     drive.insert(&disc(3));
     shows("3");
     eventually("the acknowledgement", || (acks() == [Some(3)]).then_some(()));
+    eventually("the last round", || {
+        std::fs::read_to_string(&ran)
+            .unwrap()
+            .ends_with(&format!("\n{}\n", mounted.status().generation))
+            .then_some(())
+    });
 }

@@ -28,7 +28,15 @@ fn layers() -> Vec<Arc<Layer>> {
     let file = tempfile::tempfile().unwrap();
     let held = Content::Held { file, stamp: crate::layer::Stamp { inode: (1, 2), size: 3, ctime: (4, 5) } };
     vec![
-        layer("low", 1, vec![("sub", LayerNode::Dir(sub.root.clone())), ("gone", leaf(sealed(0), 1))]),
+        layer(
+            "low",
+            1,
+            vec![
+                ("sub", LayerNode::Dir(sub.root.clone())),
+                ("gone", leaf(sealed(0), 1)),
+                ("other", linked.clone()),
+            ],
+        ),
         layer(
             "high",
             2,
@@ -93,7 +101,7 @@ fn a_tree_comes_back_with_its_numbers_and_what_it_shares() {
     // Names of one file share it, and what is added gets the next number.
     let names = shown(&again.root);
     let number = |name: &[u8]| names.iter().find(|(have, ..)| have == name).unwrap().1;
-    assert_eq!(number(b"a"), number(b"linked"));
+    assert_eq!(number(b"other"), number(b"linked"));
     let new = layer("new", 3, vec![("new", leaf(Content::Empty, 1))]);
     let more: Vec<_> = again.layers.iter().cloned().chain([new]).collect();
     let next = Generation::build(more, Some(&again), &inodes, SystemTime::now());
@@ -101,6 +109,8 @@ fn a_tree_comes_back_with_its_numbers_and_what_it_shares() {
     assert_eq!(next.root.get(b"new").unwrap().ino(), highest + 1);
     assert_eq!(next.root.get(b"a").unwrap().ino(), number(b"a"));
 }
+
+type Change = fn(&mut Tree, &mut Kernel, &mut Connection);
 
 #[test]
 fn what_contradicts_itself_is_refused() {
@@ -122,7 +132,6 @@ fn what_contradicts_itself_is_refused() {
     assert_eq!((good.shared.table.len(), good.shared.dirs.all().0), (1, 7));
     assert!(good.shared.table.has(ROOT) && good.shared.dirs.get(3).is_some());
 
-    type Change = fn(&mut Tree, &mut Kernel, &mut Connection);
     let wrong: [(&str, Change); 8] = [
         ("not there", |tree, _, _| tree.shown.root = 99),
         ("not there", |tree, _, _| tree.dirs[0].entries[0].1 = state::Node::Dir(0)),
