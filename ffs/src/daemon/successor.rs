@@ -3,11 +3,14 @@
 //! Nothing here may look at the mount before somebody answers for it: not even stat(2) of its point.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
 
 use super::devices::Device;
 use super::layers::{self, Before};
@@ -15,14 +18,16 @@ use super::{Daemon, DaemonError, Due, NO_UEVENTS, Parts, block_signals, take_com
 use crate::ack;
 use crate::config::Source;
 use crate::control::{Response, Server, respond};
+use crate::edit::Desired;
 use crate::events::{Log, Step};
 use crate::follow::Hold;
 use crate::fs::Ffs;
+use crate::generation::Generation;
 use crate::handover::program::{go_back, say_able};
 use crate::handover::state::{self, State, StateError};
 use crate::handover::{self, Resumable, descriptor};
 use crate::hooks::Hooks;
-use crate::mount::Mount;
+use crate::mount::{Mount, Session};
 use crate::sys;
 use crate::trust::Trust;
 use crate::uevent::Uevents;
@@ -47,6 +52,27 @@ struct Prepared {
     state: State,
     mount: Resumable,
     trust: Trust,
+    log: Option<File>,
+    /// A virtio-serial port to the host.
+    port: Option<File>,
+    uevents: Option<Uevents>,
+    listener: UnixListener,
+    asker: Option<UnixStream>,
+}
+
+/// A mount that somebody answers for again.
+struct Begun {
+    state: State,
+    mount: Mount,
+    session: Session,
+    before: Option<(Arc<Generation>, Desired)>,
+    trust: Trust,
+    log: Option<File>,
+    port: Option<File>,
+    uevents: Option<Uevents>,
+    listener: UnixListener,
+    asker: Option<UnixStream>,
+    signals: SigSet,
 }
 
 /// Takes over a mount from another program, or from this one before an exec; returns when the mount has
@@ -67,8 +93,17 @@ pub fn take_over(order: &Order) -> Result<(), DaemonError> {
             .map_err(|error| DaemonError::TakeOver(format!("the session cannot be begun: {error}")))?;
         return say_able().map_err(|source| DaemonError::System { what: "cannot answer", source });
     }
-    match (prepared, order.predecessor) {
-        (Ok(prepared), _) => resume(prepared, order),
+    let begun = prepared.and_then(|prepared| {
+        let Prepared { state, mount, trust, log, port, uevents, listener, asker } = prepared;
+        let Resumable { shared, inodes, connection, before } = mount;
+        let point = PathBuf::from(&state.point);
+        let signals = block_signals()?;
+        // From here on somebody answers; nothing before it has read anything.
+        let (mount, session) = Mount::resume(point, shared, inodes, connection)?;
+        Ok(Begun { state, mount, session, before, trust, log, port, uevents, listener, asker, signals })
+    });
+    match (begun, order.predecessor) {
+        (Ok(begun), _) => resume(begun, order),
         (Err(error), Some(predecessor)) => {
             let source = go_back(predecessor, order.state, &error.to_string());
             tracing::error!(%error, %source, "the mount is lost: the program before cannot be had again");
@@ -82,7 +117,7 @@ fn prepare(order: &Order) -> Result<Prepared, DaemonError> {
     let wrong = |error: StateError| DaemonError::TakeOver(error.to_string());
     let bytes = (|| {
         use std::os::unix::fs::FileExt;
-        let file = std::fs::File::from(sys::inherited(order.state)?);
+        let file = File::from(sys::inherited(order.state)?);
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or_default()];
         // Not from where the one stopped that wrote or read it: the position is shared.
         file.read_exact_at(&mut bytes, 0)?;
@@ -97,36 +132,41 @@ fn prepare(order: &Order) -> Result<Prepared, DaemonError> {
     let trust =
         Trust::resume(&state.daemon.config, &point, &state.daemon.trust).map_err(DaemonError::TakeOver)?;
     let mount = handover::unpack(&state.connection, &state.tree, &state.kernel).map_err(wrong)?;
-    Ok(Prepared { state, mount, trust })
+    let State { daemon, .. } = &state;
+    let port = daemon.ack.as_ref().and_then(|ack| ack.port.as_ref());
+    let optional = |number: Option<RawFd>| number.map(descriptor).transpose().map_err(wrong);
+    Ok(Prepared {
+        log: optional(daemon.log)?.map(File::from),
+        port: optional(port.map(|port| port.fd))?.map(File::from),
+        uevents: optional(daemon.uevents)?.map(Uevents::resume),
+        listener: descriptor(daemon.control.listener).map_err(wrong)?.into(),
+        asker: optional(daemon.control.asker)?.map(UnixStream::from),
+        state,
+        mount,
+        trust,
+    })
 }
 
-fn resume(prepared: Prepared, order: &Order) -> Result<(), DaemonError> {
-    let Prepared { state, mount, trust } = prepared;
-    let system = |what| move |source| DaemonError::System { what, source };
-    let wrong = |error: StateError| DaemonError::TakeOver(error.to_string());
+fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
+    let Begun { state, mount, session, before, trust, log, port, uevents, listener, asker, signals } = begun;
     let inherited = state.descriptors();
     let State { version: from, point, connection, daemon, tree, kernel } = state;
     let point = PathBuf::from(&point);
-    let parts = Parts::new();
-    let signals = block_signals()?;
-    let log = Arc::new(Log::resume(daemon.log.map(descriptor).transpose().map_err(wrong)?.map(Into::into)));
-    let port = daemon.ack.as_ref().and_then(|ack| ack.port.as_ref());
-    let port = port.map(|port| descriptor(port.fd)).transpose().map_err(wrong)?.map(Into::into);
-    let uevents = daemon.uevents.map(descriptor).transpose().map_err(wrong)?;
-    let uevents = uevents.map(|socket| Arc::new(Uevents::resume(socket)));
-    let listener = UnixListener::from(descriptor(daemon.control.listener).map_err(wrong)?);
-    let asker = daemon.control.asker.map(descriptor).transpose().map_err(wrong)?.map(UnixStream::from);
-    let trust = Arc::new(trust);
-    let before = mount.before.map(|(generation, desired)| Before { generation, desired });
-
-    // From here on somebody answers; nothing before it has read anything.
-    let (mount, session) = Mount::resume(point.clone(), mount.shared, mount.inodes, mount.connection)?;
     let (now_ns, _) = sys::clocks().unwrap_or_default();
     let pause_us = now_ns.saturating_sub(daemon.stopped_ns) / 1000;
     // Large, and nobody was to wait for that.
     drop((tree, kernel));
 
-    let Parts { tx, rx, works, doors } = parts;
+    let trust = Arc::new(trust);
+    let log = Arc::new(Log::resume(log));
+    let uevents = uevents.map(Arc::new);
+    let before = before.map(|(generation, desired)| Before { generation, desired });
+    let Parts { tx, rx, works, doors } = Parts::new();
+    // Nobody can go back any more: better no mount than one that nobody can do anything about.
+    let unmount_on = |source| {
+        let _ = mount.unmount();
+        DaemonError::System { what: "cannot go on after another program", source }
+    };
     let mut abilities = Vec::new();
     let mut reduced = Vec::new();
     match &uevents {
@@ -135,21 +175,20 @@ fn resume(prepared: Prepared, order: &Order) -> Result<(), DaemonError> {
     }
     let follower = super::follow(&tx, &mut abilities, &mut reduced);
     let teller = ack::start(&daemon.config.ack, &log, daemon.ack.as_ref().map(|acks| (acks, port)))
-        .map_err(system("cannot start a thread"))?;
+        .map_err(unmount_on)?;
     let path = PathBuf::from(&daemon.control.path);
-    let server = Server::resume(&path, listener, doors.clone(), super::to_loop(&tx))
-        .map_err(system("cannot go on listening"))?;
+    let server = Server::resume(&path, listener, doors.clone(), super::to_loop(&tx)).map_err(unmount_on)?;
     let waiting = daemon
         .hooks
         .waiting
         .map(|(generation, paths)| (generation, paths.into_iter().map(|path| path.0.into_vec()).collect()));
     let unread = daemon.unread;
     let (hooks, outcomes) = (daemon.config.hooks.clone(), daemon.hooks.outcomes);
-    let hooks = Hooks::start(hooks, &point, log.clone(), works.clone(), outcomes, waiting)
-        .map_err(system("cannot start a thread"))?;
+    let hooks =
+        Hooks::start(hooks, &point, log.clone(), works.clone(), outcomes, waiting).map_err(unmount_on)?;
     Mount::watch_gone(connection.device)
         .and_then(|gone| threads::start(&tx, &doors, &signals, session, uevents.clone(), gone))
-        .map_err(system("cannot start a thread"))?;
+        .map_err(unmount_on)?;
     super::hear_of_stale(&mount, &tx);
     take_commands(&mount, &tx, &doors);
     let now = Instant::now();
