@@ -455,6 +455,39 @@ fn what_cannot_take_over_leaves_everything_as_it_was() {
     assert_eq!(failures, 12);
 }
 
+/// Another mount stands for a disk that does not answer.
+#[test]
+fn a_request_that_takes_long_is_answered_by_the_program_that_has_it() {
+    needs_mount!("a_request_that_takes_long_is_answered_by_the_program_that_has_it");
+    let dir = tempfile::tempdir().unwrap();
+    let lower = tree(&dir.path().join("lower"), &[("a", "1")]);
+    std::fs::write(lower.join("large"), large()).unwrap();
+    let disk = Mounted::new(&["--layer", &format!("lower=dir:{}", lower.display())]);
+    let mounted = Mounted::new(&["--layer", &format!("disk=dir:{},watch=off", disk.at("").display())]);
+    let signal = |signal| {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(disk.pid().cast_signed()), signal).unwrap();
+    };
+    std::thread::scope(|scope| {
+        // However this ends, the disk answers in the end.
+        let _end = OnDrop(|| signal(nix::sys::signal::Signal::SIGCONT));
+        signal(nix::sys::signal::Signal::SIGSTOP);
+        let reader = scope.spawn(|| std::fs::read(mounted.at("large")).unwrap());
+        eventually("a thread reads from the disk", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", mounted.pid())).unwrap().flatten();
+            let mut calls = tasks.flat_map(|task| std::fs::read_to_string(task.path().join("syscall")));
+            // pread64(2) is number 17 on x86-64, which is all that this project is built for.
+            calls.any(|call| call.starts_with("17 ")).then_some(())
+        });
+        refused(&mounted, Path::new(env!("CARGO_BIN_EXE_ffs")), "was not answered within");
+        assert_eq!(mounted.read("a"), "1");
+        assert!(!reader.is_finished());
+        signal(nix::sys::signal::Signal::SIGCONT);
+        assert!(reader.join().unwrap() == large());
+    });
+    taken(&mounted.upgrade(None));
+    assert!(std::fs::read(mounted.at("large")).unwrap() == large());
+}
+
 #[test]
 fn the_program_that_was_installed_meanwhile_takes_over_and_ends_as_any_other() {
     needs_mount!("the_program_that_was_installed_meanwhile_takes_over_and_ends_as_any_other");

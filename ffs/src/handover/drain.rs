@@ -133,7 +133,7 @@ pub(crate) fn connections(aside: Option<RawFd>) -> io::Result<Vec<RawFd>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A number of our own listing is closed by then.
+        // Closed meanwhile by another thread.
         let Ok(fd) = sys::inherited(number) else { continue };
         let device = fstat(&fd)?.st_rdev;
         if (major(device), minor(device)) == FUSE && Some(number) != aside {
@@ -180,9 +180,11 @@ impl Stopped {
                 continue;
             }
             // Wakes the thread if it waits at the socket, and needs no answer.
-            let forget = request(FUSE_FORGET, 0, u64::MAX);
-            if let Err(error) = reader.socket.write_all(&forget) {
-                tracing::error!(%error, "a thread of the session is not woken");
+            match reader.socket.write_all(&request(FUSE_FORGET, 0, u64::MAX)) {
+                Ok(()) => {}
+                // It never came to the socket: it still has the request that this failed for.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => continue,
+                Err(error) => tracing::error!(%error, "a thread of the session is not woken"),
             }
             // What it is still writing into the socket is passed on; this ends when it has let go.
             let passing = std::thread::Builder::new()

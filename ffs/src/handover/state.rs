@@ -1,7 +1,7 @@
 //! What a program hands over to the one that takes its place.
 //!
-//! The state is a line `ffs state N`, N being [`FORMAT`], and one JSON value, in sealed memory that the
-//! successor inherits. A successor reads the line alone at first and refuses any format but those it
+//! The state is a line `ffs state N`, N being [`FORMAT`], and one JSON value, in memory without a name
+//! (memfd) that the successor inherits. A successor reads the line alone at first and refuses any format but those it
 //! knows; in the JSON it refuses what it does not know: a field means something, or it would not be there.
 //! Whoever changes the meaning of anything here counts [`FORMAT`] up.
 //!
