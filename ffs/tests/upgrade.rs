@@ -104,6 +104,8 @@ struct Users<'a> {
 
 impl Users<'_> {
     fn going(&self) -> bool {
+        // A dozen programs on two processors are to leave something to the one that is tested.
+        std::thread::sleep(Duration::from_micros(100));
         self.reads.fetch_add(1, Ordering::Relaxed);
         !self.over.load(Ordering::Relaxed)
     }

@@ -182,8 +182,8 @@ impl Stopped {
             // Wakes the thread if it waits at the socket, and needs no answer.
             match reader.socket.write_all(&request(FUSE_FORGET, 0, u64::MAX)) {
                 Ok(()) => {}
-                // It never came to the socket: it still has the request that this failed for.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => continue,
+                // It does not wait there, and has let go. Its last answer may still lie in the socket.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) => tracing::error!(%error, "a thread of the session is not woken"),
             }
             // What it is still writing into the socket is passed on; this ends when it has let go.
