@@ -52,6 +52,22 @@ pub(crate) enum Verb {
         #[command(flatten)]
         at: At,
     },
+    /// Let another program take over a mount that is in use: a new version, without unmounting.
+    ///
+    /// Programs notice nothing; whatever they ask in between waits for a moment. The process stays the
+    /// same. If the other program cannot take over, nothing changes, and this says why.
+    Upgrade {
+        /// The mount point.
+        mount: PathBuf,
+        /// The program's file; without it the one behind the mount, as it is installed now.
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take over a mount from the program that calls this; not for people.
+    #[command(hide = true)]
+    TakeOver(TakeOver),
     /// Unmount, and end the program behind the mount.
     Umount {
         /// The mount point.
@@ -97,6 +113,24 @@ pub(crate) struct MountArgs {
     pub(crate) foreground: bool,
     #[command(flatten)]
     pub(crate) at: At,
+}
+
+#[derive(Args)]
+pub(crate) struct TakeOver {
+    /// The mount point.
+    pub(crate) mount: Option<PathBuf>,
+    /// The descriptor that the state is in.
+    #[arg(long, value_name = "FD")]
+    pub(crate) state: i32,
+    /// Only find out whether it works.
+    #[arg(long)]
+    pub(crate) rehearse: bool,
+    /// The descriptor of the program that ran before.
+    #[arg(long, value_name = "FD")]
+    pub(crate) predecessor: Option<i32>,
+    /// Why the other program failed.
+    #[arg(long, value_name = "REASON", allow_hyphen_values = true)]
+    pub(crate) returned: Option<String>,
 }
 
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ack::AckMode;
 use crate::layer::device::DEFAULT_LIMIT;
@@ -13,7 +13,7 @@ use crate::layer::device::DEFAULT_LIMIT;
 pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
 
 /// Everything that a mount is told.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The mount point, when the command line names none.
@@ -74,7 +74,7 @@ impl Default for Config {
 }
 
 /// A layer that is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerSpec {
     /// Its name.
@@ -96,8 +96,8 @@ impl LayerSpec {
 }
 
 /// Where a layer comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Source {
     /// A directory.
     Dir(PathBuf),
@@ -108,7 +108,7 @@ pub enum Source {
 }
 
 /// What to do when paths change.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hook {
     /// Its name in the status and the log; without it the pattern.
@@ -257,6 +257,12 @@ impl TryFrom<String> for Source {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        source.to_string()
     }
 }
 

@@ -6,6 +6,7 @@
 //! it is below `$XDG_RUNTIME_DIR`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,8 +16,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
+use crate::door::Door;
 use crate::edit::Op;
 pub use crate::status::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 
@@ -51,6 +56,11 @@ pub enum Request {
     Invalidate,
     /// Unmount and end.
     Unmount,
+    /// Let another program take over; the answer is its own.
+    Upgrade {
+        /// The program's file; the one that runs, as it is now, without it.
+        program: Option<PathBuf>,
+    },
 }
 
 /// What is answered.
@@ -98,10 +108,15 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Response> {
     Ok(serde_json::from_str(&answer)?)
 }
 
+/// How a request is handed on: with the way to answer it and, where another program may be the one
+/// to answer, the connection.
+pub(crate) type Handle = dyn Fn(Request, Sender<Response>, Option<OwnedFd>) + Send + Sync;
+
 /// The socket; when dropped, the answer under way is written, then it is removed.
-#[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     path: PathBuf,
+    listener: Arc<UnixListener>,
+    wake: Arc<EventFd>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -109,8 +124,7 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
-        // Wakes the thread if it waits for a connection.
-        let woken = UnixStream::connect(&self.path).is_ok();
+        let woken = self.wake.write(1).is_ok();
         if let (true, Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
@@ -119,14 +133,11 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Listens, and hands each request on with the way to answer it.
+    /// Listens, and hands each request on. A connection is taken from inside of `door`.
     ///
     /// # Errors
     /// What bind(2) returns; [`io::ErrorKind::AddrInUse`] when another `ffs` answers there.
-    pub fn start(
-        path: &Path,
-        handle: impl Fn(Request, Sender<Response>) + Send + Sync + 'static,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(path: &Path, door: Door, handle: Box<Handle>) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
@@ -138,36 +149,96 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+        Self::resume(path, listener, door, handle)
+    }
+
+    /// Goes on with a socket on which another program listened: who connected meanwhile is answered.
+    ///
+    /// # Errors
+    /// What making a descriptor or starting a thread returns.
+    pub(crate) fn resume(
+        path: &Path,
+        listener: UnixListener,
+        door: Door,
+        handle: Box<Handle>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = Arc::new(listener);
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let stopping = Arc::new(AtomicBool::new(false));
-        let stop = stopping.clone();
+        let (listens, woken, stop) = (listener.clone(), wake.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            for stream in listener.incoming() {
+            loop {
+                let mut wait = [listens.as_fd(), woken.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+                match poll(&mut wait, PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return tracing::error!(%error, "no more requests are taken"),
+                }
                 if stop.load(Ordering::Acquire) {
                     return;
                 }
+                let _inside = door.enter();
                 // One after the other: requests are rare and quick.
-                if let Err(error) = stream.and_then(|stream| serve(stream, &handle)) {
-                    tracing::debug!(%error, "control connection");
+                let served = match listens.accept() {
+                    Ok((stream, _)) => serve(stream, &*handle),
+                    Err(error) => Err(error),
+                };
+                match served {
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                        tracing::debug!(%error, "control connection");
+                    }
+                    _ => {}
                 }
             }
         })?;
-        Ok(Self { path: path.to_owned(), stopping, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), listener, wake, stopping, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// With what.
+    pub(crate) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
-fn serve(mut stream: UnixStream, handle: &impl Fn(Request, Sender<Response>)) -> io::Result<()> {
+fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut line = String::new();
     BufReader::new(stream.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
-    let response = match serde_json::from_str(&line) {
-        Err(error) => Response::Error(format!("cannot understand the request: {error}")),
-        Ok(request) => {
-            let (answer, answers) = channel();
-            handle(request, answer);
-            answers.recv_timeout(PATIENCE).unwrap_or_else(|_| Response::Error("no answer in time".to_owned()))
+    let (answer, answers) = channel();
+    match serde_json::from_str(&line) {
+        Err(error) => {
+            respond(&mut stream, &Response::Error(format!("cannot understand the request: {error}")))
         }
-    };
-    let mut line = serde_json::to_vec(&response)?;
+        Ok(request @ Request::Upgrade { .. }) => {
+            handle(request, answer, Some(stream.try_clone()?.into()));
+            // It takes its time, and others are to be answered meanwhile.
+            std::thread::Builder::new().name("asker".to_owned()).spawn(move || {
+                if let Ok(response) = answers.recv() {
+                    let _ = respond(&mut stream, &response);
+                }
+            })?;
+            Ok(())
+        }
+        Ok(request) => {
+            handle(request, answer, None);
+            let late = |_| Response::Error("no answer in time".to_owned());
+            respond(&mut stream, &answers.recv_timeout(PATIENCE).unwrap_or_else(late))
+        }
+    }
+}
+
+/// Answers over a connection.
+///
+/// # Errors
+/// What writing returns.
+pub(crate) fn respond(stream: &mut UnixStream, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     stream.write_all(&line)
 }

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -124,6 +125,20 @@ pub enum Step {
         /// Its name.
         device: String,
     },
+    /// Another program took over, with everything that was mounted and open.
+    TakenOver {
+        /// Its version.
+        version: String,
+        /// The version of the one before.
+        from: String,
+        /// How long requests of programs waited at most, in microseconds.
+        pause_us: u64,
+    },
+    /// Another program was to take over and could not; nothing has changed.
+    NotTakenOver {
+        /// Why.
+        reason: String,
+    },
     /// Unmounted.
     Unmounted,
 }
@@ -145,7 +160,17 @@ impl Log {
     /// What opening it returns.
     pub fn to_file(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { file: Some(Mutex::new(file)), observer: OnceLock::new() })
+        Ok(Self::resume(Some(file)))
+    }
+
+    /// Goes on in a file that another program has opened, if there is one.
+    pub(crate) fn resume(file: Option<File>) -> Self {
+        Self { file: file.map(Mutex::new), observer: OnceLock::new() }
+    }
+
+    /// The file's descriptor.
+    pub(crate) fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd())
     }
 
     /// Lets somebody see every step from now on, on the thread on which it happens. There can be one.

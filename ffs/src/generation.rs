@@ -40,6 +40,11 @@ impl Generation {
         Self { number: before.map_or(0, |before| before.number + 1), layers, root, totals: OnceLock::new() }
     }
 
+    /// A generation that was built by another program.
+    pub(crate) fn resume(number: u64, layers: Vec<Arc<Layer>>, root: Arc<Dir>) -> Self {
+        Self { number, layers, root, totals: OnceLock::new() }
+    }
+
     /// How much there is; counted when first asked.
     pub fn totals(&self) -> Totals {
         *self.totals.get_or_init(|| {

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Hook, matches, signal_number};
+use crate::door::Door;
 use crate::events::{Log, Step};
 
 /// The list of changed paths is cut here, in bytes: an environment variable may not exceed 128 KiB.
@@ -36,51 +37,76 @@ pub struct Outcome {
 }
 
 /// The running of hooks.
-pub struct Hooks {
-    queue: Sender<(u64, BTreeSet<Vec<u8>>)>,
-    outcomes: Arc<Mutex<Vec<Outcome>>>,
+pub struct Hooks(Arc<Shared>);
+
+/// What hooks are to run for: the newest generation, and all paths.
+pub(crate) type Waiting = Option<(u64, BTreeSet<Vec<u8>>)>;
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    more: Condvar,
+    outcomes: Mutex<Vec<Outcome>>,
+}
+
+/// A panic elsewhere leaves these whole: each change is one step.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hooks {
-    /// Starts the thread that runs `hooks`.
+    /// Starts the thread that runs `hooks`, going through `door` for each round of them. `outcomes` and
+    /// `waiting` are what another program left.
     ///
     /// # Errors
     /// What starting a thread returns.
-    pub fn start(hooks: Vec<Hook>, point: &Path, log: Arc<Log>) -> std::io::Result<Self> {
-        let (queue, changes) = channel();
-        let outcomes = Arc::new(Mutex::new(Vec::new()));
-        let shared = outcomes.clone();
-        let point = point.to_owned();
+    pub(crate) fn start(
+        hooks: Vec<Hook>,
+        point: &Path,
+        log: Arc<Log>,
+        door: Door,
+        outcomes: Vec<Outcome>,
+        waiting: Waiting,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            waiting: Mutex::new(waiting),
+            more: Condvar::new(),
+            outcomes: Mutex::new(outcomes),
+        });
+        let (of, point) = (shared.clone(), point.to_owned());
         std::thread::Builder::new()
             .name("hooks".to_owned())
-            .spawn(move || work(&hooks, &point, &changes, &shared, &log))?;
-        Ok(Self { queue, outcomes })
+            .spawn(move || work(&hooks, &point, &of, &log, &door))?;
+        Ok(Self(shared))
     }
 
     /// Queues the changes of a switch.
     pub fn changed(&self, generation: u64, paths: BTreeSet<Vec<u8>>) {
-        // The thread ends only with the process.
-        let _ = self.queue.send((generation, paths));
+        let mut waiting = locked(&self.0.waiting);
+        let (newest, all) = waiting.get_or_insert_default();
+        *newest = generation;
+        all.extend(paths);
+        self.0.more.notify_one();
     }
 
     /// The last outcome of each hook that ran.
     pub fn outcomes(&self) -> Vec<Outcome> {
-        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.0.outcomes).clone()
+    }
+
+    /// What hooks are yet to run for.
+    pub(crate) fn waiting(&self) -> Waiting {
+        locked(&self.0.waiting).clone()
     }
 }
 
-fn work(
-    hooks: &[Hook],
-    point: &Path,
-    changes: &Receiver<(u64, BTreeSet<Vec<u8>>)>,
-    outcomes: &Mutex<Vec<Outcome>>,
-    log: &Log,
-) {
-    while let Ok((mut generation, mut paths)) = changes.recv() {
-        for (newer, more) in changes.try_iter() {
-            generation = newer;
-            paths.extend(more);
-        }
+fn work(hooks: &[Hook], point: &Path, shared: &Shared, log: &Log, door: &Door) {
+    loop {
+        let waiting = locked(&shared.waiting);
+        drop(shared.more.wait_while(waiting, |waiting| waiting.is_none()));
+        // Inside before anything is taken: what is left behind the door is handed over.
+        let _inside = door.enter();
+        let Some((generation, paths)) = locked(&shared.waiting).take() else { continue };
         for hook in hooks {
             let hit: Vec<&[u8]> =
                 paths.iter().map(Vec::as_slice).filter(|path| matches(hook.path.as_bytes(), path)).collect();
@@ -92,7 +118,7 @@ fn work(
             let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let hook = hook.name().to_owned();
             log.write(Step::Hook { hook: hook.clone(), generation, millis, result: result.clone() });
-            let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut outcomes = locked(&shared.outcomes);
             outcomes.retain(|outcome| outcome.hook != hook);
             outcomes.push(Outcome { hook, generation, millis, result });
         }

@@ -24,6 +24,7 @@
 //! | [`trust`] | which images are taken |
 //! | [`ack`] | how the host is told what became of an image |
 //! | [`daemon`] | one loop that owns every change |
+//! | `handover`, `door` | another program takes over a mount in use |
 //! | [`control`], [`status`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
 pub mod ack;
@@ -33,12 +34,14 @@ pub mod control;
 pub mod daemon;
 pub mod diff;
 pub mod dirs;
+mod door;
 pub mod edit;
 pub mod events;
 pub mod follow;
 mod fs;
 pub mod fstab;
 pub mod generation;
+mod handover;
 pub mod hooks;
 pub mod layer;
 pub mod memory;

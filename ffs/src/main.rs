@@ -13,10 +13,11 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use ffs::control::{Request, Response, Status, ask};
+use ffs::daemon::Order;
 use ffs::edit::{Op, parse_script};
 use ffs::fstab;
 
-use cli::{At, Cli, LayerVerb, Verb};
+use cli::{At, Cli, LayerVerb, TakeOver, Verb};
 
 /// Says on the standard error what `FFS_LOG` asks for (`info`, `warn,ffs=debug`), else warnings.
 fn log() {
@@ -134,6 +135,16 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
             request(&mount, &at, &request_it).map(drop)
         }
         Verb::Reload { mount, at } => request(&mount, &at, &Request::Reload).map(drop),
+        Verb::Upgrade { mount, program, at } => {
+            // The daemon may be elsewhere.
+            let program = program.map(std::path::absolute).transpose()?;
+            let status = request(&mount, &at, &Request::Upgrade { program })?;
+            println!("{}: taken over by ffs {}, process {}", mount.display(), status.version, status.pid);
+            Ok(())
+        }
+        Verb::TakeOver(TakeOver { mount, state, rehearse, predecessor, returned }) => {
+            Ok(ffs::daemon::take_over(&Order { state, mount, rehearse, predecessor, returned })?)
+        }
         Verb::Umount { mount, at } => request(&mount, &at, &Request::Unmount).map(drop),
     }
 }
@@ -175,12 +186,15 @@ fn print_layers(status: &Status) {
 }
 
 fn print_status(status: &Status) {
-    let Status { mount, generation, names, bytes, pid, version, memory, .. } = status;
+    let Status { mount, generation, names, bytes, pid, version, memory, taken_over, .. } = status;
     println!("{}: generation {generation}, {names} names, {bytes} bytes", mount.display());
     println!(
         "ffs {version}, process {pid}, {} of {} bytes of image memory in use",
         memory.in_use, memory.limit
     );
+    if *taken_over > 0 {
+        println!("taken over {taken_over} times since the mount");
+    }
     if let Some(before) = status.rollback_to {
         println!("rollback shows generation {before} again");
     }

@@ -69,6 +69,19 @@ impl Inodes {
         linked.insert(Arc::as_ptr(&file.leaf) as usize, Arc::downgrade(file));
     }
 
+    /// Goes on where another program stopped: at the number `next`, with files of several names.
+    pub(crate) fn resume(next: u64, linked: impl IntoIterator<Item = Arc<File>>) -> Self {
+        let inodes = Self { next: next.into(), linked: Mutex::default() };
+        linked.into_iter().for_each(|file| inodes.link(&file));
+        inodes
+    }
+
+    /// The next number, and the files of several names.
+    pub(crate) fn state(&self) -> (u64, Vec<Arc<File>>) {
+        let linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.next.load(Ordering::Relaxed), linked.values().filter_map(Weak::upgrade).collect())
+    }
+
     /// Drops what no generation has any more.
     fn tidy(&self) {
         let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +155,24 @@ impl Dir {
     /// A directory that no layer has.
     pub(crate) fn empty(ino: u64, meta: Meta) -> Self {
         Self { ino, meta, entries: Vec::new(), subdirs: 0, sources: Vec::new(), asked: Asked::default() }
+    }
+
+    /// A directory of these parts; the entries are sorted by name.
+    pub(crate) fn of(
+        ino: u64,
+        meta: Meta,
+        entries: Vec<(Name, Node)>,
+        sources: impl IntoIterator<Item = (Arc<str>, Arc<LayerDir>)>,
+    ) -> Self {
+        let subdirs = entries.iter().filter(|(_, node)| matches!(node, Node::Dir(_))).count();
+        let sources = sources.into_iter().map(|(layer, dir)| Source { layer, dir }).collect();
+        let subdirs = u32::try_from(subdirs).unwrap_or(u32::MAX);
+        Self { ino, meta, entries, subdirs, sources, asked: Asked::default() }
+    }
+
+    /// What it was merged from, highest first.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<LayerDir>)> {
+        self.sources.iter().map(|source| (&source.layer, &source.dir))
     }
 
     /// The entry of a name.
@@ -219,15 +250,8 @@ impl Merge<'_> {
         } else if let Some(latest) = sources.iter().map(|source| source.dir.meta.mtime).max() {
             meta.mtime = latest;
         }
-        let subdirs = entries.iter().filter(|(_, node)| matches!(node, Node::Dir(_))).count();
-        Arc::new(Dir {
-            ino: before.map(|dir| dir.ino).or(ino).unwrap_or_else(|| self.inodes.next()),
-            meta,
-            entries,
-            subdirs: u32::try_from(subdirs).unwrap_or(u32::MAX),
-            sources,
-            asked: Asked::default(),
-        })
+        let ino = before.map(|dir| dir.ino).or(ino).unwrap_or_else(|| self.inodes.next());
+        Arc::new(Dir::of(ino, meta, entries, sources.into_iter().map(|source| (source.layer, source.dir))))
     }
 
     fn node(&mut self, pending: Pending, before: Option<&Node>) -> Option<Node> {

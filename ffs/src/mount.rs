@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::diff::{Change, What, diff};
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
+use crate::handover::{self, state::Agreed};
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
 use crate::prefetch::Prefetch;
@@ -110,7 +111,7 @@ impl Mount {
         let inodes = Inodes::default();
         let generation = Generation::build(layers, None, &inodes, SystemTime::now());
         let shared = Arc::new(Shared::new(generation));
-        let mut config = Config::default();
+        let mut config = config();
         config.mount_options = vec![
             MountOption::FSName("ffs".to_owned()),
             MountOption::Subtype("ffs".to_owned()),
@@ -119,29 +120,65 @@ impl Mount {
             MountOption::NoDev,
             MountOption::NoAtime,
         ];
-        // Without root the kernel lets only the owner in, unless /etc/fuse.conf says otherwise.
-        config.acl = if nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(THREADS);
-        config.clone_fd = true;
         let session = fuser::Session::new(Ffs(shared.clone()), &point, &config)
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
         let notifier = session.notifier();
         let device =
             session.as_fd().try_clone_to_owned().ok().filter(|device| sys::inc_epoch(device).is_ok());
-        let thread = std::thread::Builder::new()
-            .name("session".to_owned())
-            .spawn(move || session.run())
-            .map_err(|source| MountError::Mount { point: point.clone(), source })?;
+        let session =
+            Session::run(session).map_err(|source| MountError::Mount { point: point.clone(), source })?;
         let twin = Twin::of(&point).map_err(|error| error.to_string());
+        Ok((Self::of(point, shared, inodes, notifier, device, twin), session))
+    }
+
+    fn of(
+        point: PathBuf,
+        shared: Arc<Shared>,
+        inodes: Inodes,
+        notifier: Notifier,
+        device: Option<OwnedFd>,
+        twin: Result<Twin, String>,
+    ) -> Self {
         if let Ok(twin) = &twin {
             // Without it first lookups cost what they cost.
             let _ = Prefetch::start(&shared, twin.root());
         }
         let twin = Mutex::new(twin);
-        Ok((
-            Self { point, shared, inodes, notifier, device, twin, switching: Mutex::new(()) },
-            Session(thread),
-        ))
+        Self { point, shared, inodes, notifier, device, twin, switching: Mutex::new(()) }
+    }
+
+    /// A mount that another program made and let go of; nobody reads its requests any more.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`]; nothing was read then.
+    pub(crate) fn resume(
+        point: PathBuf,
+        shared: Shared,
+        inodes: Inodes,
+        connection: Resumed,
+    ) -> Result<(Self, Session), MountError> {
+        let Resumed { fuse, agreed, epoch, twin } = connection;
+        let error = |source| MountError::Mount { point: point.clone(), source };
+        let shared = Arc::new(shared);
+        let session = handover::session(Ffs(shared.clone()), &fuse, &agreed, config()).map_err(error)?;
+        let notifier = session.notifier();
+        let session = Session::run(session).map_err(error)?;
+        Ok((Self::of(point, shared, inodes, notifier, Some(fuse).filter(|_| epoch), twin), session))
+    }
+
+    /// What the handlers share, and the numbers that they gave out.
+    pub(crate) fn parts(&self) -> (&Shared, &Inodes) {
+        (&self.shared, &self.inodes)
+    }
+
+    /// Runs something with the private clone, or why there is none.
+    pub(crate) fn with_twin<T>(&self, run: impl FnOnce(&Result<Twin, String>) -> T) -> T {
+        run(&self.twin.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The descriptor of the connection that nobody reads from.
+    pub(crate) fn device(&self) -> Option<&OwnedFd> {
+        self.device.as_ref()
     }
 
     /// Where it is mounted.
@@ -159,11 +196,9 @@ impl Mount {
     ///
     /// # Errors
     /// What reading `/proc/self/mountinfo` returns.
-    pub fn watch_gone(point: &Path) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+    pub fn watch_gone(device: u64) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::io::{Read, Seek, SeekFrom};
-        use std::os::unix::fs::MetadataExt;
-        let device = std::fs::metadata(point)?.dev();
         let device = format!(" {}:{} ", nix::libc::major(device), nix::libc::minor(device));
         let mut mounts = std::fs::File::open("/proc/self/mountinfo")?;
         Ok(move || {
@@ -362,7 +397,30 @@ impl Mount {
     }
 }
 
+/// What another program left of a connection with the kernel.
+pub(crate) struct Resumed {
+    pub(crate) fuse: OwnedFd,
+    pub(crate) agreed: Agreed,
+    pub(crate) epoch: bool,
+    pub(crate) twin: Result<Twin, String>,
+}
+
+/// How the kernel is answered.
+pub(crate) fn config() -> Config {
+    let mut config = Config::default();
+    // Without root the kernel lets only the owner in, unless /etc/fuse.conf says otherwise.
+    config.acl = if nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    config
+}
+
 impl Session {
+    fn run(session: fuser::Session<Ffs>) -> io::Result<Self> {
+        let thread = std::thread::Builder::new().name("session".to_owned());
+        Ok(Self(thread.spawn(move || session.run())?))
+    }
+
     /// Waits until the file system is unmounted.
     ///
     /// # Errors

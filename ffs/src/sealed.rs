@@ -68,9 +68,29 @@ impl Sealed {
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Self::map(file, len)
+    }
+
+    /// Sealed memory that another program made; refused unless nobody can change it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] for memory that is not sealed; what fcntl(2), fstat(2) or mmap(2)
+    /// return.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        let have = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
+        if !have.contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "memory that is not sealed"));
+        }
+        let len = file.metadata()?.len();
+        Self::map(file, len)
+    }
+
+    /// Maps a file that is sealed against writing and shrinking.
+    fn map(file: File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let map = match NonZeroUsize::new(len) {
-            // SAFETY: a new private read-only mapping at an address of the kernel's choice aliases
+            // SAFETY: a new read-only mapping at an address of the kernel's choice aliases
             // nothing; the file has `len` bytes and is sealed against shrinking, so no access faults.
             Some(len) => {
                 Some(unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }?.cast())
@@ -168,6 +188,17 @@ mod tests {
         let mut file = File::from(sealed.as_fd().try_clone_to_owned().unwrap());
         assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(nix::libc::EPERM));
         assert!(file.set_len(0).is_err());
+    }
+
+    #[test]
+    fn only_what_is_sealed_is_adopted() {
+        let sealed = Sealed::read_from(&mut &b"context"[..], 100).unwrap();
+        let again = Sealed::adopt(sealed.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        drop(sealed);
+        assert_eq!(again.bytes(), b"context");
+        let open = Writer::new().unwrap().file.into_inner().unwrap();
+        assert_eq!(Sealed::adopt(open.into()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(Sealed::adopt(tempfile::tempfile().unwrap().into()).is_err());
     }
 
     #[test]

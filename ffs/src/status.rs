@@ -15,6 +15,9 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
+    /// How often another program took over since the mount: `ffs upgrade`.
+    #[serde(default)]
+    pub taken_over: u64,
     /// The generation that is shown.
     pub generation: u64,
     /// The generation that a rollback shows again, while it is kept.

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -236,4 +236,44 @@ pub fn clone_mount(point: &Path) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// A descriptor of our own for what an inherited number stands for; the number itself stays open, so
+/// that another program can be given it again.
+///
+/// # Errors
+/// What fcntl(2) returns: `EBADF` for a number that nothing was inherited under.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: this call takes integers, and fails for a number that is not open.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    // SAFETY: a new descriptor that nobody else owns.
+    if fd >= 0 { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the programs that this process becomes or starts get a descriptor too.
+///
+/// # Errors
+/// What fcntl(2) returns.
+pub fn set_inherited(number: RawFd, inherited: bool) -> io::Result<()> {
+    let flags = if inherited { 0 } else { libc::FD_CLOEXEC };
+    // SAFETY: this call takes integers, and fails for a number that is not open.
+    let done = unsafe { libc::fcntl(number, libc::F_SETFD, flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets a number stand for what `by` stands for, in one step for all threads. A call under way
+/// ends with what the number stood for when it began.
+///
+/// # Errors
+/// What dup3(2) returns.
+pub fn stand_for(number: RawFd, by: &impl AsFd) -> io::Result<()> {
+    // SAFETY: this call takes integers. Whoever owns the number owns a descriptor afterwards as before.
+    let done = unsafe { libc::dup3(by.as_fd().as_raw_fd(), number, libc::O_CLOEXEC) };
+    if done >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes what was inherited under a number; nothing in this process owns it.
+pub fn drop_inherited(number: RawFd) {
+    // SAFETY: numbers that were inherited are owned by nobody here: `inherited` gives out others.
+    unsafe { libc::close(number) };
 }

@@ -34,6 +34,24 @@ impl Table {
         table
     }
 
+    /// A table of what the kernel already knows, with its references.
+    pub(crate) fn resume(known: impl IntoIterator<Item = (Node, u64)>) -> Self {
+        let table = Self((0..SHARDS).map(|_| Mutex::default()).collect());
+        for (node, references) in known {
+            table.shard(node.ino()).insert(node.ino(), Known { node, references });
+        }
+        table
+    }
+
+    /// What the kernel knows, with its references.
+    pub(crate) fn known(&self) -> Vec<(Node, u64)> {
+        let of = |shard: &Mutex<HashMap<u64, Known>>| {
+            let shard = locked(shard);
+            shard.values().map(|known| (known.node.clone(), known.references)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
     fn shard(&self, ino: u64) -> MutexGuard<'_, HashMap<u64, Known>> {
         // SHARDS fits in usize; the remainder is below it.
         locked(&self.0[(ino % SHARDS) as usize])
@@ -95,6 +113,18 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
+    /// Handles that were given out already, and the next one.
+    pub(crate) fn resume(next: u64, open: impl IntoIterator<Item = (u64, T)>) -> Self {
+        let open = open.into_iter().map(|(handle, value)| (handle, Arc::new(value))).collect();
+        Self { next: next.into(), open: Mutex::new(open) }
+    }
+
+    /// The next handle, and what is open.
+    pub(crate) fn all(&self) -> (u64, Vec<(u64, Arc<T>)>) {
+        let open = locked(&self.open).iter().map(|(handle, value)| (*handle, value.clone())).collect();
+        (self.next.load(Ordering::Relaxed), open)
+    }
+
     pub(crate) fn insert(&self, value: T) -> u64 {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         locked(&self.open).insert(handle, Arc::new(value));

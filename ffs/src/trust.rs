@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, matches};
 use crate::control::mount_name;
+use crate::handover::state;
 
 /// Where the state is kept unless the configuration says otherwise.
 const STATE_DIR: &str = "/var/lib/ffs";
@@ -188,6 +189,38 @@ impl Trust {
             ring: ArcSwapOption::from_pointee(ring),
             state: Mutex::new(State { ledger, path, unwritten: None }),
         })
+    }
+
+    /// The trust of another program: the keys that are in force, whatever lies in their files now, and
+    /// what was accepted, whether or not that could be written.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub(crate) fn resume(config: &Config, point: &Path, state: &state::Trust) -> Result<Self, String> {
+        let ring = state.keys.as_ref().map(|lines| {
+            let keys = lines.iter().map(|line| line.parse::<PublicKey>());
+            keys.collect::<Result<Ring, _>>().map_err(|error| error.to_string())
+        });
+        let ledger = serde_json::from_value(state.accepted.clone()).map_err(|error| error.to_string())?;
+        let path = config.trust_state.clone().unwrap_or_else(|| default_state(point));
+        Ok(Self {
+            patterns: config.trust.clone(),
+            instance: config.instance.clone(),
+            ring: ArcSwapOption::from_pointee(ring.transpose()?),
+            state: Mutex::new(State { ledger, path, unwritten: state.unwritten.clone() }),
+        })
+    }
+
+    /// What [`Trust::resume`] takes.
+    pub(crate) fn to_state(&self) -> state::Trust {
+        let keys = |ring: &Ring| ring.keys().map(ToString::to_string).collect();
+        let own = self.state();
+        state::Trust {
+            keys: self.ring.load().as_deref().map(keys),
+            // Names and numbers: serializing cannot fail.
+            accepted: serde_json::to_value(&own.ledger).unwrap_or_default(),
+            unwritten: own.unwritten.clone(),
+        }
     }
 
     /// Reads the keys again: one that was removed vouches for nothing more from now on.
@@ -389,6 +422,26 @@ mod tests {
         admit(&trust, &image(5, "a")).unwrap();
         assert_eq!(trust.reduced(), None);
         assert!(admit(&Trust::new(&config, dir.path()).unwrap(), &image(4, "a")).is_err());
+    }
+
+    #[test]
+    fn another_program_trusts_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let config =
+            Config { trust_state: Some(dir.path().join("file/accepted.json")), ..config(dir.path()) };
+        let trust = Trust::new(&config, dir.path()).unwrap();
+        admit(&trust, &image(5, "a")).unwrap();
+        // Neither the keys nor what was accepted can be read from a file any more.
+        std::fs::remove_file(dir.path().join("a.pub")).unwrap();
+        let next = Trust::resume(&config, dir.path(), &trust.to_state()).unwrap();
+        assert!(matches!(admit(&next, &image(4, "a")), Err(Reason::Older { accepted: 5, .. })));
+        assert!(admit(&next, &image(6, "b")).is_ok());
+        assert_eq!(next.to_state().keys, trust.to_state().keys);
+        assert!(next.reduced().is_some());
+        let without =
+            Trust::resume(&Config::default(), dir.path(), &Trust::without_keys().to_state()).unwrap();
+        admit(&without, &image(1, "a")).unwrap();
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt,
     socket, sockopt,
@@ -46,6 +48,17 @@ impl Action {
     }
 }
 
+/// What the kernel told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// Of a device.
+    Event(Uevent),
+    /// More than was read in time: look at all devices again.
+    Lost,
+    /// Nothing more for now.
+    Nothing,
+}
+
 /// The socket on which the kernel tells of devices.
 #[derive(Debug)]
 pub struct Uevents(OwnedFd);
@@ -60,7 +73,7 @@ impl Uevents {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
             SockProtocol::NetlinkKObjectUEvent,
         )?;
         // 1 MiB: a burst of other devices' events must not push out the one that matters. The larger
@@ -73,26 +86,51 @@ impl Uevents {
         Ok(Self(fd))
     }
 
-    /// Waits for the next event about a block device. `None` means that events were lost: look at
-    /// all devices again.
+    /// The socket that another program listened on, with what it has not read.
+    pub(crate) fn resume(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Waits until there is something to read.
+    ///
+    /// # Errors
+    /// What poll(2) returns.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads on to the next event about a block device, without waiting for one.
     ///
     /// # Errors
     /// What recvfrom(2) returns, a full buffer aside.
-    pub fn next(&self) -> io::Result<Option<Uevent>> {
+    pub fn next(&self) -> io::Result<Heard> {
         let mut buffer = [0; 8192];
         loop {
             match recvfrom::<NetlinkAddr>(self.0.as_raw_fd(), &mut buffer) {
                 // Port 0 is the kernel: anybody else's messages are not believed.
                 Ok((len, Some(from))) if from.pid() == 0 => {
                     if let Some(event) = parse(&buffer[..len.min(8192)]) {
-                        return Ok(Some(event));
+                        return Ok(Heard::Event(event));
                     }
                 }
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::ENOBUFS) => return Ok(None),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(Heard::Nothing),
+                Err(Errno::ENOBUFS) => return Ok(Heard::Lost),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl AsFd for Uevents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

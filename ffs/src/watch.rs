@@ -126,6 +126,16 @@ impl Twin {
         Ok(Self { root: Arc::new(root), stand_ins: (HIDDEN + 1).into() })
     }
 
+    /// The clone that another program made, and the number of the next stand-in.
+    pub(crate) fn resume(root: OwnedFd, stand_in: u64) -> Self {
+        Self { root: Arc::new(root), stand_ins: stand_in.into() }
+    }
+
+    /// The number of the next stand-in.
+    pub(crate) fn stand_in(&self) -> u64 {
+        self.stand_ins.load(Ordering::Relaxed)
+    }
+
     /// The root of the clone, for who wants it only as long as it is there.
     pub(crate) fn root(&self) -> std::sync::Weak<OwnedFd> {
         Arc::downgrade(&self.root)

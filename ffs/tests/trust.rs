@@ -148,6 +148,16 @@ fn a_host_that_asks_is_told_everything_again() {
     }
     assert_eq!((ack.generation, ack.result), (Some(1), Verdict::Applied));
     assert_eq!(ack.hooks.as_ref().unwrap()[0].result.as_str(), "exit 3");
-    File::from(pty.master.try_clone().unwrap()).write_all(ctx_format::ack::QUESTION).unwrap();
+    let ask = || File::from(pty.master.try_clone().unwrap()).write_all(ctx_format::ack::QUESTION).unwrap();
+    ask();
     assert_eq!(next(), ack);
+    // Another program knows what this one did, and has the port, which no two can open; it says nothing
+    // twice unless it is asked.
+    let output = mounted.upgrade(None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ask();
+    assert_eq!(next(), ack);
+    std::fs::write(&iso, infrastructure(2, "two", None)).unwrap();
+    mounted.layer("replace", &format!("infrastructure=iso:{},priority=3", iso.display()));
+    assert_eq!(next().generation, Some(2));
 }

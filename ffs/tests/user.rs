@@ -181,6 +181,15 @@ fn a_user_mounts_changes_and_unmounts() {
         assert_eq!(home.set(name, value), Some(errno), "{name}={value}");
     }
 
+    // Another program takes over, also without root.
+    let before = home.status();
+    home.ffs(&["upgrade", &point]);
+    let after = home.status();
+    assert_eq!((after.pid, after.taken_over, after.generation), (before.pid, 1, before.generation));
+    assert_eq!(home.cat("x"), "b");
+    assert_eq!(home.set("user.mergerfs.branches", "=a:b"), None);
+    assert_eq!(home.cat("x"), "a");
+
     let pid = home.status().pid;
     home.ffs(&["umount", &point]);
     eventually("the end of ffs", || (!Path::new("/proc").join(pid.to_string()).exists()).then_some(()));

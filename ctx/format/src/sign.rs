@@ -227,6 +227,11 @@ impl Ring {
         self.0.is_empty()
     }
 
+    /// The keys, by their ids.
+    pub fn keys(&self) -> impl Iterator<Item = &PublicKey> {
+        self.0.values()
+    }
+
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -7,6 +7,7 @@ use ctx_format::ack::{Ack, Hook, Text, Verdict};
 use ctx_format::check::Claim;
 
 use crate::events::Step;
+use crate::handover::state;
 
 /// The state of every class, and which of them the host has not been told.
 #[derive(Debug, Default)]
@@ -100,6 +101,43 @@ impl Book {
         }
     }
 
+    /// What another program knew.
+    pub(super) fn resume(acks: &state::Acks) -> Self {
+        let states = acks
+            .states
+            .iter()
+            .map(|of| (of.ack.class.clone(), State { ack: of.ack.clone(), waits: of.waits, told: of.told }));
+        let claims = acks
+            .claims
+            .iter()
+            .cloned()
+            .map(|(device, class, generation)| (device, Claim { class, generation }));
+        Self {
+            states: states.collect(),
+            claims: claims.collect(),
+            classes: acks.classes.iter().cloned().collect(),
+            hooks: acks.hooks.clone(),
+        }
+    }
+
+    /// What [`Book::resume`] takes.
+    pub(super) fn to_state(&self) -> state::Acks {
+        let states = self.states.values().map(|of| state::AckState {
+            ack: of.ack.clone(),
+            waits: of.waits,
+            told: of.told,
+        });
+        let claims =
+            self.claims.iter().map(|(device, claim)| (device.clone(), claim.class.clone(), claim.generation));
+        state::Acks {
+            states: states.collect(),
+            claims: claims.collect(),
+            classes: self.classes.clone().into_iter().collect(),
+            hooks: self.hooks.clone(),
+            port: None,
+        }
+    }
+
     fn set(&mut self, ack: Ack, waits: Option<u64>) {
         self.states.insert(ack.class.clone(), State { ack, waits, told: false });
     }
@@ -164,6 +202,8 @@ mod tests {
         book.told(0);
         book.note(&hook(3, "exit 1"));
         assert!(book.untold().is_empty());
+        // Another program knows the same.
+        let mut book = Book::resume(&book.to_state());
         book.note(&Step::HooksDone { generation: 4 });
         assert_eq!(book.untold(), [0]);
         assert_eq!(book.states()[0].hooks.as_ref().unwrap()[0].result.as_str(), "exit 1");

@@ -19,16 +19,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use ctx_format::ack::Ack;
 use ctx_format::write_atomically;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::events::{Log, Step};
+use crate::handover::state;
 use book::Book;
 
 /// Where the state lies when there is no way to the host.
@@ -39,8 +40,8 @@ pub const DEFAULT_FILE: &str = "/run/ffs/ack.json";
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How the host is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum AckMode {
     /// By the first of virtio-serial, xenstore and [`DEFAULT_FILE`] that there is.
     #[default]
@@ -82,6 +83,19 @@ impl TryFrom<String> for AckMode {
     }
 }
 
+impl From<AckMode> for String {
+    fn from(mode: AckMode) -> Self {
+        match mode {
+            AckMode::Auto => "auto".to_owned(),
+            AckMode::VirtioSerial(None) => "virtio-serial".to_owned(),
+            AckMode::VirtioSerial(Some(path)) => format!("virtio-serial:{}", path.display()),
+            AckMode::Xenstore => "xenstore".to_owned(),
+            AckMode::File(path) => format!("file:{}", path.display()),
+            AckMode::Off => "off".to_owned(),
+        }
+    }
+}
+
 /// What the host's side of a way needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
@@ -104,6 +118,11 @@ trait Way: Send {
     /// Tells one state; `false` when there is no room now. `all` is every state. An error means that the
     /// way is gone.
     fn tell(&mut self, state: &Ack, all: &[&Ack]) -> io::Result<bool>;
+
+    /// What another program must be handed to go on with it; nothing when it can open it by itself.
+    fn to_state(&self) -> Option<state::Port> {
+        None
+    }
 }
 
 /// A file: replaced as a whole, so that a reader never sees half of it.
@@ -156,38 +175,80 @@ fn open(mode: &AckMode) -> (Option<Box<dyn Way>>, bool) {
     (way.or(last), best)
 }
 
-/// Starts to tell the host, as `mode` says, about what is written to `log` from now on.
+/// What the thread that tells is told.
+enum Message {
+    Step(Step),
+    /// Says what it knows, and does nothing until this is dropped.
+    Rest(Sender<state::Acks>, Receiver<()>),
+}
+
+/// The way to the thread that tells.
+pub(crate) struct Teller {
+    to: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Teller {
+    /// What it knows; nothing is told until the second is dropped. `None` when it has ended.
+    pub(crate) fn rest(&self) -> Option<(state::Acks, Sender<()>)> {
+        let ((to, state), (end, rests)) = (channel(), channel());
+        self.to.send(Message::Rest(to, rests)).ok()?;
+        let _ = self.wake.write(1);
+        Some((state.recv().ok()?, end))
+    }
+}
+
+/// Starts to tell the host, as `mode` says, about what is written to `log` from now on; with what
+/// another program knew and had open.
 ///
 /// # Errors
 /// What making a descriptor or starting a thread returns.
-pub fn start(mode: &AckMode, log: &Arc<Log>) -> io::Result<()> {
+pub(crate) fn start(
+    mode: &AckMode,
+    log: &Arc<Log>,
+    before: Option<(&state::Acks, Option<std::fs::File>)>,
+) -> io::Result<Option<Teller>> {
     if *mode == AckMode::Off {
-        return Ok(());
+        return Ok(None);
     }
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (steps, received) = channel();
     let (mode, woken) = (mode.clone(), wake.clone());
+    let book = before.as_ref().map_or_else(Book::default, |(state, _)| Book::resume(state));
+    let way = before.and_then(|(state, file)| {
+        let port = port::Port::resume(file?, state.port.as_ref()?);
+        Some(Box::new(port) as Box<dyn Way>)
+    });
     std::thread::Builder::new().name("ack".to_owned()).spawn(move || {
-        if let Err(error) = serve(&mode, &received, &woken) {
+        if let Err(error) = serve(&mode, &received, &woken, book, way) {
             tracing::error!(%error, "the host is not told any more");
         }
     })?;
+    let teller = Teller { to: steps.clone(), wake: wake.clone() };
     log.observe(move |step| {
-        if Book::minds(step) && steps.send(step.clone()).is_ok() {
+        if Book::minds(step) && steps.send(Message::Step(step.clone())).is_ok() {
             // Full is as good: it wakes.
             let _ = wake.write(1);
         }
     });
-    Ok(())
+    Ok(Some(teller))
 }
 
-fn serve(mode: &AckMode, steps: &Receiver<Step>, wake: &EventFd) -> io::Result<()> {
+fn serve(
+    mode: &AckMode,
+    messages: &Receiver<Message>,
+    wake: &EventFd,
+    mut book: Book,
+    mut way: Option<Box<dyn Way>>,
+) -> io::Result<()> {
     const WAKE: u64 = 0;
     const HOST: u64 = 1;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(wake.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-    let mut book = Book::default();
-    let (mut way, mut best) = (None, false);
+    let mut best = way.is_some();
+    if let Some((fd, flags)) = way.as_ref().and_then(|way| way.wait()) {
+        epoll.add(fd, EpollEvent::new(flags, HOST))?;
+    }
     loop {
         if !best {
             // A way that falls back to another: what is better takes its place with all there is to tell.
@@ -222,8 +283,13 @@ fn serve(mode: &AckMode, steps: &Receiver<Step>, wake: &EventFd) -> io::Result<(
         }
         let _ = wake.read();
         loop {
-            match steps.try_recv() {
-                Ok(step) => book.note(&step),
+            match messages.try_recv() {
+                Ok(Message::Step(step)) => book.note(&step),
+                Ok(Message::Rest(to, until)) => {
+                    let port = way.as_ref().and_then(|way| way.to_state());
+                    let _ = to.send(state::Acks { port, ..book.to_state() });
+                    let _ = until.recv();
+                }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
@@ -265,7 +331,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/ack.json");
         let log = Arc::new(Log::default());
-        start(&AckMode::File(path.clone()), &log).unwrap();
+        start(&AckMode::File(path.clone()), &log, None).unwrap();
         let visible = |generation, layer: &str, of| Step::Visible {
             generation,
             layer: layer.to_owned(),

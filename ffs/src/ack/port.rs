@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::EpollFlags;
 
 use super::{News, Way};
+use crate::handover::state::{self, Bytes};
 
 pub(super) struct Port {
     file: File,
@@ -35,6 +36,11 @@ impl Port {
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
         Ok(Self { file, connected: false, rest: Vec::new() })
+    }
+
+    /// Goes on with a port that another program has opened: no two can have it open at a time.
+    pub(super) fn resume(file: File, state: &state::Port) -> Self {
+        Self { file, connected: state.connected, rest: state.rest.0.to_vec() }
     }
 
     /// Writes what is left of a line; whether all of it went.
@@ -93,6 +99,11 @@ impl Way for Port {
         }
         self.flush()?;
         Ok(if new || asked { News::All } else { News::Room })
+    }
+
+    fn to_state(&self) -> Option<state::Port> {
+        let (connected, rest) = (self.connected, Bytes::from(&self.rest));
+        Some(state::Port { fd: self.file.as_raw_fd(), connected, rest })
     }
 
     fn tell(&mut self, state: &Ack, _: &[&Ack]) -> io::Result<bool> {

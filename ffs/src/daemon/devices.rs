@@ -17,6 +17,7 @@ use crate::config::{Source, matches};
 use crate::dirs::same;
 use crate::events::{Log, Step};
 use crate::follow::{Verdict, backoff, judge};
+use crate::handover::state;
 use crate::layer::{Layer, device, image};
 use crate::memory::Limit;
 use crate::trust::Trust;
@@ -36,6 +37,23 @@ pub(super) struct Device {
     attempt: u32,
     /// What came of it last.
     pub(super) state: String,
+}
+
+impl Device {
+    /// A thread is reading it.
+    pub(super) fn reading(&self) -> bool {
+        self.reading
+    }
+
+    /// What another program knew of it; nobody reads it.
+    pub(super) fn resume(state: state::Device) -> Self {
+        Self { attempt: state.attempt, state: state.state, ..Self::default() }
+    }
+
+    /// What [`Device::resume`] takes.
+    pub(super) fn to_state(&self) -> state::Device {
+        state::Device { attempt: self.attempt, state: self.state.clone() }
+    }
 }
 
 /// Why a device gave no layer.
@@ -128,6 +146,11 @@ impl Daemon {
 
     pub(super) fn read(&mut self, device: &str) {
         let Some((name, priority)) = self.wanted(device) else { return };
+        let Some(inside) = self.works.try_enter() else {
+            // Another program is to take over: it reads it.
+            self.unread.insert(device.to_owned());
+            return;
+        };
         let (name, limit) = (name.map(str::to_owned), self.limit);
         let state = self.devices.entry(device.to_owned()).or_default();
         if state.reading {
@@ -142,6 +165,7 @@ impl Daemon {
         let work = move || {
             let result = read_device(&device, name.as_deref(), priority, &limit, attempt, &trust, &log);
             let _ = tx.send(Message::Loaded { device, result });
+            drop(inside);
         };
         if let Err(error) = std::thread::Builder::new().name("read-device".to_owned()).spawn(work) {
             tracing::error!(%error, "cannot start a thread to read a device");

@@ -29,7 +29,7 @@ use crate::trust::Trust;
 /// A generation that is kept, and what was asked for then.
 pub(super) struct Before {
     pub(super) generation: Arc<Generation>,
-    desired: Desired,
+    pub(super) desired: Desired,
 }
 
 /// Why a request was not fulfilled; nothing was changed.

@@ -10,14 +10,21 @@
 //! | `devices` | drives: when they are read, and what becomes of it |
 //! | `layers` | every way to another generation |
 //! | `report` | how it is |
+//! | `upgrade`, `successor` | another program takes over, and goes on |
 
 mod devices;
 mod layers;
 mod report;
+mod successor;
 mod threads;
+mod upgrade;
+
+pub use successor::{Order, take_over};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -27,8 +34,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::ack;
 use crate::config::{Config, LayerSpec, Source};
-use crate::control::{Request, Response, Server};
+use crate::control::{Handle, Request, Response, Server};
 use crate::dirs::Follower;
+use crate::door::Door;
 use crate::edit::Desired;
 use crate::events::{Log, Step};
 use crate::follow::Hold;
@@ -43,6 +51,7 @@ use crate::uevent::{Uevent, Uevents};
 use devices::{Device, Failure};
 use layers::{Before, Refusal};
 use report::Facts;
+use upgrade::Upgrade;
 
 /// How often drives are looked at where the kernel's events cannot be had.
 const POLL: Duration = Duration::from_secs(2);
@@ -86,6 +95,9 @@ pub enum DaemonError {
     /// The keys, or the state that goes with them.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// What another program left is not understood.
+    #[error("cannot take over: {0}")]
+    TakeOver(String),
     /// Starting a thread, or the kernel session.
     #[error("{what}: {source}")]
     System {
@@ -99,9 +111,15 @@ pub enum DaemonError {
 /// What reaches the loop.
 enum Message {
     Uevent(Option<Uevent>),
-    Loaded { device: String, result: Result<Layer, Failure> },
+    Loaded {
+        device: String,
+        result: Result<Layer, Failure>,
+    },
     Directories(BTreeSet<String>),
-    Control(Request, Sender<Response>),
+    /// A request, the way to answer it, and the connection where another program may be the one to do so.
+    Control(Request, Sender<Response>, Option<OwnedFd>),
+    /// A door is closed, and the last one has left.
+    AtRest,
     Stale,
     Stop,
     Reload,
@@ -114,10 +132,13 @@ enum Due {
     DropLayer { layer: String, device: String },
     Poll,
     Ready,
+    Upgrade,
 }
 
 struct Daemon {
     mount: Mount,
+    /// The number of the mounted device.
+    number: u64,
     config: Config,
     trust: Arc<Trust>,
     limit: Limit,
@@ -130,6 +151,20 @@ struct Daemon {
     log: Arc<Log>,
     hooks: Hooks,
     tx: Sender<Message>,
+    /// Who runs hooks or reads a drive goes through this one.
+    works: Door,
+    /// Who takes in requests, signals and events goes through this one.
+    doors: Door,
+    server: Server,
+    /// Who tells the host.
+    teller: Option<ack::Teller>,
+    uevents: Option<Arc<Uevents>>,
+    /// Another program is to take over.
+    upgrade: Option<Upgrade>,
+    /// Drives that are to be read when that has come to an end.
+    unread: BTreeSet<String>,
+    /// How often one did.
+    taken_over: u64,
     devices: BTreeMap<String, Device>,
     due: Vec<(Instant, Due)>,
     /// Devices whose first result is waited for; `None` once ready.
@@ -154,39 +189,23 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let system = |what| move |source| DaemonError::System { what, source };
     let log = Arc::new(log);
     let trust = Arc::new(Trust::new(&config, point)?);
-    let (tx, rx) = channel();
+    let Parts { tx, rx, works, doors } = Parts::new();
     let (mut abilities, mut reduced) = (Vec::new(), Vec::new());
-    // Blocked before any thread starts, so that all of them inherit it and one alone waits.
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().map_err(|errno| system("cannot block signals")(errno.into()))?;
+    let signals = block_signals()?;
     // Listen first: what happens from here on is not missed.
     let uevents = match Uevents::listen() {
-        Ok(uevents) => Some(uevents),
+        Ok(uevents) => Some(Arc::new(uevents)),
         Err(error) => {
-            reduced.push(format!("no device events from the kernel ({error}): drives are polled every 2 s"));
+            tracing::info!(%error, "{NO_UEVENTS}");
+            reduced.push(format!("{NO_UEVENTS} ({error})"));
             None
         }
     };
     abilities.extend(uevents.as_ref().map(|_| "device_events".to_owned()));
-    let follower = {
-        let tx = tx.clone();
-        Follower::start(move |layers| drop(tx.send(Message::Directories(layers))))
-    };
-    let follower = match follower {
-        Ok(follower) => Some(follower),
-        Err(error) => {
-            reduced.push(format!("directory layers are not followed ({error}): `ffs reload` reads them"));
-            None
-        }
-    };
-    abilities.extend(follower.as_ref().map(|_| "follow_directories".to_owned()));
-    let limit =
-        Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) };
+    let follower = follow(&tx, &mut abilities, &mut reduced);
+    let limit = limit(&config);
     // Before the first step that it is to see, after the signals are blocked.
-    ack::start(&config.ack, &log).map_err(system("cannot start a thread"))?;
+    let teller = ack::start(&config.ack, &log, None).map_err(system("cannot start a thread"))?;
     let mut layers = Vec::new();
     let mut unfollowed = BTreeMap::new();
     for spec in &config.layers {
@@ -201,26 +220,22 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = mount.unmount();
         error
     };
-    let server = {
-        let tx = tx.clone();
-        Server::start(socket, move |request, answer| {
-            let _ = tx.send(Message::Control(request, answer));
-        })
-        .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?
-    };
-    let gone = Mount::watch_gone(mount.point());
-    let started = gone
-        .and_then(|gone| threads::start(&tx, signals, session, uevents, gone))
-        .and_then(|()| Hooks::start(config.hooks.clone(), mount.point(), log.clone()));
-    let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
-    let stale = tx.clone();
-    mount.on_stale(move || {
-        let _ = stale.send(Message::Stale);
+    let server = Server::start(socket, doors.clone(), to_loop(&tx))
+        .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
+    let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
+    let started = number.and_then(|number| {
+        let gone = Mount::watch_gone(number)?;
+        threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
+        let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
+        Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
     });
-    take_commands(&mount, &tx);
+    let (number, hooks) = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
+    hear_of_stale(&mount, &tx);
+    take_commands(&mount, &tx, &doors);
     let polled = !abilities.iter().any(|ability| ability == "device_events");
     let mut daemon = Daemon {
         mount,
+        number,
         trust,
         limit,
         desired: Desired { layers: config.layers.clone(), ..Desired::default() },
@@ -230,6 +245,14 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         log,
         hooks,
         tx,
+        works,
+        doors,
+        server,
+        teller,
+        uevents,
+        upgrade: None,
+        unread: BTreeSet::new(),
+        taken_over: 0,
         devices: BTreeMap::new(),
         due: Vec::new(),
         starting: Some(BTreeSet::new()),
@@ -248,37 +271,111 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     if daemon.starting.as_ref().is_some_and(BTreeSet::is_empty) {
         daemon.ready();
     }
-    let result = daemon.serve(&rx);
-    // Unanswered requests end with the channel; then the socket can wait for the one under way.
-    drop(rx);
-    drop(server);
-    result
+    daemon.serve(rx)
+}
+
+/// What a drive's events are replaced by where the kernel gives none.
+const NO_UEVENTS: &str = "no device events from the kernel: drives are polled every 2 s";
+
+/// The loop's channel, and the doors that tell over it.
+struct Parts {
+    tx: Sender<Message>,
+    rx: Receiver<Message>,
+    works: Door,
+    doors: Door,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (tx, rx) = channel();
+        let door = || {
+            let tx = tx.clone();
+            Door::new(move || drop(tx.send(Message::AtRest)))
+        };
+        let (works, doors) = (door(), door());
+        Self { tx, rx, works, doors }
+    }
+}
+
+/// Blocks the signals that one thread waits for: before any other starts, so that all inherit it.
+fn block_signals() -> Result<SigSet, DaemonError> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    let error =
+        |errno: nix::errno::Errno| DaemonError::System { what: "cannot block signals", source: errno.into() };
+    signals.thread_block().map_err(error)?;
+    Ok(signals)
+}
+
+fn limit(config: &Config) -> Limit {
+    Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) }
+}
+
+/// The follower of directories, where it can be had.
+fn follow(tx: &Sender<Message>, abilities: &mut Vec<String>, reduced: &mut Vec<String>) -> Option<Follower> {
+    let tx = tx.clone();
+    match Follower::start(move |layers| drop(tx.send(Message::Directories(layers)))) {
+        Ok(follower) => {
+            abilities.push("follow_directories".to_owned());
+            Some(follower)
+        }
+        Err(error) => {
+            reduced.push(format!("directory layers are not followed ({error}): `ffs reload` reads them"));
+            None
+        }
+    }
+}
+
+/// Hands requests on to the loop.
+fn to_loop(tx: &Sender<Message>) -> Box<Handle> {
+    let tx = tx.clone();
+    Box::new(move |request, answer, asker| drop(tx.send(Message::Control(request, answer, asker))))
+}
+
+/// Hears of directory layers that are not what was scanned.
+fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
+    let tx = tx.clone();
+    mount.on_stale(move || {
+        let _ = tx.send(Message::Stale);
+    });
 }
 
 /// Lets commands in that come as extended attributes.
-fn take_commands(mount: &Mount, tx: &Sender<Message>) {
-    let tx = tx.clone();
+fn take_commands(mount: &Mount, tx: &Sender<Message>, door: &Door) {
+    let (tx, door) = (tx.clone(), door.clone());
     mount.on_command(move |request, answer| {
+        let Some(inside) = door.try_enter() else {
+            return answer(Response::Conflict("another program is taking over".to_owned()));
+        };
         let (sender, response) = channel();
-        let _ = tx.send(Message::Control(request, sender));
+        let _ = tx.send(Message::Control(request, sender, None));
         // A thread of its own waits: such commands are rare.
         std::thread::spawn(move || {
             answer(response.recv().unwrap_or_else(|_| Response::Error("ending".to_owned())));
+            drop(inside);
         });
     });
 }
 
 impl Daemon {
-    fn serve(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
+    fn serve(mut self, rx: Receiver<Message>) -> Result<(), DaemonError> {
+        let result = self.run(&rx);
+        self.give_up("it is ending");
+        // Unanswered requests end with the channel; then the socket can wait for the one under way.
+        drop(rx);
+        result
+    }
+
+    fn run(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
         loop {
+            while self.try_upgrade(rx)? {}
             let next = self.due.iter().map(|(at, _)| *at).min();
             let wait =
                 next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match rx.recv_timeout(wait) {
-                Ok(Message::SessionEnded(result)) => {
-                    self.log.write(Step::Unmounted);
-                    return result.map_err(|source| DaemonError::System { what: "the mount ended", source });
-                }
+                Ok(Message::SessionEnded(result)) => return self.session_ended(result),
                 Ok(message) => self.handle(message)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 // `self.tx` keeps the channel open.
@@ -299,6 +396,11 @@ impl Daemon {
         }
     }
 
+    fn session_ended(&self, result: io::Result<()>) -> Result<(), DaemonError> {
+        self.log.write(Step::Unmounted);
+        result.map_err(|source| DaemonError::System { what: "the mount ended", source })
+    }
+
     fn at(&mut self, wait: Duration, due: Due) {
         self.due.push((Instant::now() + wait, due));
     }
@@ -313,7 +415,10 @@ impl Daemon {
                 let changed = |spec: &LayerSpec| layers.contains(&spec.name);
                 self.read_again(|spec| matches!(spec.source, Source::Dir(_)) && changed(spec));
             }
-            Message::Control(request, answer) => {
+            Message::Control(Request::Upgrade { program }, answer, asker) => {
+                self.upgrade(program, answer, asker);
+            }
+            Message::Control(request, answer, _) => {
                 let response = match self.control(request) {
                     Ok(()) => Response::Status(Box::new(self.status())),
                     Err(Refusal::Conflict(reason)) => Response::Conflict(reason),
@@ -331,14 +436,15 @@ impl Daemon {
             }
             Message::Stop if self.stopping => {}
             Message::Stop => self.stop()?,
-            Message::SessionEnded(_) => {}
+            // An upgrade that waits for it is looked at before each message.
+            Message::AtRest | Message::SessionEnded(_) => {}
         }
         Ok(())
     }
 
     fn control(&mut self, request: Request) -> Result<(), Refusal> {
         match request {
-            Request::Status => {}
+            Request::Status | Request::Upgrade { .. } => {}
             Request::Unmount => self.stop().map_err(|error| error.to_string())?,
             Request::Reload => self.reload(),
             Request::Invalidate => self.mount.forget(),
@@ -356,6 +462,10 @@ impl Daemon {
                 self.at(POLL, Due::Poll);
             }
             Due::Ready => self.ready(),
+            Due::Upgrade => {
+                let reason = self.restless();
+                self.give_up(&format!("{reason} for too long"));
+            }
             Due::DropLayer { layer, device } => {
                 let origin = format!("device:/dev/{device}");
                 let shown = self.mount.current();
@@ -367,6 +477,7 @@ impl Daemon {
     }
 
     fn stop(&mut self) -> Result<(), DaemonError> {
+        self.give_up("it is ending");
         let _ = notify("STOPPING=1");
         self.mount.unmount()?;
         self.stopping = true;

@@ -112,6 +112,7 @@ impl Daemon {
             mount: self.mount.point().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            taken_over: self.taken_over,
             generation: generation.number,
             rollback_to: self.before.as_ref().map(|before| before.generation.number),
             layers,

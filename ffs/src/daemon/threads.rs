@@ -1,34 +1,53 @@
 //! The threads that only wait, and pass on what comes.
+//!
+//! They take nothing but from inside of the [`Door`]: what they leave outside waits where it is.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Message;
+use crate::door::Door;
 use crate::mount::Session;
-use crate::uevent::Uevents;
+use crate::uevent::{Heard, Uevents};
 
-/// Starts one thread for each thing that is waited for; they end with the process.
+/// Starts one thread for each thing that is waited for; they end with the process. `signals` are
+/// blocked in all threads.
 ///
 /// # Errors
-/// What starting a thread returns.
+/// What starting a thread or making a descriptor returns.
 pub(super) fn start(
     tx: &Sender<Message>,
-    signals: SigSet,
+    door: &Door,
+    signals: &SigSet,
     session: Session,
-    uevents: Option<Uevents>,
+    uevents: Option<Arc<Uevents>>,
     gone: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<()> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
     };
-    let to = tx.clone();
+    let (to, inside) = (tx.clone(), door.clone());
+    let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     spawn(
         "signals",
         Box::new(move || {
-            while let Ok(signal) = signals.wait() {
-                let _ = to.send(if signal == Signal::SIGHUP { Message::Reload } else { Message::Stop });
+            loop {
+                match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return tracing::error!(%error, "signals are not heard any more"),
+                }
+                let _inside = inside.enter();
+                while let Ok(Some(signal)) = signals.read_signal() {
+                    let reload = signal.ssi_signo == Signal::SIGHUP as u32;
+                    let _ = to.send(if reload { Message::Reload } else { Message::Stop });
+                }
             }
         }),
     )?;
@@ -48,14 +67,23 @@ pub(super) fn start(
         }),
     )?;
     let Some(uevents) = uevents else { return Ok(()) };
-    let to = tx.clone();
+    let (to, inside) = (tx.clone(), door.clone());
     spawn(
         "uevents",
         Box::new(move || {
             loop {
-                match uevents.next() {
-                    Ok(event) => drop(to.send(Message::Uevent(event))),
-                    Err(error) => return tracing::error!(%error, "no more events about devices"),
+                let heard = uevents.wait().and_then(|()| {
+                    let _inside = inside.enter();
+                    loop {
+                        match uevents.next()? {
+                            Heard::Event(event) => drop(to.send(Message::Uevent(Some(event)))),
+                            Heard::Lost => drop(to.send(Message::Uevent(None))),
+                            Heard::Nothing => return Ok(()),
+                        }
+                    }
+                });
+                if let Err(error) = heard {
+                    return tracing::error!(%error, "no more events about devices");
                 }
             }
         }),

@@ -26,6 +26,7 @@ use fuser::{
 };
 
 use crate::generation::Generation;
+use crate::handover::state::Agreed;
 use crate::layer::{Content, Name};
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
@@ -55,11 +56,13 @@ pub(crate) struct Shared {
     pub(crate) readdirplus: AtomicBool,
     /// Whether access control lists are in force: the kernel asks for them on first looks by others
     /// than the owner, so only where the mount begins with some.
-    acls: bool,
+    pub(crate) acls: bool,
     /// Whether opens are asked for: on a user's mount, which the kernel does not hold read-only, those
     /// for writing are to be refused.
-    ask_opens: bool,
-    dirs: Handles<Mutex<Arc<Dir>>>,
+    pub(crate) ask_opens: bool,
+    pub(crate) dirs: Handles<Mutex<Arc<Dir>>>,
+    /// What was agreed on with the kernel at the mount.
+    pub(crate) agreed: OnceLock<Agreed>,
     /// Set when a file of a directory layer turned out to be another one than was scanned.
     pub(crate) stale: AtomicBool,
     /// Called when that is first seen.
@@ -73,16 +76,29 @@ impl Shared {
         let table = Table::new(generation.root.clone());
         let acls = any_acl(&generation.root);
         table.remember(&hidden(HIDDEN));
+        let ask_opens = !nix::unistd::geteuid().is_root();
+        Self::with(generation, table, Handles::default(), acls, ask_opens)
+    }
+
+    /// With what the kernel knows already.
+    pub(crate) fn with(
+        generation: Generation,
+        table: Table,
+        dirs: Handles<Mutex<Arc<Dir>>>,
+        acls: bool,
+        ask_opens: bool,
+    ) -> Self {
         Self {
             gate: RwLock::new(()),
             table,
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
             acls,
-            ask_opens: !nix::unistd::geteuid().is_root(),
+            ask_opens,
             prefetch: Prefetch::default(),
             readdirplus: AtomicBool::new(false),
-            dirs: Handles::default(),
+            dirs,
+            agreed: OnceLock::new(),
             stale: AtomicBool::new(false),
             on_stale: OnceLock::new(),
             on_command: OnceLock::new(),
@@ -139,6 +155,9 @@ impl Filesystem for Ffs {
         }
         let readdirplus = config.capabilities().contains(InitFlags::FUSE_DO_READDIRPLUS);
         self.0.readdirplus.store(readdirplus, Ordering::Relaxed);
+        let (version, taken) = (config.kernel_abi(), config.capabilities() & wanted);
+        // After a handover it is what it was: the kernel has not been asked again.
+        let _ = self.0.agreed.set(Agreed { major: version.0, minor: version.1, taken: taken.bits() });
         // As much read-ahead as the kernel offers.
         if let Err(most) = config.set_max_readahead(1 << 20) {
             let _ = config.set_max_readahead(most);

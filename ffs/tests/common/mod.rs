@@ -101,6 +101,11 @@ impl Mounted {
     }
 
     pub fn with_config(args: &[&str], config: &str) -> Self {
+        Self::of(Path::new(env!("CARGO_BIN_EXE_ffs")), args, config)
+    }
+
+    /// With this program in place of the one that was built.
+    pub fn of(program: &Path, args: &[&str], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         // Not where the machine's own ffs has it, unless a test says so.
@@ -110,7 +115,7 @@ impl Mounted {
             format!("ack = \"file:{}\"\n", dir.path().join("ack.json").display())
         };
         std::fs::write(dir.path().join("ffs.toml"), ack + config).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_ffs"))
+        let child = Command::new(program)
             .arg("mount")
             .arg("--foreground")
             .arg("--config")
@@ -150,6 +155,17 @@ impl Mounted {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ffs"));
         command.args(args).arg("--socket").arg(self.dir.path().join("socket"));
         command.output().unwrap()
+    }
+
+    /// Asks over its socket, without a program between.
+    pub fn ask(&self, request: &ffs::control::Request) -> ffs::control::Response {
+        ffs::control::ask(&self.dir.path().join("socket"), request).unwrap()
+    }
+
+    /// Lets another program take over, the one that was built if none is named.
+    pub fn upgrade(&self, program: Option<&Path>) -> Output {
+        let program = program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_ffs")));
+        self.ffs(&["upgrade", self.at("").to_str().unwrap(), "--program", program.to_str().unwrap()])
     }
 
     pub fn layer(&self, verb: &str, what: &str) {
