@@ -109,7 +109,7 @@ impl Daemon {
         });
         if !switch.changes.is_empty() {
             self.mount.tell_watchers(&switch);
-            self.hooks.changed(generation, switch.changes.into_iter().map(|change| change.path).collect());
+            self.hooks.changed(generation, switch.changes.iter().map(|change| change.path.clone()).collect());
         }
     }
 

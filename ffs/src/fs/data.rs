@@ -10,6 +10,7 @@
 //! connection: the small files beside a large one would pay for it. Content is held by the inode and
 //! not by the open file, which is as good: a number never stands for two contents.
 
+use std::cell::RefCell;
 use std::fs::File;
 
 use fuser::{Errno, INodeNo, ReplyData, ReplyLseek};
@@ -73,12 +74,22 @@ impl Shared {
     }
 }
 
+thread_local! {
+    /// What a thread reads files into: memory that is fresh for each request costs more than the copy into it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 fn read_file(file: &File, offset: u64, size: u32, reply: ReplyData) {
-    let mut buffer = vec![0; size as usize];
-    match dir::read_at(file, &mut buffer, offset) {
-        Ok(read) => reply.data(&buffer[..read]),
-        Err(error) => reply.error(error.into()),
-    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let size = size as usize;
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        match dir::read_at(file, &mut buffer[..size], offset) {
+            Ok(read) => reply.data(&buffer[..read]),
+            Err(error) => reply.error(error.into()),
+        }
+    });
 }
 
 /// Part of a content that lies in pieces.
