@@ -32,13 +32,10 @@ const READ_AHEAD_KIB: &str = "1024";
 /// program could already see one as it is and then another as it was.
 const TOGETHER: usize = 2;
 
-/// Up to so many changed names are forgotten one by one as well, at 10 to 40 µs each on a busy machine: names that the
-/// kernel keeps, and be it only to look them up again, keep the memory of their generation. Of more, the replay for
-/// watchers or the kernel's own need of memory takes care.
+/// Up to so many changed names are forgotten one by one as well where no watchers are told, at 10 to 40 µs each on a busy
+/// machine: names that the kernel keeps, and be it only to look them up again, keep the memory of their generation. Of
+/// more, the kernel's own need of memory takes care.
 const ONE_BY_ONE: usize = 32;
-
-/// Up to so many names are told to watchers before a request that changed them is answered: at 100 to 300 µs each.
-const SOON: usize = 128;
 
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +135,11 @@ impl Mount {
             session.as_fd().try_clone_to_owned().ok().filter(|device| sys::inc_epoch(device).is_ok());
         let thread = std::thread::Builder::new()
             .name("session".to_owned())
-            .spawn(move || session.run())
+            .spawn(move || {
+                // So do the threads that it starts, which answer.
+                sys::short_turns_or_say();
+                session.run()
+            })
             .map_err(|source| MountError::Mount { point: point.clone(), source })?;
         read_ahead(&point);
         // Linux 6.16 has what came with 6.1.
@@ -155,6 +156,16 @@ impl Mount {
             Self { point, shared, inodes, notifier, device, twin, teller, switching: Mutex::new(()) },
             Session(thread),
         ))
+    }
+
+    /// The same as on a kernel that cannot drop all names at once (before Linux 6.16), for tests and measurements.
+    #[must_use]
+    pub fn without_epoch(mut self) -> Self {
+        self.device = None;
+        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
+            twin.not_over();
+        }
+        self
     }
 
     /// Where it is mounted.
@@ -256,12 +267,8 @@ impl Mount {
     /// Has watchers told of a switch, after those before it. Content comes before events, so this is a step of its own. Waits
     /// until they are told, unless there are many names to tell of: other switches do not wait for those.
     pub fn tell_watchers(&self, switch: &Switch) {
-        let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) else { return };
-        let news = News { changes: switch.changes.clone(), kept: switch.kept.clone() };
-        let told = teller.tell(news);
-        if teller.names() <= SOON {
-            // Its end is the answer.
-            let _ = told.recv();
+        if let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) {
+            teller.tell(News { changes: switch.changes.clone(), kept: switch.kept.clone() });
         }
     }
 
@@ -300,18 +307,22 @@ impl Mount {
     fn invalidate(&self, diff: &Diff, kept: &HashSet<u64>, dropped: bool) {
         use std::os::unix::ffi::OsStrExt;
         let mut failed = None;
-        let many = dropped && diff.changes.len() > ONE_BY_ONE;
+        // The replay for watchers comes by all of them.
+        let later = dropped && (self.teller.is_some() || diff.changes.len() > ONE_BY_ONE);
         if dropped {
             self.shared.prefetch.emptied();
         }
         let known = |ino| self.shared.table.has(ino);
+        let mut waited = HashSet::new();
         for change in &diff.changes {
             let told = match change.what {
                 What::Attributes { ino } if known(ino) => self.notifier.inval_inode(INodeNo(ino), -1, 0),
-                // A name that the kernel holds, it holds with its inode.
-                What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
                 What::Attributes { .. } => continue,
-                _ if many || !kept.contains(&change.parent) => continue,
+                _ if !kept.contains(&change.parent) || !known(change.parent) => continue,
+                // One of each directory, for what this waits for.
+                _ if later && !waited.insert(change.parent) => continue,
+                // A name that the kernel holds, it holds with its inode.
+                What::Removed { ino: old } | What::Replaced { old, .. } if !later && !known(old) => continue,
                 _ => {
                     let name = std::ffi::OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)

@@ -1,23 +1,25 @@
 //! One thread that tells watchers of switches, one after the other.
 //!
-//! Each changed name takes the kernel two to five requests, 100 µs and more, and 5,000 of them half a second. No
-//! switch waits for that: its content is shown when it comes, and what was told of the one before is then not older
-//! than said. Events come in the order of the switches, all of them; only when a queue of [`QUEUE`] switches is full does
-//! whoever has the next one wait.
+//! Each changed name takes the kernel three requests and more, 100 µs at best, and 5,000 of them half a second. No switch
+//! waits for that: its content is shown when it comes, and an event of the one before then finds newer content than it
+//! was for. Events come in the order of the switches. Where the telling is behind, the watchers of a directory hear of a
+//! name once for all its changes that wait, as inotify(7) itself does with events that nobody has fetched; so what waits
+//! is never more than there are names.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fuser::Notifier;
 
 use crate::diff::Change;
 use crate::fs::Shared;
+use crate::sys;
 use crate::watch::{Place, Twin};
 
-/// Switches that wait to be told.
-const QUEUE: usize = 16;
+/// Up to so many names are told before the request that changed them is answered.
+pub(crate) const SOON: usize = 128;
 
 /// What a switch has to tell.
 #[derive(Debug, Clone)]
@@ -28,12 +30,65 @@ pub(crate) struct News {
     pub(crate) kept: Arc<HashSet<u64>>,
 }
 
+struct Job {
+    news: News,
+    number: u64,
+    /// Dropped when all is told.
+    _told: Sender<()>,
+}
+
 /// The way to the thread that tells.
 #[derive(Debug)]
 pub(crate) struct Teller {
-    to: SyncSender<(News, Sender<()>)>,
-    /// Names that are still to be told.
-    names: Arc<AtomicUsize>,
+    to: Sender<Job>,
+    behind: Arc<Behind>,
+}
+
+/// What is still to be told.
+#[derive(Debug, Default)]
+struct Behind {
+    names: AtomicUsize,
+    last: Mutex<Last>,
+}
+
+/// The last switch that changed each name, of those that wait.
+#[derive(Debug, Default)]
+struct Last {
+    number: u64,
+    /// By the directory's inode and the name.
+    of: HashMap<(u64, Box<[u8]>), u64>,
+}
+
+impl Last {
+    /// Takes in a switch and returns its number.
+    fn add(&mut self, changes: &[Change]) -> u64 {
+        self.number += 1;
+        let number = self.number;
+        self.of.extend(changes.iter().map(|change| (key(change), number)));
+        number
+    }
+
+    /// Whether a name is told again by a later switch than `number`; forgets it if not.
+    fn again(&mut self, change: &Change, number: u64) -> bool {
+        let key = key(change);
+        match self.of.get(&key) {
+            Some(last) if *last > number => true,
+            _ => {
+                self.of.remove(&key);
+                false
+            }
+        }
+    }
+}
+
+fn key(change: &Change) -> (u64, Box<[u8]>) {
+    (change.parent, change.name().into())
+}
+
+impl Behind {
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Teller {
@@ -42,50 +97,57 @@ impl Teller {
     /// # Errors
     /// What starting a thread returns.
     pub(crate) fn start(shared: &Arc<Shared>, twin: Weak<Twin>, notifier: Notifier) -> std::io::Result<Self> {
-        let (to, from) = sync_channel(QUEUE);
-        let names = Arc::new(AtomicUsize::new(0));
-        let (shared, left) = (Arc::downgrade(shared), names.clone());
+        let (to, from) = channel();
+        let behind = Arc::new(Behind::default());
+        let (shared, left) = (Arc::downgrade(shared), behind.clone());
         std::thread::Builder::new().name("watchers".to_owned()).spawn(move || {
+            sys::short_turns_or_say();
             if let Some(shared) = shared.upgrade() {
                 shared.replay.begin();
             }
             serve(&from, &shared, &twin, &notifier, &left);
         })?;
-        Ok(Self { to, names })
+        Ok(Self { to, behind })
     }
 
-    /// How many names are still to be told.
-    pub(crate) fn names(&self) -> usize {
-        self.names.load(Ordering::Relaxed)
-    }
-
-    /// Has a switch told; what is returned hears of the end, by its channel's.
-    pub(crate) fn tell(&self, news: News) -> Receiver<()> {
+    /// Has a switch told; waits for that unless there is much to tell.
+    pub(crate) fn tell(&self, news: News) {
+        let names = news.changes.len();
+        let before = self.behind.names.fetch_add(names, Ordering::Relaxed);
+        let number = self.behind.last().add(&news.changes);
         let (told, end) = channel();
-        self.names.fetch_add(news.changes.len(), Ordering::Relaxed);
         // The thread is there as long as this is.
-        let _ = self.to.send((news, told));
-        end
+        let _ = self.to.send(Job { news, number, _told: told });
+        if before + names <= SOON {
+            // The end of the channel is the answer.
+            let _ = end.recv();
+        }
     }
 }
 
 fn serve(
-    from: &Receiver<(News, Sender<()>)>,
+    from: &Receiver<Job>,
     shared: &Weak<Shared>,
     twin: &Weak<Twin>,
     notifier: &Notifier,
-    left: &AtomicUsize,
+    behind: &Behind,
 ) {
-    while let Ok((News { changes, kept }, told)) = from.recv() {
+    while let Ok(Job { news: News { changes, kept }, number, _told }) = from.recv() {
         let mut place = Place::default();
         let mut failed = 0_usize;
+        if changes.len() > SOON
+            && let Some(shared) = shared.upgrade()
+        {
+            Twin::forget(&changes, &shared, notifier);
+        }
         for change in changes.iter() {
+            let again = behind.last().again(change, number);
             // Looked for each time, so that neither is kept from going away.
             let result = match (shared.upgrade(), twin.upgrade()) {
-                (Some(shared), Some(twin)) => twin.tell(change, &kept, &mut place, &shared, notifier),
-                _ => break,
+                (Some(shared), Some(twin)) => twin.tell(change, again, &kept, &mut place, &shared, notifier),
+                _ => Ok(()),
             };
-            left.fetch_sub(1, Ordering::Relaxed);
+            behind.names.fetch_sub(1, Ordering::Relaxed);
             if let Err(error) = result {
                 failed += 1;
                 tracing::debug!(%error, path = %String::from_utf8_lossy(&change.path), "no event");
@@ -94,6 +156,28 @@ fn serve(
         if failed > 0 {
             tracing::warn!(failed, of = changes.len(), "watchers were not told of some changes");
         }
-        drop(told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::What;
+
+    #[test]
+    fn a_name_that_waits_is_told_once() {
+        let change = |path: &str| Change {
+            path: path.into(),
+            parent: 1,
+            what: What::Added { ino: 2 },
+            dir: false,
+        };
+        let mut last = Last::default();
+        let first = last.add(&[change("a"), change("b")]);
+        assert!(!last.again(&change("a"), first), "told before the next");
+        let second = last.add(&[change("a"), change("b")]);
+        assert!(last.again(&change("b"), first), "the second tells it");
+        assert!(!last.again(&change("a"), second) && !last.again(&change("b"), second));
+        assert!(last.of.is_empty());
     }
 }

@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fuser::{INodeNo, Notifier};
@@ -152,7 +152,7 @@ pub(crate) struct Twin {
     root: Arc<OwnedFd>,
     /// Whether the kernel asks for the target of a rename whatever it has cached (Linux 6.1): what is renamed over is
     /// then what we say.
-    over: bool,
+    over: AtomicBool,
     stand_ins: std::sync::atomic::AtomicU64,
 }
 
@@ -170,7 +170,12 @@ impl Twin {
             | MsFlags::MS_NODEV
             | MsFlags::MS_NOATIME;
         nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>)?;
-        Ok(Self { root: Arc::new(root), over, stand_ins: (HIDDEN + 1).into() })
+        Ok(Self { root: Arc::new(root), over: over.into(), stand_ins: (HIDDEN + 1).into() })
+    }
+
+    /// Tells of what was replaced in two steps from now on, as before Linux 6.1.
+    pub(crate) fn not_over(&self) {
+        self.over.store(false, Ordering::Relaxed);
     }
 
     /// The root of the clone, for who wants it only as long as it is there.
@@ -182,13 +187,15 @@ impl Twin {
     /// answers the kernel. `kept` are the directories that were there before and after the switch; `place` keeps the
     /// directory from one change to the next.
     ///
-    /// What nobody can watch, since the kernel does not have its inode, is told to nobody: a watch holds it.
+    /// What nobody can watch, since the kernel does not have its inode, is told to nobody: a watch holds it. Where a
+    /// later change of the same name is still to be told, `again`, that one is for the watchers of the directory.
     ///
     /// # Errors
     /// What the kernel says.
     pub(crate) fn tell(
         &self,
         change: &Change,
+        again: bool,
         kept: &HashSet<u64>,
         place: &mut Place,
         shared: &Shared,
@@ -196,7 +203,7 @@ impl Twin {
     ) -> nix::Result<()> {
         let known = |ino| shared.table.has(ino);
         let (come, gone, was_dir) = match change.what {
-            What::Attributes { ino } if !known(ino) && !known(change.parent) => return Ok(()),
+            What::Attributes { ino } if again || (!known(ino) && !known(change.parent)) => return Ok(()),
             What::Attributes { .. } => {
                 let now = TimeSpec::new(0, nix::libc::UTIME_NOW);
                 let Some(dir) = place.of(&self.root, change) else { return Ok(()) };
@@ -209,7 +216,7 @@ impl Twin {
         let gone = gone.filter(|ino| known(*ino));
         // The listing of a directory that came or went has no watcher that was there before and is
         // still there: its own entry is told of.
-        let told = if kept.contains(&change.parent) && known(change.parent) {
+        let told = if !again && kept.contains(&change.parent) && known(change.parent) {
             let Some(dir) = place.of(&self.root, change) else { return Ok(()) };
             let told = self.tell_directory(change, come, gone, was_dir, dir, shared, notifier);
             shared.replay.pretend(None);
@@ -220,6 +227,17 @@ impl Twin {
         match gone {
             Some(ino) if !told => self.tell_gone(ino, was_dir),
             _ => Ok(()),
+        }
+    }
+
+    /// Has the kernel forget names, and with them each old inode that nobody uses or watches: nobody needs to be told of
+    /// those. Worth it for many names, for the kernel says only later what it has forgotten.
+    pub(crate) fn forget(changes: &[Change], shared: &Shared, notifier: &Notifier) {
+        for change in changes {
+            let (What::Removed { ino: old } | What::Replaced { old, .. }) = change.what else { continue };
+            if shared.table.has(old) && shared.table.has(change.parent) {
+                let _ = notifier.inval_entry(INodeNo(change.parent), OsStr::from_bytes(change.name()));
+            }
         }
     }
 
@@ -249,16 +267,14 @@ impl Twin {
             let source = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("{kind}-{stand_in}"));
             let rename = |flags| renameat2(&self.root, &source, dir, name, flags);
             let dir_gone = |ino: &u64| matches!(shared.table.get(*ino), Some(Node::Dir(_)));
-            match gone.filter(|ino| self.over && !change.dir && !dir_gone(ino)) {
+            let over = self.over.load(Ordering::Relaxed) && !change.dir;
+            if let Some(old) = gone.filter(|ino| over && !dir_gone(ino)) {
                 // One step for both.
-                Some(old) => {
-                    pretend(Pretended::Old(old));
-                    rename(RenameFlags::empty()).map(|()| true)
-                }
-                None => {
-                    pretend(Pretended::Nothing);
-                    until_free(Errno::EEXIST, forget, || rename(RenameFlags::RENAME_NOREPLACE)).map(|()| false)
-                }
+                pretend(Pretended::Old(old));
+                rename(RenameFlags::empty()).map(|()| true)
+            } else {
+                pretend(Pretended::Nothing);
+                until_free(Errno::EEXIST, forget, || rename(RenameFlags::RENAME_NOREPLACE)).map(|()| false)
             }
         } else {
             pretend(Pretended::StandIn(stand_in, was_dir));
