@@ -25,7 +25,7 @@ use crate::watch::Twin;
 /// thread that opens a file of a directory layer does not hold up the others.
 const THREADS: usize = 4;
 
-/// How far the kernel reads ahead, in KiB.
+/// How far the kernel reads ahead, in KiB: four requests, so that it has some to do while others are answered.
 const READ_AHEAD_KIB: &str = "1024";
 
 /// From so many changed names on, all that the kernel has cached is dropped in one step, and then looked up again. With two a
@@ -388,8 +388,8 @@ impl Mount {
     }
 }
 
-/// Lets the kernel read as far ahead as one request can bring: it offers a FUSE mount 128 KiB, and every request costs two
-/// switches between threads. Not allowed to everybody, and not needed.
+/// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches
+/// between threads. Not allowed to everybody, and not needed.
 fn read_ahead(point: &Path) {
     use std::os::unix::fs::MetadataExt;
     let set = || {

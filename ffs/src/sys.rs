@@ -196,7 +196,6 @@ pub fn short_turns() -> io::Result<()> {
 
 /// As [`short_turns`]; it works without them too.
 pub fn short_turns_or_say() {
-    if std::env::var_os("FFS_LONG").is_some() { return; }
     if let Err(error) = short_turns() {
         tracing::debug!(%error, "no short turns on the processor");
     }

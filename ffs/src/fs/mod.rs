@@ -35,6 +35,9 @@ use attr::{BLOCK, attr, hidden, stand_in};
 
 /// As good as forever; the kernel clamps what its clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// The most that one request reads: 256 KiB are copied through a processor's own cache. First reads of 256 MiB ran here at
+/// 1.3 to 1.7 GB/s by 128 KiB, read ahead one by one; at 2.5 to 2.9 by 256 KiB, four read ahead; at 1.7 to 1.9 by 1 MiB.
+const REQUEST: u32 = 256 << 10;
 /// One number never stands for two objects, so FUSE's own generation of a number is constant.
 const ONE: fuser::Generation = fuser::Generation(0);
 
@@ -155,8 +158,9 @@ impl Filesystem for Ffs {
         }
         let readdirplus = config.capabilities().contains(InitFlags::FUSE_DO_READDIRPLUS);
         self.0.readdirplus.store(readdirplus, Ordering::Relaxed);
-        // As much read-ahead as the kernel offers.
-        if let Err(most) = config.set_max_readahead(1 << 20) {
+        // Both decide how large a request may be.
+        let _ = config.set_max_write(REQUEST);
+        if let Err(most) = config.set_max_readahead(REQUEST) {
             let _ = config.set_max_readahead(most);
         }
         Ok(())
