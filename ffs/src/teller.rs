@@ -166,12 +166,8 @@ mod tests {
 
     #[test]
     fn a_name_that_waits_is_told_once() {
-        let change = |path: &str| Change {
-            path: path.into(),
-            parent: 1,
-            what: What::Added { ino: 2 },
-            dir: false,
-        };
+        let change =
+            |path: &str| Change { path: path.into(), parent: 1, what: What::Added { ino: 2 }, dir: false };
         let mut last = Last::default();
         let first = last.add(&[change("a"), change("b")]);
         assert!(!last.again(&change("a"), first), "told before the next");

@@ -1,5 +1,7 @@
 //! Watchers of a mount that nobody writes hear of a switch, and find the new content.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, too.
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -106,7 +106,11 @@ impl Shared {
 
     /// Allows what the replay does to the name that it is at, and nothing else.
     fn replayed(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if self.replay.may(req.pid(), parent.0, name.as_bytes()) { reply.ok() } else { reply.error(Errno::EROFS) }
+        if self.replay.may(req.pid(), parent.0, name.as_bytes()) {
+            reply.ok()
+        } else {
+            reply.error(Errno::EROFS)
+        }
     }
 
     /// Answers, for this one lookup, with an inode that the kernel has of an earlier generation.
