@@ -14,6 +14,7 @@
 //! | [`mount`] | the kernel session and the switch |
 //! | `prefetch` | the kernel's caches, filled before they are asked |
 //! | `watch` | real inotify events for what changed |
+//! | `teller` | the thread that gives them, behind the switches |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
 //! | `attrs` | extended attributes that tell of the mount and take commands; pure |
 //! | [`fstab`] | what mount(8) tells its helper; pure |
@@ -53,6 +54,7 @@ pub mod sealed;
 pub mod status;
 pub mod sys;
 mod table;
+mod teller;
 pub mod trust;
 pub mod uevent;
 mod watch;

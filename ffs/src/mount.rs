@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{Config, INodeNo, MountOption, Notifier, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
-use crate::diff::{Change, What, diff};
+use crate::diff::{Change, Diff, What, diff};
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
@@ -19,19 +19,23 @@ use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
 use crate::prefetch::Prefetch;
 use crate::sys;
+use crate::teller::{News, Teller};
 use crate::watch::Twin;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side, and a
 /// thread that opens a file of a directory layer does not hold up the others.
 const THREADS: usize = 4;
 
+/// How far the kernel reads ahead, in KiB: four requests, so that it has some to do while others are answered.
+const READ_AHEAD_KIB: &str = "1024";
+
 /// From so many changed names on, all that the kernel has cached is dropped in one step, and then looked up again. With two a
 /// program could already see one as it is and then another as it was.
 const TOGETHER: usize = 2;
 
-/// Up to so many changed names are forgotten one by one as well, at 10 to 40 µs each on a busy machine: names that the
-/// kernel keeps, and be it only to look them up again, keep the memory of their generation. Of more, the replay for
-/// watchers or the kernel's own need of memory takes care.
+/// Up to so many changed names are forgotten one by one as well where no watchers are told, at 10 to 40 µs each on a busy
+/// machine: names that the kernel keeps, and be it only to look them up again, keep the memory of their generation. Of
+/// more, the kernel's own need of memory takes care.
 const ONE_BY_ONE: usize = 32;
 
 /// What the kernel and our privileges allow, for `status`.
@@ -81,7 +85,8 @@ pub struct Mount {
     /// does not know that either.
     device: Option<OwnedFd>,
     /// The way to tell watchers; without it they are not told.
-    twin: Mutex<Result<Twin, String>>,
+    twin: Mutex<Result<Arc<Twin>, String>>,
+    teller: Option<Teller>,
     /// One switch at a time.
     switching: Mutex<()>,
 }
@@ -95,9 +100,9 @@ pub struct Switch {
     /// The generation that is shown now.
     pub generation: Arc<Generation>,
     /// What changed, by path.
-    pub changes: Vec<Change>,
+    pub changes: Arc<[Change]>,
     /// Inodes of the directories that were there before and after.
-    kept: HashSet<u64>,
+    kept: Arc<HashSet<u64>>,
 }
 
 impl Mount {
@@ -127,7 +132,9 @@ impl Mount {
             session.as_fd().try_clone_to_owned().ok().filter(|device| sys::inc_epoch(device).is_ok());
         let session =
             Session::run(session).map_err(|source| MountError::Mount { point: point.clone(), source })?;
-        let twin = Twin::of(&point).map_err(|error| error.to_string());
+        read_ahead(&point);
+        // Linux 6.16 has what came with 6.1.
+        let twin = Twin::of(&point, device.is_some()).map_err(|error| error.to_string());
         Ok((Self::of(point, shared, inodes, notifier, device, twin), session))
     }
 
@@ -139,12 +146,18 @@ impl Mount {
         device: Option<OwnedFd>,
         twin: Result<Twin, String>,
     ) -> Self {
-        if let Ok(twin) = &twin {
+        let mut twin = twin.map(Arc::new);
+        let mut teller = None;
+        if let Ok(clone) = &twin {
             // Without it first lookups cost what they cost.
-            let _ = Prefetch::start(&shared, twin.root());
+            let _ = Prefetch::start(&shared, clone.root());
+            match Teller::start(&shared, Arc::downgrade(clone), notifier.clone()) {
+                Ok(started) => teller = Some(started),
+                Err(error) => twin = Err(error.to_string()),
+            }
         }
         let twin = Mutex::new(twin);
-        Self { point, shared, inodes, notifier, device, twin, switching: Mutex::new(()) }
+        Self { point, shared, inodes, notifier, device, twin, teller, switching: Mutex::new(()) }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -172,13 +185,23 @@ impl Mount {
     }
 
     /// Runs something with the private clone, or why there is none.
-    pub(crate) fn with_twin<T>(&self, run: impl FnOnce(&Result<Twin, String>) -> T) -> T {
+    pub(crate) fn with_twin<T>(&self, run: impl FnOnce(&Result<Arc<Twin>, String>) -> T) -> T {
         run(&self.twin.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The descriptor of the connection that nobody reads from.
     pub(crate) fn device(&self) -> Option<&OwnedFd> {
         self.device.as_ref()
+    }
+
+    /// The same as on a kernel that cannot drop all names at once (before Linux 6.16), for tests and measurements.
+    #[must_use]
+    pub fn without_epoch(mut self) -> Self {
+        self.device = None;
+        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
+            twin.not_over();
+        }
+        self
     }
 
     /// Where it is mounted.
@@ -257,6 +280,7 @@ impl Mount {
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = diff(&before.root, &next.root);
+        let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let dropped = {
             let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
             self.shared.current.store(next.clone());
@@ -268,19 +292,23 @@ impl Mount {
             }
             // While nobody is answered: until this step the kernel gives programs the names that it has, all of the
             // generation before; after it the kernel asks for each.
-            self.drop_names(&diff)
+            self.drop_names(&diff, &kept)
         };
-        self.invalidate(&diff, dropped);
-        let kept = diff.dirs.iter().map(|dir| dir.ino).collect();
-        Switch { generation: next, changes: diff.changes, kept }
+        self.invalidate(&diff, &kept, dropped);
+        Switch { generation: next, changes: diff.changes.into(), kept: Arc::new(kept) }
     }
 
-    /// Tells watchers of a switch; content comes before events, so this is a step of its own.
+    /// Has watchers told of a switch, after those before it. Content comes before events, so this is a step of its own. Waits
+    /// until they are told, unless there are many names to tell of: other switches do not wait for those.
     pub fn tell_watchers(&self, switch: &Switch) {
-        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
-            twin.tell(&switch.changes, &self.shared.replay, &self.notifier, &switch.kept);
+        if let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) {
+            teller.tell(News { changes: switch.changes.clone(), kept: switch.kept.clone() });
         }
+    }
+
+    /// Waits until watchers were told of all switches so far, at most `patience`. Whether they were.
+    pub(crate) fn all_told(&self, patience: Duration) -> bool {
+        self.teller.as_ref().is_none_or(|teller| teller.is_done(patience))
     }
 
     /// What is used of what kernels can do.
@@ -306,9 +334,8 @@ impl Mount {
 
     /// Drops all cached names at once, when several have changed and the kernel can: it takes no lock that a request may
     /// hold. Whether it did.
-    fn drop_names(&self, diff: &crate::diff::Diff) -> bool {
+    fn drop_names(&self, diff: &Diff, kept: &HashSet<u64>) -> bool {
         let Some(device) = &self.device else { return false };
-        let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         // Names below a directory that came or went are reached through it alone.
         let stale = diff.changes.iter().filter(|change| kept.contains(&change.parent));
         stale.take(TOGETHER).count() == TOGETHER && sys::inc_epoch(device).is_ok()
@@ -316,22 +343,25 @@ impl Mount {
 
     /// Makes the kernel forget what is no longer true; its names already are when they were `dropped`. Not from a
     /// request handler: the kernel waits for directory locks that a request may hold.
-    fn invalidate(&self, diff: &crate::diff::Diff, dropped: bool) {
+    fn invalidate(&self, diff: &Diff, kept: &HashSet<u64>, dropped: bool) {
         use std::os::unix::ffi::OsStrExt;
-        let kept: std::collections::HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let mut failed = None;
-        let many = dropped && diff.changes.len() > ONE_BY_ONE;
+        // The replay for watchers comes by all of them.
+        let later = dropped && (self.teller.is_some() || diff.changes.len() > ONE_BY_ONE);
         if dropped {
             self.shared.prefetch.emptied();
         }
         let known = |ino| self.shared.table.has(ino);
+        let mut waited = HashSet::new();
         for change in &diff.changes {
             let told = match change.what {
                 What::Attributes { ino } if known(ino) => self.notifier.inval_inode(INodeNo(ino), -1, 0),
-                // A name that the kernel holds, it holds with its inode.
-                What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
                 What::Attributes { .. } => continue,
-                _ if many || !kept.contains(&change.parent) => continue,
+                _ if !kept.contains(&change.parent) || !known(change.parent) => continue,
+                // One of each directory, for what this waits for.
+                _ if later && !waited.insert(change.parent) => continue,
+                // A name that the kernel holds, it holds with its inode.
+                What::Removed { ino: old } | What::Replaced { old, .. } if !later && !known(old) => continue,
                 _ => {
                     let name = std::ffi::OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)
@@ -415,10 +445,29 @@ pub(crate) fn config() -> Config {
     config
 }
 
+/// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches
+/// between threads. Not allowed to everybody, and not needed.
+fn read_ahead(point: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let set = || {
+        let device = std::fs::metadata(point)?.dev();
+        let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB)
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "reads ahead as far as the kernel does by itself");
+    }
+}
+
 impl Session {
     fn run(session: fuser::Session<Ffs>) -> io::Result<Self> {
         let thread = std::thread::Builder::new().name("session".to_owned());
-        Ok(Self(thread.spawn(move || session.run())?))
+        let serve = move || {
+            // So do the threads that it starts, which answer.
+            sys::short_turns_or_say();
+            session.run()
+        };
+        Ok(Self(thread.spawn(serve)?))
     }
 
     /// Waits until the file system is unmounted.

@@ -83,6 +83,7 @@ impl Prefetch {
         let (to, from) = sync_channel(QUEUE);
         let shared = std::sync::Arc::downgrade(this);
         std::thread::Builder::new().name("prefetch".to_owned()).spawn(move || {
+            sys::short_turns_or_say();
             if let Some(shared) = shared.upgrade() {
                 shared.prefetch.thread.store(nix::unistd::gettid().as_raw(), Ordering::Relaxed);
             }

@@ -17,22 +17,26 @@
 //! half. In it the names `old-N` (the inode N of an earlier generation) and `new-N` (a stand-in) exist
 //! for this thread alone; stand-ins are forgotten at once, and the next lookup finds the real inode.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fuser::{INodeNo, Notifier};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::mount::MsFlags;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::diff::{Change, What};
+use crate::fs::Shared;
+use crate::merge::Node;
 use crate::sys;
 
 /// The name of the hidden directory.
@@ -80,11 +84,26 @@ pub(crate) struct Replay {
 pub(crate) struct Pretence {
     pub(crate) parent: u64,
     pub(crate) name: Vec<u8>,
-    /// `None`: it is not there.
-    pub(crate) stand_in: Option<(u64, bool)>,
+    pub(crate) is: Pretended,
+}
+
+/// What a name is said to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pretended {
+    /// It is not there.
+    Nothing,
+    /// A stand-in, and whether it is a directory.
+    StandIn(u64, bool),
+    /// An inode of an earlier generation.
+    Old(u64),
 }
 
 impl Replay {
+    /// The present thread is the one that replays.
+    pub(crate) fn begin(&self) {
+        self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
+    }
+
     /// Whether a request comes from the replay.
     pub(crate) fn is(&self, pid: u32) -> bool {
         let thread = self.thread.load(Ordering::Acquire);
@@ -97,8 +116,33 @@ impl Replay {
         pretence.as_ref().filter(|have| have.parent == parent && have.name == name).cloned()
     }
 
+    /// Whether a request comes from the replay and is about the name that it is at: its own descriptor of a directory
+    /// can be of another one than was meant, when that was replaced meanwhile.
+    pub(crate) fn may(&self, pid: u32, parent: u64, name: &[u8]) -> bool {
+        self.is(pid) && (parent == HIDDEN || self.pretence(parent, name).is_some())
+    }
+
     fn pretend(&self, pretence: Option<Pretence>) {
         *self.name.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pretence;
+    }
+}
+
+/// The directory that changes are told in. They come by directory, so it is kept from one to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Place(Option<(u64, Option<OwnedFd>)>);
+
+impl Place {
+    /// The directory of a change; `None` where it is gone by now, and its watchers with it.
+    fn of(&mut self, root: &impl AsFd, change: &Change) -> Option<BorrowedFd<'_>> {
+        if self.0.as_ref().is_none_or(|(ino, _)| *ino != change.parent) {
+            let len = change.path.len() - change.name().len();
+            let path = if len == 0 { b"." } else { &change.path[..len - 1] };
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+            let dir = openat2(root, path, OpenHow::new().flags(flags).resolve(resolve)).ok();
+            self.0 = Some((change.parent, dir));
+        }
+        self.0.as_ref().and_then(|(_, dir)| dir.as_ref()).map(AsFd::as_fd)
     }
 }
 
@@ -106,6 +150,9 @@ impl Replay {
 #[derive(Debug)]
 pub(crate) struct Twin {
     root: Arc<OwnedFd>,
+    /// Whether the kernel asks for the target of a rename whatever it has cached (Linux 6.1): what is renamed over is
+    /// then what we say.
+    over: AtomicBool,
     stand_ins: std::sync::atomic::AtomicU64,
 }
 
@@ -114,7 +161,7 @@ impl Twin {
     ///
     /// # Errors
     /// What `open_tree(2)` (Linux 5.2, `CAP_SYS_ADMIN`) and mount(2) return.
-    pub(crate) fn of(point: &Path) -> io::Result<Self> {
+    pub(crate) fn of(point: &Path, over: bool) -> io::Result<Self> {
         let root = sys::clone_mount(point)?;
         let flags = MsFlags::MS_REMOUNT
             | MsFlags::MS_BIND
@@ -123,12 +170,17 @@ impl Twin {
             | MsFlags::MS_NODEV
             | MsFlags::MS_NOATIME;
         nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>)?;
-        Ok(Self { root: Arc::new(root), stand_ins: (HIDDEN + 1).into() })
+        Ok(Self { root: Arc::new(root), over: over.into(), stand_ins: (HIDDEN + 1).into() })
+    }
+
+    /// Tells of what was replaced in two steps from now on, as before Linux 6.1.
+    pub(crate) fn not_over(&self) {
+        self.over.store(false, Ordering::Relaxed);
     }
 
     /// The clone that another program made, and the number of the next stand-in.
-    pub(crate) fn resume(root: OwnedFd, stand_in: u64) -> Self {
-        Self { root: Arc::new(root), stand_ins: stand_in.into() }
+    pub(crate) fn resume(root: OwnedFd, over: bool, stand_in: u64) -> Self {
+        Self { root: Arc::new(root), over: over.into(), stand_ins: stand_in.into() }
     }
 
     /// The number of the next stand-in.
@@ -141,100 +193,119 @@ impl Twin {
         Arc::downgrade(&self.root)
     }
 
-    /// Lets watchers know of `changes`. Blocks until the kernel has taken all of them; must not be
-    /// called by a thread that answers the kernel. `known` says which old inodes the kernel has.
+    /// Lets watchers know of one change. Blocks until the kernel has taken it; must not be called by a thread that
+    /// answers the kernel. `kept` are the directories that were there before and after the switch; `place` keeps the
+    /// directory from one change to the next.
+    ///
+    /// What nobody can watch, since the kernel does not have its inode, is told to nobody: a watch holds it. Where a
+    /// later change of the same name is still to be told, `again`, that one is for the watchers of the directory.
+    ///
+    /// # Errors
+    /// What the kernel says.
     pub(crate) fn tell(
         &self,
-        changes: &[Change],
-        replay: &Replay,
-        notifier: &Notifier,
-        kept: &std::collections::HashSet<u64>,
-    ) {
-        replay.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
-        let mut failed = 0_usize;
-        for change in changes {
-            let told = self.tell_one(change, replay, notifier, kept);
-            replay.pretend(None);
-            if let Err(error) = told {
-                failed += 1;
-                tracing::debug!(%error, path = %String::from_utf8_lossy(&change.path), "no event");
-            }
-        }
-        replay.thread.store(0, Ordering::Release);
-        if failed > 0 {
-            tracing::warn!(failed, of = changes.len(), "watchers were not told of some changes");
-        }
-    }
-
-    fn tell_one(
-        &self,
         change: &Change,
-        replay: &Replay,
+        again: bool,
+        kept: &HashSet<u64>,
+        place: &mut Place,
+        shared: &Shared,
         notifier: &Notifier,
-        kept: &std::collections::HashSet<u64>,
     ) -> nix::Result<()> {
-        let path = Path::new(OsStr::from_bytes(&change.path));
+        let known = |ino| shared.table.has(ino);
         let (come, gone, was_dir) = match change.what {
+            What::Attributes { ino } if again || (!known(ino) && !known(change.parent)) => return Ok(()),
             What::Attributes { .. } => {
                 let now = TimeSpec::new(0, nix::libc::UTIME_NOW);
-                return utimensat(&self.root, path, &now, &now, UtimensatFlags::NoFollowSymlink);
+                let Some(dir) = place.of(&self.root, change) else { return Ok(()) };
+                return utimensat(dir, change.name(), &now, &now, UtimensatFlags::NoFollowSymlink);
             }
             What::Added { .. } => (true, None, change.dir),
             What::Removed { ino } => (false, Some(ino), change.dir),
             What::Replaced { old, .. } => (true, Some(old), false),
         };
+        let gone = gone.filter(|ino| known(*ino));
         // The listing of a directory that came or went has no watcher that was there before and is
         // still there: its own entry is told of.
-        let in_kept = kept.contains(&change.parent);
-        let stand_in = self.stand_ins.fetch_add(1, Ordering::Relaxed);
-        let name = OsStr::from_bytes(change.name());
-        if in_kept {
-            let forget = || {
-                let _ = notifier.inval_entry(INodeNo(change.parent), name);
-            };
-            let told = if come {
-                let kind = if change.dir { "newdir" } else { "new" };
-                let source = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("{kind}-{stand_in}"));
-                let there = None;
-                replay.pretend(Some(Pretence {
-                    parent: change.parent,
-                    name: change.name().into(),
-                    stand_in: there,
-                }));
-                until_free(Errno::EEXIST, forget, || {
-                    nix::fcntl::renameat2(
-                        &self.root,
-                        &source,
-                        &self.root,
-                        path,
-                        nix::fcntl::RenameFlags::RENAME_NOREPLACE,
-                    )
-                })
-            } else {
-                let there = Some((stand_in, was_dir));
-                replay.pretend(Some(Pretence {
-                    parent: change.parent,
-                    name: change.name().into(),
-                    stand_in: there,
-                }));
-                let flag = if was_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-                until_free(Errno::ENOENT, forget, || unlinkat(&self.root, path, flag))
-            };
-            forget();
-            told?;
+        let told = if !again && kept.contains(&change.parent) && known(change.parent) {
+            let Some(dir) = place.of(&self.root, change) else { return Ok(()) };
+            let told = self.tell_directory(change, come, gone, was_dir, dir, shared, notifier);
+            shared.replay.pretend(None);
+            told?
+        } else {
+            false
+        };
+        match gone {
+            Some(ino) if !told => self.tell_gone(ino, was_dir),
+            _ => Ok(()),
         }
-        if let Some(ino) = gone {
-            let old = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("old-{ino}"));
-            let flag = if was_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-            match unlinkat(&self.root, &old, flag) {
-                // The kernel does not hold it: nobody can watch it. Or it was a directory that a file
-                // replaced.
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(Errno::EISDIR) => unlinkat(&self.root, &old, UnlinkatFlags::RemoveDir)?,
-                Err(error) => return Err(error),
+    }
+
+    /// Has the kernel forget names, and with them each old inode that nobody uses or watches: nobody needs to be told of
+    /// those. Worth it for many names, for the kernel says only later what it has forgotten.
+    pub(crate) fn forget(changes: &[Change], shared: &Shared, notifier: &Notifier) {
+        for change in changes {
+            let (What::Removed { ino: old } | What::Replaced { old, .. }) = change.what else { continue };
+            if shared.table.has(old) && shared.table.has(change.parent) {
+                let _ = notifier.inval_entry(INodeNo(change.parent), OsStr::from_bytes(change.name()));
             }
         }
-        Ok(())
+    }
+
+    /// Lets watchers of the directory know; whether those of what was there know by that too.
+    #[allow(clippy::too_many_arguments)] // One step of one loop.
+    fn tell_directory(
+        &self,
+        change: &Change,
+        come: bool,
+        gone: Option<u64>,
+        was_dir: bool,
+        dir: BorrowedFd<'_>,
+        shared: &Shared,
+        notifier: &Notifier,
+    ) -> nix::Result<bool> {
+        let name = change.name();
+        let forget = || {
+            let _ = notifier.inval_entry(INodeNo(change.parent), OsStr::from_bytes(name));
+        };
+        let pretend = |is| {
+            let name = name.to_vec();
+            shared.replay.pretend(Some(Pretence { parent: change.parent, name, is }));
+        };
+        let stand_in = self.stand_ins.fetch_add(1, Ordering::Relaxed);
+        let told = if come {
+            let kind = if change.dir { "newdir" } else { "new" };
+            let source = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("{kind}-{stand_in}"));
+            let rename = |flags| renameat2(&self.root, &source, dir, name, flags);
+            let dir_gone = |ino: &u64| matches!(shared.table.get(*ino), Some(Node::Dir(_)));
+            let over = self.over.load(Ordering::Relaxed) && !change.dir;
+            if let Some(old) = gone.filter(|ino| over && !dir_gone(ino)) {
+                // One step for both.
+                pretend(Pretended::Old(old));
+                rename(RenameFlags::empty()).map(|()| true)
+            } else {
+                pretend(Pretended::Nothing);
+                until_free(Errno::EEXIST, forget, || rename(RenameFlags::RENAME_NOREPLACE)).map(|()| false)
+            }
+        } else {
+            pretend(Pretended::StandIn(stand_in, was_dir));
+            let flag = if was_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+            until_free(Errno::ENOENT, forget, || unlinkat(dir, name, flag)).map(|()| false)
+        };
+        forget();
+        told
+    }
+
+    /// Lets watchers of what was there know.
+    fn tell_gone(&self, ino: u64, was_dir: bool) -> nix::Result<()> {
+        let old = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("old-{ino}"));
+        let flag = if was_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        match unlinkat(&self.root, &old, flag) {
+            // The kernel does not hold it any more: nobody can watch it. Or it was a directory that a file
+            // replaced.
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(Errno::EISDIR) => unlinkat(&self.root, &old, UnlinkatFlags::RemoveDir),
+            Err(error) => Err(error),
+        }
     }
 }
 

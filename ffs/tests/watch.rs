@@ -1,10 +1,15 @@
 //! Watchers of a mount that nobody writes hear of a switch, and find the new content.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, too.
+
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::{Mounted, eventually, tree};
+use ffs::layer::{Layer, dir};
+use ffs::mount::Mount;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 #[test]
@@ -69,4 +74,73 @@ fn watchers_hear_of_exactly_what_changed() {
     assert_eq!(mounted.names(""), ["d", "kept", "new-dir"]);
     assert_eq!(mounted.names("new-dir"), ["y"]);
     assert_eq!(mounted.read("d/same"), "same");
+}
+
+/// More names than are told before a request is answered.
+const MANY: usize = 400;
+
+#[test]
+fn a_large_switch_is_seen_before_it_is_told_and_told_whole() {
+    needs_mount!("a_large_switch_is_seen_before_it_is_told_and_told_whole");
+    told(|mount| mount);
+}
+
+#[test]
+fn a_large_switch_is_told_on_older_kernels() {
+    needs_mount!("a_large_switch_is_told_on_older_kernels");
+    told(Mount::without_epoch);
+}
+
+/// Four switches as fast as they go, under a watcher; every third file goes and comes back.
+fn told(on: impl Fn(Mount) -> Mount) {
+    let base = tempfile::tempdir().unwrap();
+    let layers: Vec<Arc<Layer>> = (0..5)
+        .map(|version: usize| {
+            let text = format!("version {version}");
+            let there = |i: &usize| !i.is_multiple_of(3) || version.is_multiple_of(2);
+            let names: Vec<String> = (0..MANY).filter(there).map(|i| format!("d/{i:04}")).collect();
+            let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), text.as_str())).collect();
+            let at = tree(&base.path().join(version.to_string()), &files);
+            Arc::new(dir::layer(&at, "l", 1).unwrap())
+        })
+        .collect();
+    let point = base.path().join("mnt");
+    std::fs::create_dir(&point).unwrap();
+    let (mount, session) = Mount::new(&point, vec![layers[0].clone()]).unwrap();
+    let mount = on(mount);
+    let version = |name: &str| -> Option<usize> {
+        let text = std::fs::read_to_string(point.join("d").join(name)).ok()?;
+        Some(text.strip_prefix("version ").unwrap().parse().unwrap())
+    };
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).unwrap();
+    inotify.add_watch(&point.join("d"), AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE).unwrap();
+    // One file of its own, watched and read before: its end is told too.
+    let gone = inotify.add_watch(&point.join("d/0001"), AddWatchFlags::IN_DELETE_SELF).unwrap();
+    assert_eq!(version("0001"), Some(0));
+    for (number, layer) in layers.iter().enumerate().skip(1) {
+        let switch = mount.switch(|_| vec![layer.clone()]);
+        assert_eq!(switch.changes.len(), MANY);
+        mount.tell_watchers(&switch);
+        assert_eq!(version("0001"), Some(number), "seen at once");
+    }
+    let (mut heard, mut last) = (BTreeMap::new(), false);
+    eventually("all names, and the end of the file", || {
+        for event in inotify.read_events().unwrap_or_default() {
+            assert!(!event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW), "the queue ran over");
+            if event.wd == gone {
+                last |= event.mask.contains(AddWatchFlags::IN_DELETE_SELF);
+                continue;
+            }
+            let name = event.name.unwrap().into_string().unwrap();
+            heard.insert(name, event.mask);
+        }
+        (last && heard.len() == MANY && heard.values().all(|mask| mask.contains(AddWatchFlags::IN_MOVED_TO)))
+            .then_some(())
+    });
+    for i in 0..MANY {
+        assert_eq!(version(&format!("{i:04}")), Some(4));
+    }
+    assert_eq!(point.join("d").read_dir().unwrap().count(), MANY);
+    mount.unmount().unwrap();
+    session.wait().unwrap();
 }

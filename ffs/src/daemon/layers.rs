@@ -94,11 +94,7 @@ impl Daemon {
         asked: Desired,
         layers: Vec<Arc<Layer>>,
     ) {
-        // What drives bring at the start is one beginning, and nothing to go back behind.
-        if self.starting.is_none() {
-            let generation = self.mount.current();
-            self.before = Some(Before { generation, desired: asked });
-        }
+        let before = self.mount.current();
         let switch = self.mount.switch(|_| layers);
         let generation = switch.generation.number;
         self.log.write(Step::Visible {
@@ -107,9 +103,14 @@ impl Daemon {
             layer_generation,
             changes: switch.changes.len(),
         });
+        // What drives bring at the start is one beginning, and nothing to go back behind. Only now, since the memory of
+        // the one that was kept until now is given back here.
+        if self.starting.is_none() {
+            self.before = Some(Before { generation: before, desired: asked });
+        }
         if !switch.changes.is_empty() {
             self.mount.tell_watchers(&switch);
-            self.hooks.changed(generation, switch.changes.into_iter().map(|change| change.path).collect());
+            self.hooks.changed(generation, switch.changes.iter().map(|change| change.path.clone()).collect());
         }
     }
 

@@ -118,6 +118,10 @@ impl Daemon {
             Ok(program) => program,
             Err(error) => return error.to_string(),
         };
+        // No switch comes between: this is the thread that makes them.
+        if !self.mount.all_told(PATIENCE) {
+            return "watchers are still being told of a switch: try again".to_owned();
+        }
         // The thread that tells the host rests until this is dropped.
         let rest = self.teller.as_ref().and_then(crate::ack::Teller::rest);
         let acks = rest.as_ref().map(|(acks, _)| acks);

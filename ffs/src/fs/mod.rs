@@ -31,11 +31,14 @@ use crate::layer::{Content, Name};
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
 use crate::table::{Handles, Table};
-use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Replay, hidden_name};
+use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Pretended, Replay, hidden_name};
 use attr::{BLOCK, attr, hidden, stand_in};
 
 /// As good as forever; the kernel clamps what its clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// The most that one request reads: 256 KiB are copied through a processor's own cache. First reads of 256 MiB ran here at
+/// 1.3 to 1.7 GB/s by 128 KiB, read ahead one by one; at 2.5 to 2.9 by 256 KiB, four read ahead; at 1.7 to 1.9 by 1 MiB.
+const REQUEST: u32 = 256 << 10;
 /// One number never stands for two objects, so FUSE's own generation of a number is constant.
 const ONE: fuser::Generation = fuser::Generation(0);
 
@@ -117,6 +120,26 @@ impl Shared {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Allows what the replay does to the name that it is at, and nothing else.
+    fn replayed(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.replay.may(req.pid(), parent.0, name.as_bytes()) {
+            reply.ok();
+        } else {
+            reply.error(Errno::EROFS);
+        }
+    }
+
+    /// Answers, for this one lookup, with an inode that the kernel has of an earlier generation.
+    fn old(&self, ino: u64, reply: ReplyEntry) {
+        match self.table.get(ino) {
+            Some(node) => {
+                self.table.remember(&node);
+                once(reply, &attr(&node));
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
     fn dir(&self, ino: INodeNo) -> Result<Arc<Dir>, Errno> {
         match self.table.get(ino.0) {
             Some(Node::Dir(dir)) => Ok(dir),
@@ -158,8 +181,9 @@ impl Filesystem for Ffs {
         let (version, taken) = (config.kernel_abi(), config.capabilities() & wanted);
         // After a handover it is what it was: the kernel has not been asked again.
         let _ = self.0.agreed.set(Agreed { major: version.0, minor: version.1, taken: taken.bits() });
-        // As much read-ahead as the kernel offers.
-        if let Err(most) = config.set_max_readahead(1 << 20) {
+        // Both decide how large a request may be.
+        let _ = config.set_max_write(REQUEST);
+        if let Err(most) = config.set_max_readahead(REQUEST) {
             let _ = config.set_max_readahead(most);
         }
         Ok(())
@@ -174,21 +198,16 @@ impl Filesystem for Ffs {
         }
         let replayed = self.0.replay.is(req.pid());
         if replayed && let Some(pretence) = self.0.replay.pretence(parent.0, name.as_bytes()) {
-            return match pretence.stand_in {
-                Some((ino, dir)) => once(reply, &stand_in(ino, dir)),
-                None => reply.error(Errno::ENOENT),
+            return match pretence.is {
+                Pretended::StandIn(ino, dir) => once(reply, &stand_in(ino, dir)),
+                Pretended::Old(ino) => self.0.old(ino, reply),
+                Pretended::Nothing => reply.error(Errno::ENOENT),
             };
         }
         if parent.0 == HIDDEN {
             return match hidden_name(name.as_bytes()).filter(|_| replayed) {
                 Some(HiddenName::New { ino, dir }) => once(reply, &stand_in(ino, dir)),
-                Some(HiddenName::Old(ino)) => match self.0.table.get(ino) {
-                    Some(node) => {
-                        self.0.table.remember(&node);
-                        once(reply, &attr(&node));
-                    }
-                    None => reply.error(Errno::ENOENT),
-                },
+                Some(HiddenName::Old(ino)) => self.0.old(ino, reply),
                 None => reply.error(Errno::ENOENT),
             };
         }
@@ -306,12 +325,12 @@ impl Filesystem for Ffs {
         reply.error(Errno::EROFS);
     }
 
-    fn unlink(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.replayed(req, parent, name, reply);
     }
 
-    fn rmdir(&self, req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.replayed(req, parent, name, reply);
     }
 
     fn rename(
@@ -319,12 +338,12 @@ impl Filesystem for Ffs {
         req: &Request,
         _parent: INodeNo,
         _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
         _flags: fuser::RenameFlags,
         reply: ReplyEmpty,
     ) {
-        if self.0.replay.is(req.pid()) { reply.ok() } else { reply.error(Errno::EROFS) }
+        self.0.replayed(req, newparent, newname, reply);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {

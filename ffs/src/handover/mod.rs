@@ -110,7 +110,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     let open = kernel.open_dirs.iter().map(|(handle, dir)| Ok((*handle, Mutex::new(objects.dir(*dir)?))));
     let open = open.collect::<Result<Vec<_>, StateError>>()?;
     let twin = match &connection.twin {
-        Ok(twin) => Ok(Twin::resume(unpack::descriptor(twin.root)?, twin.stand_in)),
+        Ok(twin) => Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.epoch, twin.stand_in)),
         Err(reason) => Err(reason.clone()),
     };
     let shared = Shared::with(
