@@ -3,8 +3,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use crate::layer::Layer;
+use crate::diff::Diff;
+use crate::layer::{Layer, Name};
 use crate::merge::{Dir, Inodes, Node, merge};
+use crate::projection;
 
 /// The state of a mount between two switches.
 #[derive(Debug)]
@@ -13,8 +15,10 @@ pub struct Generation {
     pub number: u64,
     /// The layers, highest priority first.
     pub layers: Vec<Arc<Layer>>,
-    /// The merged tree.
+    /// The merged tree; where it is projected, the projection.
     pub root: Arc<Dir>,
+    /// The state before, which a projection lets in who was on the way to it.
+    earlier: Option<(Name, Arc<Dir>)>,
     totals: OnceLock<Totals>,
 }
 
@@ -36,8 +40,47 @@ impl Generation {
         now: SystemTime,
     ) -> Self {
         layers.sort_by(|a, b| (b.priority, &b.name).cmp(&(a.priority, &a.name)));
-        let root = merge(&layers, before.map(|before| &before.root), inodes, now);
-        Self { number: before.map_or(0, |before| before.number + 1), layers, root, totals: OnceLock::new() }
+        let number = before.map_or(0, |before| before.number + 1);
+        let shown = before.map(|before| &before.root);
+        let state = shown.and_then(|shown| projection::inside(shown));
+        let tree = merge(&layers, state.map(|(_, tree)| tree).or(shown), inodes, now);
+        let (root, earlier) = match (shown, state) {
+            (Some(shown), Some((name, state))) => {
+                let root = projection::next(&tree, shown, inodes, now, number);
+                let stays = projection::inside(&root).is_some_and(|(now, _)| now == name);
+                let earlier = if stays {
+                    before.and_then(|before| before.earlier.clone())
+                } else {
+                    Some((name.clone(), state.clone()))
+                };
+                (root, earlier)
+            }
+            _ => (tree, None),
+        };
+        Self { number, layers, root, earlier, totals: OnceLock::new() }
+    }
+
+    /// The same generation, projected, and with it all that come after it.
+    #[must_use]
+    pub fn projected(mut self, inodes: &Inodes, now: SystemTime) -> Self {
+        self.root = projection::first(&self.root, inodes, now, self.number);
+        self
+    }
+
+    /// Whether it is a projection of the merged tree.
+    pub fn is_projected(&self) -> bool {
+        projection::inside(&self.root).is_some()
+    }
+
+    /// The state before, by the name of its directory.
+    pub(crate) fn earlier(&self, name: &[u8]) -> Option<Node> {
+        let (had, tree) = self.earlier.as_ref()?;
+        (**had == *name).then(|| Node::Dir(tree.clone()))
+    }
+
+    /// What the switch from `before` to this one changes, in the order in which watchers hear of it.
+    pub(crate) fn diff(&self, before: &Self) -> Diff {
+        projection::diff(&before.root, &self.root, before.earlier.as_ref().map(|(_, tree)| tree))
     }
 
     /// How much there is; counted when first asked.

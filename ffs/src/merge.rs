@@ -54,7 +54,7 @@ impl Default for Inodes {
 }
 
 impl Inodes {
-    fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -144,6 +144,24 @@ impl Dir {
         Self { ino, meta, entries: Vec::new(), subdirs: 0, sources: Vec::new(), asked: Asked::default() }
     }
 
+    /// A directory of these parts; the entries are sorted by name.
+    pub(crate) fn of(
+        ino: u64,
+        meta: Meta,
+        entries: Vec<(Name, Node)>,
+        sources: impl IntoIterator<Item = (Arc<str>, Arc<LayerDir>)>,
+    ) -> Self {
+        let subdirs = entries.iter().filter(|(_, node)| matches!(node, Node::Dir(_))).count();
+        let sources = sources.into_iter().map(|(layer, dir)| Source { layer, dir }).collect();
+        let subdirs = u32::try_from(subdirs).unwrap_or(u32::MAX);
+        Self { ino, meta, entries, subdirs, sources, asked: Asked::default() }
+    }
+
+    /// What it was merged from, highest first.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<LayerDir>)> {
+        self.sources.iter().map(|source| (&source.layer, &source.dir))
+    }
+
     /// The entry of a name.
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
         let at = self.entries.binary_search_by(|(have, _)| (**have).cmp(name)).ok()?;
@@ -219,15 +237,8 @@ impl Merge<'_> {
         } else if let Some(latest) = sources.iter().map(|source| source.dir.meta.mtime).max() {
             meta.mtime = latest;
         }
-        let subdirs = entries.iter().filter(|(_, node)| matches!(node, Node::Dir(_))).count();
-        Arc::new(Dir {
-            ino: before.map(|dir| dir.ino).or(ino).unwrap_or_else(|| self.inodes.next()),
-            meta,
-            entries,
-            subdirs: u32::try_from(subdirs).unwrap_or(u32::MAX),
-            sources,
-            asked: Asked::default(),
-        })
+        let ino = before.map(|dir| dir.ino).or(ino).unwrap_or_else(|| self.inodes.next());
+        Arc::new(Dir::of(ino, meta, entries, sources.into_iter().map(|source| (source.layer, source.dir))))
     }
 
     fn node(&mut self, pending: Pending, before: Option<&Node>) -> Option<Node> {
@@ -312,4 +323,4 @@ fn same_entries(a: &[(Name, Node)], b: &[(Name, Node)]) -> bool {
 
 #[cfg(test)]
 #[path = "merge_tests.rs"]
-mod tests;
+pub(crate) mod tests;

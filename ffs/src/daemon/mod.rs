@@ -195,7 +195,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let (mount, session) = Mount::new(point, layers)?;
+    let (mount, session) = Mount::projected(point, layers, config.projection)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
         let _ = mount.unmount();
