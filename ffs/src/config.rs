@@ -52,7 +52,7 @@ pub struct Config {
     pub instance: Option<String>,
     /// How the host is told what became of an image.
     pub ack: AckMode,
-    /// `kubernetes` shows the tree as a ConfigMap volume, for programs that are written for one.
+    /// `kubernetes` shows the tree as a `ConfigMap` volume, for programs that are written for one.
     pub projection: Option<Projection>,
 }
 

@@ -1,6 +1,6 @@
-//! The tree as Kubernetes shows a ConfigMap, for programs written for that. Pure: from a merged tree to a projected one.
+//! The tree as Kubernetes shows a `ConfigMap`, for programs written for that. Pure: from a merged tree to a projected one.
 //!
-//! kubelet's AtomicWriter puts each state of a volume into a directory of its own and changes one symbolic link:
+//! kubelet's `AtomicWriter` puts each state of a volume into a directory of its own and changes one symbolic link:
 //!
 //! ```text
 //! ..2026_11_24_20_43_39.000000007/       all of the state
@@ -10,10 +10,10 @@
 //!
 //! Programs (viper, configmap-reload, the reloaders of the Prometheus operator) watch the top and read again when
 //! `..data` is another; who watches a file is told when it is another, and watches anew. Here the switch is one step without
-//! that, so the links are for those programs alone. Events come in AtomicWriter's order: the new directory, `..data`, links of
+//! that, so the links are for those programs alone. Events come in `AtomicWriter`'s order: the new directory, `..data`, links of
 //! names that came, links of names that went, the old directory.
 //!
-//! | | AtomicWriter | here | why |
+//! | | `AtomicWriter` | here | why |
 //! |---|---|---|---|
 //! | new directory and links | `CREATE` | `MOVED_TO` | the replay knows one way; fsnotify and watchdog call both "created" |
 //! | `..data_tmp` | `CREATE`, `MOVED_FROM` | not seen | nobody may act on it |
@@ -40,7 +40,7 @@ const NOBODY: &str = "";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Projection {
-    /// As a ConfigMap volume.
+    /// As a `ConfigMap` volume.
     Kubernetes,
 }
 
@@ -146,7 +146,7 @@ fn renumbered(dir: &Dir, inodes: &Inodes) -> Arc<Dir> {
     Arc::new(Dir::of(inodes.next(), dir.meta, entries.collect(), sources))
 }
 
-/// The name of a state's directory: the time of its switch, as AtomicWriter writes it, and what makes it the only one of its
+/// The name of a state's directory: the time of its switch, as `AtomicWriter` writes it, and what makes it the only one of its
 /// name.
 fn stamp(now: SystemTime, number: u64) -> Vec<u8> {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -196,7 +196,9 @@ pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, earlier: Option<&Arc<Dir>>) -
     // Only the name goes: the directory can be entered until the next switch.
     changes.push(top(from, What::Removed { ino: NONE }, true));
     let mut gone = Vec::new();
-    earlier.iter().for_each(|earlier| directories(earlier, &mut gone));
+    if let Some(earlier) = earlier {
+        directories(earlier, &mut gone);
+    }
     changes.extend(gone.into_iter().map(|ino| Change {
         path: from.to_vec(),
         parent: NONE,

@@ -53,12 +53,11 @@ proptest! {
 
             // A number stands for one content, and that of a directory for one place.
             for (path, (ino, content)) in shown(root) {
-                match content {
-                    Some(_) => prop_assert_eq!(files.entry(ino).or_insert_with(|| content.clone()), &content),
-                    None => {
-                        let place = (name.to_vec(), path);
-                        prop_assert_eq!(dirs.entry(ino).or_insert_with(|| place.clone()), &place);
-                    }
+                if content.is_some() {
+                    prop_assert_eq!(files.entry(ino).or_insert_with(|| content.clone()), &content);
+                } else {
+                    let place = (name.to_vec(), path);
+                    prop_assert_eq!(dirs.entry(ino).or_insert_with(|| place.clone()), &place);
                 }
             }
 

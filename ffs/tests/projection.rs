@@ -1,4 +1,4 @@
-//! `projection = "kubernetes"`, on a real mount: what programs written for ConfigMap volumes see and hear.
+//! `projection = "kubernetes"`, on a real mount: what programs written for `ConfigMap` volumes see and hear.
 
 mod common;
 
@@ -104,10 +104,12 @@ fn who_has_the_old_state_open_keeps_it() {
     assert_eq!(text, "1");
 }
 
+/// Switches under readers; each takes a program that asks for it.
+const SWITCHES: u64 = 40;
+
 #[test]
 fn readers_through_the_links_see_no_error_and_nothing_older() {
     needs_mount!("readers_through_the_links_see_no_error_and_nothing_older");
-    const SWITCHES: u64 = 40;
     let mut site = projected(&[("a", "0"), ("d/b", "0")], "");
     let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
