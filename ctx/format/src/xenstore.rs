@@ -7,6 +7,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// The socket of xenstored on the host.
+pub const SOCKET: &str = "/run/xenstored/socket";
 
 /// The longest payload in bytes (`XENSTORE_PAYLOAD_MAX`).
 pub const MAX_PAYLOAD: usize = 4096;
@@ -99,6 +105,21 @@ pub struct Client<S> {
     events: VecDeque<String>,
 }
 
+impl Client<UnixStream> {
+    /// A client of the xenstored that listens on a socket; neither side of a call waits longer than
+    /// `patience`.
+    ///
+    /// # Errors
+    /// What connect(2) returns.
+    pub fn connect(socket: &Path, patience: Duration) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        let patience = Some(patience.max(Duration::from_millis(1)));
+        stream.set_read_timeout(patience)?;
+        stream.set_write_timeout(patience)?;
+        Ok(Self::new(stream))
+    }
+}
+
 impl<S: Read + Write> Client<S> {
     /// A client on an open device or socket.
     pub fn new(stream: S) -> Self {
@@ -174,8 +195,6 @@ fn refusal(payload: &[u8]) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-
     use super::*;
 
     fn message(kind: u32, id: u32, payload: &[u8]) -> Vec<u8> {

@@ -9,13 +9,12 @@
 //! read for one run. It can only speak about itself: the host decides by the channel whose answer it is.
 
 use std::io;
-use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ctx_format::ClassName;
 use ctx_format::ack::{Ack, Hook, MAX_ACK, NO_CLASS, PORT, QUESTION, Verdict, XENSTORE};
-use ctx_format::xenstore::{Client, Request};
+use ctx_format::xenstore::{Client, Request, SOCKET};
 use roxmltree::Document;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -29,8 +28,6 @@ use crate::clock::monotonic_ns;
 const MAX_TALK: u64 = 1 << 20;
 /// A channel that cannot be connected to, or was closed, is tried again after so long.
 const AGAIN: Duration = Duration::from_millis(200);
-/// The socket of xenstored on the host.
-const XENSTORED: &str = "/run/xenstored/socket";
 
 /// How the guest of a domain answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +51,7 @@ impl Channel {
         let root = document.root_element();
         if root.attribute("type") == Some("xen") {
             let domain = root.attribute("id")?.parse().ok()?;
-            return Some(Self::Xenstore { domain, socket: XENSTORED.into() });
+            return Some(Self::Xenstore { domain, socket: SOCKET.into() });
         }
         let channels = root.descendants().filter(|node| {
             node.has_tag_name("channel") && node.attribute("type") == Some("unix") && {
@@ -73,7 +70,7 @@ impl Channel {
     pub async fn is_used(&self) -> bool {
         let Self::Xenstore { domain, socket } = self else { return true };
         let (socket, node) = (socket.clone(), format!("/local/domain/{domain}/{XENSTORE}"));
-        let look = move || store(&socket, AGAIN)?.call(Request::Read(&node));
+        let look = move || Client::connect(&socket, AGAIN)?.call(Request::Read(&node));
         tokio::task::spawn_blocking(look).await.is_ok_and(|read| read.is_ok())
     }
 
@@ -217,19 +214,12 @@ async fn talk(path: &Path, listener: &mut Listener<'_>, left: &mut u64) -> io::R
     Ok(None)
 }
 
-fn store(socket: &Path, patience: Duration) -> io::Result<Client<BlockingStream>> {
-    let stream = BlockingStream::connect(socket)?;
-    let patience = Some(patience.max(Duration::from_millis(1)));
-    stream.set_read_timeout(patience)?;
-    stream.set_write_timeout(patience)?;
-    Ok(Client::new(stream))
-}
-
 async fn in_store(socket: &Path, domain: u32, listener: &mut Listener<'_>, deadline: Instant) -> Heard {
     let (lines, mut received) = tokio::sync::mpsc::channel::<Vec<u8>>(16);
     let patience = deadline.saturating_duration_since(Instant::now());
     let class = listener.class.to_string();
-    let opened = store(socket, patience).and_then(|client| Ok((client.stream().try_clone()?, client)));
+    let opened =
+        Client::connect(socket, patience).and_then(|client| Ok((client.stream().try_clone()?, client)));
     let (stream, mut client) = match opened {
         Ok(opened) => opened,
         Err(error) => {

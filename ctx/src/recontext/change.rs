@@ -13,12 +13,15 @@ use tokio::time::{Instant, timeout_at};
 use super::device::{Form, Machine, detach_xml, medium_xml};
 use super::domain::{Disk, View, Wanted};
 use super::run::{RunError, blocking};
+use super::xen_disk;
 use crate::libvirt::{Domain, Error as LibvirtError, ErrorKind, Event, EventKind, Lifecycle, Scope, Tray};
 
 /// A device of a running domain that is to be changed, and the time there is for it.
 pub(super) struct Change<'a> {
     pub(super) domain: &'a Domain,
     pub(super) machine: Machine,
+    /// The domain's number, where libvirt does not tell all that Xen knows of its disks.
+    pub(super) xen_number: Option<u32>,
     pub(super) wanted: &'a Wanted,
     /// How long the guest may take to let go.
     pub(super) patience: Duration,
@@ -31,6 +34,9 @@ impl Change<'_> {
         disk: &Disk,
         events: &mut UnboundedReceiver<Event>,
     ) -> Result<(), RunError> {
+        if let Some(number) = self.xen_number {
+            xen_disk::connected(number, &disk.target).await;
+        }
         let deadline = Instant::now() + self.patience;
         let (handle, xml) = (self.domain.clone(), detach_xml(disk));
         let asked = blocking(move || Ok(handle.detach_device(&xml, Scope::Live))).await?;
@@ -52,6 +58,9 @@ impl Change<'_> {
     /// Attaches a device with the image. The call returns when the hypervisor has the device;
     /// `DEVICE_ADDED` comes at the same time and says no more.
     pub(super) async fn attach(&self, form: Form, image: &Path) -> Result<(), RunError> {
+        if let Some(number) = self.xen_number {
+            xen_disk::remove_orphan(number, &self.wanted.target, self.patience).await?;
+        }
         let (domain, image) = (self.domain.clone(), image.to_string_lossy().into_owned());
         let xml = form.xml(self.wanted, &image);
         blocking(move || Ok(domain.attach_device(&xml, Scope::Live)?)).await?;

@@ -133,6 +133,8 @@ pub struct View {
     pub virtio_scsi: bool,
     /// What kind of machine it is.
     pub machine: Machine,
+    /// Its number on the hypervisor; `None` when it does not run.
+    pub number: Option<u32>,
 }
 
 /// Why a domain's XML cannot be used.
@@ -187,7 +189,8 @@ impl View {
                 && node.attribute("type") == Some("scsi")
                 && node.attribute("model").is_some_and(|model| model.starts_with("virtio"))
         });
-        Ok(Self { wanted, disks, virtio_scsi, machine: device::machine(root) })
+        let number = root.attribute("id").and_then(|id| id.parse().ok());
+        Ok(Self { wanted, disks, virtio_scsi, machine: device::machine(root), number })
     }
 }
 

@@ -19,6 +19,7 @@
 //! | [`daemon`] | events in, runs out, until told to stop |
 //! | [`control`] | the socket on which runs are asked for |
 //! | [`edit`] | XML changed in a few places and in no other byte |
+//! | `xen_disk` | a disk as Xen itself has it, where libvirt does not tell |
 //! | [`hook`] | libvirt's hook: an image for a device that arrives without its own |
 
 pub mod ack;
@@ -35,6 +36,7 @@ pub mod record;
 pub mod run;
 pub mod state;
 pub mod trigger;
+mod xen_disk;
 
 pub use record::{Outcome, Phase, Record};
 pub use trigger::Trigger;

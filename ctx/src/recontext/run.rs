@@ -106,6 +106,19 @@ pub enum RunError {
     /// libvirt said yes, but the device is not there.
     #[error("device `{0}` was attached but is not in the domain's XML: see libvirt's log")]
     NotThere(String),
+    /// libxl holds a disk that libvirt does not know of, and keeps it.
+    #[error(
+        "libxl holds a disk at `{target}` that libvirt does not know of, and it cannot be removed: {why}; \
+         `xl block-detach {domain} {target}` tells more"
+    )]
+    Orphan {
+        /// The domain's number.
+        domain: u32,
+        /// The device.
+        target: String,
+        /// What failed.
+        why: String,
+    },
     /// The domain is not as it must be, and that is nobody's fault.
     #[error("{0}")]
     Skip(String),
@@ -222,7 +235,8 @@ impl Recontextualizer {
         // Before the request to detach, so that its answer cannot be missed.
         let mut events = self.connection.subscribe()?;
         let patience = self.config.detach_timeout;
-        let change = Change { domain, machine: view.machine, wanted, patience };
+        let xen_number = view.number.filter(|_| view.machine.is_xen());
+        let change = Change { domain, machine: view.machine, xen_number, wanted, patience };
         let floor = wanted.generation.saturating_add(1).max(Stamp::now().realtime_ns / 1_000_000_000);
         let mut plan = Plan::new(&journal, present, floor);
         let image_path = self.state.image(&uuid, &target, plan.generation());
