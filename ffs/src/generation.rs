@@ -1,6 +1,6 @@
 //! A generation: all layers of one moment, merged, immutable.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use crate::diff::Diff;
@@ -18,8 +18,17 @@ pub struct Generation {
     /// The merged tree; where it is projected, the projection.
     pub root: Arc<Dir>,
     /// The state before, which a projection lets in who was on the way to it.
-    earlier: Option<(Name, Arc<Dir>)>,
+    earlier: Option<Earlier>,
     totals: OnceLock<Totals>,
+}
+
+/// What a projection showed before. Its memory is that of the generation kept for a rollback, and is not held here.
+#[derive(Debug, Clone)]
+struct Earlier {
+    name: Name,
+    state: Weak<Dir>,
+    /// The inodes of its directories.
+    dirs: Vec<u64>,
 }
 
 /// How much a generation shows.
@@ -51,7 +60,8 @@ impl Generation {
                 let earlier = if stays {
                     before.and_then(|before| before.earlier.clone())
                 } else {
-                    Some((name.clone(), state.clone()))
+                    let dirs = projection::directories(state);
+                    Some(Earlier { name: name.clone(), state: Arc::downgrade(state), dirs })
                 };
                 (root, earlier)
             }
@@ -74,13 +84,14 @@ impl Generation {
 
     /// The state before, by the name of its directory.
     pub(crate) fn earlier(&self, name: &[u8]) -> Option<Node> {
-        let (had, tree) = self.earlier.as_ref()?;
-        (**had == *name).then(|| Node::Dir(tree.clone()))
+        let earlier = self.earlier.as_ref().filter(|earlier| *earlier.name == *name)?;
+        earlier.state.upgrade().map(Node::Dir)
     }
 
     /// What the switch from `before` to this one changes, in the order in which watchers hear of it.
     pub(crate) fn diff(&self, before: &Self) -> Diff {
-        projection::diff(&before.root, &self.root, before.earlier.as_ref().map(|(_, tree)| tree))
+        let left = before.earlier.as_ref().map_or(&[][..], |earlier| &earlier.dirs);
+        projection::diff(&before.root, &self.root, left)
     }
 
     /// How much there is; counted when first asked.

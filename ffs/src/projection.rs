@@ -21,7 +21,7 @@
 //! | the old directory | is gone at once | is not listed, and can be entered until the next switch | who has followed `..data` already still arrives |
 //! | names that begin with `..` | not allowed | only below `..data` | the top belongs to the projection |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -68,7 +68,7 @@ pub(crate) fn inside(root: &Dir) -> Option<(&Name, &Arc<Dir>)> {
 
 /// Projects a merged tree for the first time.
 pub(crate) fn first(tree: &Dir, inodes: &Inodes, now: SystemTime, number: u64) -> Arc<Dir> {
-    show(renumbered(tree, inodes), stamp(now, number).into(), None, inodes, now)
+    show(Numbers::state(tree, None, inodes), stamp(now, number).into(), None, inodes, now)
 }
 
 /// Projects `tree`, which was merged with what `before` shows as its hint. A state that looks the same stays in its directory.
@@ -79,12 +79,16 @@ pub(crate) fn next(
     now: SystemTime,
     number: u64,
 ) -> Arc<Dir> {
-    match inside(before) {
+    let had = inside(before);
+    match had {
         Some((_, old)) if Arc::ptr_eq(old, tree) => before.clone(),
         Some((name, old)) if crate::diff::diff(old, tree).changes.is_empty() => {
             show(tree.clone(), name.clone(), Some(before), inodes, now)
         }
-        _ => show(renumbered(tree, inodes), stamp(now, number).into(), Some(before), inodes, now),
+        _ => {
+            let state = Numbers::state(tree, had.map(|(_, old)| old), inodes);
+            show(state, stamp(now, number).into(), Some(before), inodes, now)
+        }
     }
 }
 
@@ -132,18 +136,42 @@ fn symlink(target: Vec<u8>, inodes: &Inodes, now: SystemTime) -> Arc<File> {
     Arc::new(File { ino: inodes.next(), leaf, layer: NOBODY.into() })
 }
 
-/// The same tree in directories of other numbers: a directory has one place at a time. Files keep theirs, which stand for
-/// contents.
-fn renumbered(dir: &Dir, inodes: &Inodes) -> Arc<Dir> {
-    let entries = dir.entries.iter().map(|(name, node)| {
-        let node = match node {
-            Node::Dir(dir) => Node::Dir(renumbered(dir, inodes)),
-            Node::File(file) => Node::File(file.clone()),
-        };
-        (name.clone(), node)
-    });
-    let sources = dir.sources().map(|(layer, dir)| (layer.clone(), dir.clone()));
-    Arc::new(Dir::of(inodes.next(), dir.meta, entries.collect(), sources))
+/// Gives a state numbers of its own. Its directories get new ones: a directory has one place at a time. Files keep theirs, which
+/// stand for contents, unless their attributes are others than in the state before, which can still be entered: what is
+/// said of the old file there must not be taken for the new one's.
+struct Numbers<'a> {
+    inodes: &'a Inodes,
+    /// Files with other attributes, by the number that they had: their names share the new one, too.
+    other: HashMap<u64, Arc<File>>,
+}
+
+impl Numbers<'_> {
+    fn state(tree: &Dir, old: Option<&Arc<Dir>>, inodes: &Inodes) -> Arc<Dir> {
+        Numbers { inodes, other: HashMap::new() }.dir(tree, old)
+    }
+
+    fn dir(&mut self, dir: &Dir, old: Option<&Arc<Dir>>) -> Arc<Dir> {
+        let mut entries = Vec::with_capacity(dir.entries.len());
+        for (name, node) in &dir.entries {
+            let node = match (node, old.and_then(|old| old.get(name))) {
+                (Node::Dir(dir), Some(Node::Dir(old))) => Node::Dir(self.dir(dir, Some(old))),
+                (Node::Dir(dir), _) => Node::Dir(self.dir(dir, None)),
+                (Node::File(file), Some(Node::File(old)))
+                    if file.ino == old.ino && file.leaf.meta != old.leaf.meta =>
+                {
+                    let fresh = || {
+                        let File { leaf, layer, .. } = &**file;
+                        Arc::new(File { ino: self.inodes.next(), leaf: leaf.clone(), layer: layer.clone() })
+                    };
+                    Node::File(self.other.entry(file.ino).or_insert_with(fresh).clone())
+                }
+                (Node::File(file), _) => Node::File(file.clone()),
+            };
+            entries.push((name.clone(), node));
+        }
+        let sources = dir.sources().map(|(layer, dir)| (layer.clone(), dir.clone()));
+        Arc::new(Dir::of(self.inodes.next(), dir.meta, entries, sources))
+    }
 }
 
 /// The name of a state's directory: the time of its switch, as `AtomicWriter` writes it, and what makes it the only one of its
@@ -165,8 +193,8 @@ fn stamp(now: SystemTime, number: u64) -> Vec<u8> {
 }
 
 /// What a switch changes in what is shown, in the order in which watchers hear of it. Of trees that are no projections it is
-/// [`diff`](crate::diff::diff) alone. `earlier` is the state that was still to be entered.
-pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, earlier: Option<&Arc<Dir>>) -> Diff {
+/// [`diff`](crate::diff::diff) alone. `left` are the directories of the state that could be entered until now.
+pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, left: &[u64]) -> Diff {
     let (Some((from, before)), Some((to, after))) = (inside(old), inside(new)) else {
         return crate::diff::diff(old, new);
     };
@@ -186,20 +214,21 @@ pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, earlier: Option<&Arc<Dir>>) -
     changes.extend(has.difference(&had).map(|name| top(name, What::Added { ino: ino(new, name) }, false)));
     changes.extend(had.difference(&has).map(|name| top(name, What::Removed { ino: ino(old, name) }, false)));
     // Watchers of files, whose directories only they know.
+    let alive: BTreeSet<u64> = directories(before).into_iter().collect();
     changes.extend(inner.changes.into_iter().map(|change| {
         let gone = matches!(change.what, What::Removed { .. });
         let state = if gone { from } else { to };
-        // Directories go with their state.
-        let what = if gone && change.dir { What::Removed { ino: NONE } } else { change.what };
+        // Directories go with their state, and not before.
+        let what = match change.what {
+            What::Removed { ino } if alive.contains(&ino) => What::Removed { ino: NONE },
+            What::Replaced { old, new } if alive.contains(&old) => What::Added { ino: new },
+            what => what,
+        };
         Change { path: [state, b"/".as_slice(), &change.path].concat(), what, ..change }
     }));
     // Only the name goes: the directory can be entered until the next switch.
     changes.push(top(from, What::Removed { ino: NONE }, true));
-    let mut gone = Vec::new();
-    if let Some(earlier) = earlier {
-        directories(earlier, &mut gone);
-    }
-    changes.extend(gone.into_iter().map(|ino| Change {
+    changes.extend(left.iter().map(|&ino| Change {
         path: from.to_vec(),
         parent: NONE,
         what: What::Removed { ino },
@@ -211,13 +240,15 @@ pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, earlier: Option<&Arc<Dir>>) -
 /// No inode, and so none that anybody watches.
 const NONE: u64 = 0;
 
-fn directories(dir: &Arc<Dir>, to: &mut Vec<u64>) {
-    for (_, node) in &dir.entries {
-        if let Node::Dir(dir) = node {
-            directories(dir, to);
-        }
-    }
-    to.push(dir.ino);
+/// The inodes of all directories of a state.
+pub(crate) fn directories(state: &Dir) -> Vec<u64> {
+    let mut found = vec![state.ino];
+    let below = state.entries.iter().filter_map(|(_, node)| match node {
+        Node::Dir(dir) => Some(dir),
+        Node::File(_) => None,
+    });
+    found.extend(below.flat_map(|dir| directories(dir)));
+    found
 }
 
 /// The path that people know for one that is shown: `site` for `..2026…/site`; `None` for what is of the projection itself.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::{DATA, diff, inside, plain, stamp};
 use crate::diff::What;
 use crate::generation::Generation;
-use crate::layer::Content;
+use crate::layer::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta};
 use crate::merge::tests::{any_tree, contents, shown, stack};
 use crate::merge::{Dir, Inodes, Node, ROOT, merge};
 
@@ -85,7 +85,7 @@ proptest! {
                     prop_assert_eq!(generation.earlier(had).map(|node| node.ino()), Some(inside(&old.root).unwrap().1.ino));
                     let alive: BTreeSet<u64> = shown(&old.root).values().filter(|(_, c)| c.is_none()).map(|(ino, _)| *ino).collect();
                     let dead = told.iter().filter_map(|change| match change.what {
-                        What::Removed { ino } if change.dir => Some(ino),
+                        What::Removed { ino } | What::Replaced { old: ino, .. } => Some(ino),
                         _ => None,
                     });
                     for ino in dead {
@@ -106,8 +106,37 @@ proptest! {
         let inodes = Inodes::default();
         let old = merge(&stack(&[before]), None, &inodes, SystemTime::UNIX_EPOCH);
         let new = merge(&stack(&[after]), Some(&old), &inodes, SystemTime::UNIX_EPOCH);
-        prop_assert_eq!(diff(&old, &new, None).changes, crate::diff::diff(&old, &new).changes);
+        prop_assert_eq!(diff(&old, &new, &[]).changes, crate::diff::diff(&old, &new).changes);
     }
+}
+
+#[test]
+fn a_file_with_other_attributes_is_another_file() {
+    let at = |perm: u16, links: u32| {
+        let LayerDir { mut entries, .. } = LayerDir::new(Meta::bare_dir());
+        let meta = Meta { kind: Kind::Symlink, perm, links, ..Meta::bare_dir() };
+        let leaf = Arc::new(Leaf::new(meta, Content::Target(b"x".as_slice().into())));
+        for name in [b"a", b"b"] {
+            entries.insert(name.as_slice().into(), LayerNode::Leaf(leaf.clone()));
+        }
+        let root = Arc::new(LayerDir { entries, ..LayerDir::new(Meta::bare_dir()) });
+        let (name, origin) = ("l".to_owned(), String::new());
+        vec![Arc::new(Layer { name, priority: 1, origin, class: None, generation: None, root })]
+    };
+    let (inodes, now) = (Inodes::default(), SystemTime::UNIX_EPOCH);
+    let first = Generation::build(at(0o644, 2), None, &inodes, now).projected(&inodes, now);
+    let next = Generation::build(at(0o600, 2), Some(&first), &inodes, now);
+    let same = Generation::build(at(0o600, 2), Some(&next), &inodes, now);
+    let numbers = |generation: &Generation| {
+        let (_, state) = inside(&generation.root).unwrap();
+        [b"a", b"b"].map(|name| state.get(name).unwrap().ino())
+    };
+    let [[a, b], [c, d]] = [numbers(&first), numbers(&next)];
+    assert!(a == b && c == d && a != c, "{a} {b} {c} {d}");
+    assert_eq!(numbers(&same), [c, d]);
+    let changes = next.diff(&first).changes;
+    let replaced = changes.iter().filter(|change| change.what == What::Replaced { old: a, new: c });
+    assert_eq!(replaced.count(), 2, "{changes:?}");
 }
 
 #[test]

@@ -105,19 +105,15 @@ mod tests {
     use crate::scenario::GuestType;
     use crate::testbed::address::{Member, Role};
 
+    fn guest(acknowledges: bool) -> Guest {
+        let member = Member { role: Role::Guest, index: 0 };
+        let (name, kind) = ("guest".into(), GuestType::Hvm);
+        Guest { name, member, memory_mib: 256, vcpus: 1, kind, drive: None, acknowledges }
+    }
+
     #[test]
     fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
-        let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest {
-            name: "guest".into(),
-            member,
-            memory_mib: 256,
-            vcpus: 1,
-            kind: GuestType::Hvm,
-            drive: None,
-            acknowledges: false,
-        };
-        let xml = domain_xml(&guest, "console=ttyS0 quiet");
+        let xml = domain_xml(&guest(false), "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();
         assert_eq!(disks.len(), 2);
@@ -128,17 +124,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_acknowledges_has_a_port_for_it() {
-        let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest {
-            name: "guest".into(),
-            member,
-            memory_mib: 256,
-            vcpus: 1,
-            kind: GuestType::Hvm,
-            drive: None,
-            acknowledges: true,
-        };
-        let xml = domain_xml(&guest, "console=ttyS0 quiet");
+        let xml = domain_xml(&guest(true), "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let channel = document.descendants().find(|n| n.has_tag_name("channel")).unwrap();
         let target = channel.children().find(|n| n.has_tag_name("target")).unwrap();
