@@ -21,7 +21,8 @@ pub const WITH_RECONTEXT_TOTAL: &str = "with_recontext_total";
 /// Event received by the recontextualizer until the new device is attached: the paper's third
 /// bar of Fig. 1.
 pub const RECONTEXT_TIME: &str = "recontext_time";
-/// One phase of a recontextualization; the sample's phase is one of [`RECONTEXT_PHASES`].
+/// One phase of a recontextualization; the sample's phase is one of [`RECONTEXT_PHASES`],
+/// or [`ACKNOWLEDGE`].
 pub const RECONTEXT_PHASE: &str = "recontext_phase";
 /// Migration done until the guest's probe reads the new content.
 pub const CONTENT_VISIBLE: &str = "content_visible";
@@ -147,6 +148,8 @@ pub const FAULTS: [&str; 5] = [MIXED_READS, TORN_READS, STORM_ERRORS, EVENT_FAUL
 
 /// The phases of a recontextualization, in order (paper, section "A recontextualization mechanism").
 pub const RECONTEXT_PHASES: [&str; 4] = ["resolve", "detach", "build", "attach"];
+/// The guest's part after them, where a scenario asks for it: until it has said that programs see the new data.
+pub const ACKNOWLEDGE: &str = "acknowledge";
 
 /// Bonnie++ at the first host, where the remote server's site is.
 pub const PHASE_HOME: &str = "home";

@@ -76,6 +76,11 @@ pub(crate) fn of_path(name: &[u8], node: &Node, generation: &Generation) -> Opti
     if node.ino() != ROOT && !find(&generation.root, node.ino(), &mut path) {
         return None;
     }
+    if generation.is_projected() {
+        // By the path in the layers, with its leading slash.
+        path = crate::projection::plain(path.strip_prefix(b"/").unwrap_or(&path))
+            .map_or_else(Vec::new, |plain| [b"/", plain].concat());
+    }
     let rel: Vec<u8> = if path.is_empty() { b"/".to_vec() } else { path.clone() };
     let mut having = generation.layers.iter().filter(|layer| has(layer, &path));
     let full = |layer: &Layer| [base(layer), &path].concat();

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ffs::config::LayerSpec;
 use ffs::control::socket_path;
+use ffs::projection::Projection;
 
 /// Shows layers (directories, ISO images, discs in drives) as one read-only tree that changes
 /// atomically under running programs.
@@ -105,6 +106,9 @@ pub(crate) struct MountArgs {
     /// and have `*` in its last component.
     #[arg(long, value_name = "FILE")]
     pub(crate) trust: Vec<String>,
+    /// Show the tree otherwise than it is: `kubernetes`, as a `ConfigMap` volume with its `..data`.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) projection: Option<Projection>,
     /// Append what happens, as JSON lines.
     #[arg(long, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,

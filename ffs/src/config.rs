@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ack::AckMode;
 use crate::layer::device::DEFAULT_LIMIT;
+use crate::projection::Projection;
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
@@ -51,6 +52,8 @@ pub struct Config {
     pub instance: Option<String>,
     /// How the host is told what became of an image.
     pub ack: AckMode,
+    /// `kubernetes` shows the tree as a `ConfigMap` volume, for programs that are written for one.
+    pub projection: Option<Projection>,
 }
 
 impl Default for Config {
@@ -69,6 +72,7 @@ impl Default for Config {
             trust_state: None,
             instance: None,
             ack: AckMode::default(),
+            projection: None,
         }
     }
 }
@@ -374,6 +378,7 @@ mod tests {
             ("[[hook]]\npath='a'", "exactly one"),
             ("accept_older = true\ntrust = ['/k.pub']", "contradict"),
             ("ack = 'serial'", "is not `auto`"),
+            ("projection = 'docker'", "kubernetes"),
             ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),
             ("[[layer]]\nname='a'\nsource='dir:/x'\n[[layer]]\nname='a'\nsource='dir:/y'", "two layers"),
         ] {

@@ -109,6 +109,7 @@ fn option_words(option: &[u8], sloppy: bool, command: &mut Vec<OsString>) -> Res
         "max_memory" => pass("--max-memory"),
         "event_log" => pass("--event-log"),
         "socket" => pass("--socket"),
+        "projection" => pass("--projection"),
         "auto_device" => pass("--auto-device"),
         // `auto` and `noauto` are mount's own words, for when it mounts.
         "drives" => {
@@ -120,7 +121,7 @@ fn option_words(option: &[u8], sloppy: bool, command: &mut Vec<OsString>) -> Res
             None if sloppy || IGNORED.contains(&name) || is_comment(name) => Ok(()),
             None => Err(format!(
                 "`{text}` is not an option of ffs: there are `layer=NAME=SOURCE`, `drives`, `auto_device=`, \
-                 `config=`, `keep_removed=`, `max_memory=`, `event_log=` and `socket=`"
+                 `config=`, `keep_removed=`, `max_memory=`, `event_log=`, `projection=` and `socket=`"
             )),
         },
     }

@@ -1,10 +1,12 @@
 //! A generation: all layers of one moment, merged, immutable.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
-use crate::layer::Layer;
+use crate::diff::Diff;
+use crate::layer::{Layer, Name};
 use crate::merge::{Dir, Inodes, Node, merge};
+use crate::projection;
 
 /// The state of a mount between two switches.
 #[derive(Debug)]
@@ -13,9 +15,20 @@ pub struct Generation {
     pub number: u64,
     /// The layers, highest priority first.
     pub layers: Vec<Arc<Layer>>,
-    /// The merged tree.
+    /// The merged tree; where it is projected, the projection.
     pub root: Arc<Dir>,
+    /// The state before, which a projection lets in who was on the way to it.
+    pub(crate) earlier: Option<Earlier>,
     totals: OnceLock<Totals>,
+}
+
+/// What a projection showed before. Its memory is that of the generation kept for a rollback, and is not held here.
+#[derive(Debug, Clone)]
+pub(crate) struct Earlier {
+    pub(crate) name: Name,
+    pub(crate) state: Weak<Dir>,
+    /// The inodes of its directories.
+    pub(crate) dirs: Vec<u64>,
 }
 
 /// How much a generation shows.
@@ -36,13 +49,59 @@ impl Generation {
         now: SystemTime,
     ) -> Self {
         layers.sort_by(|a, b| (b.priority, &b.name).cmp(&(a.priority, &a.name)));
-        let root = merge(&layers, before.map(|before| &before.root), inodes, now);
-        Self { number: before.map_or(0, |before| before.number + 1), layers, root, totals: OnceLock::new() }
+        let number = before.map_or(0, |before| before.number + 1);
+        let shown = before.map(|before| &before.root);
+        let state = shown.and_then(|shown| projection::inside(shown));
+        let tree = merge(&layers, state.map(|(_, tree)| tree).or(shown), inodes, now);
+        let (root, earlier) = match (shown, state) {
+            (Some(shown), Some((name, state))) => {
+                let root = projection::next(&tree, shown, inodes, now, number);
+                let stays = projection::inside(&root).is_some_and(|(now, _)| now == name);
+                let earlier = if stays {
+                    before.and_then(|before| before.earlier.clone())
+                } else {
+                    let dirs = projection::directories(state);
+                    Some(Earlier { name: name.clone(), state: Arc::downgrade(state), dirs })
+                };
+                (root, earlier)
+            }
+            _ => (tree, None),
+        };
+        Self { number, layers, root, earlier, totals: OnceLock::new() }
+    }
+
+    /// The same generation, projected, and with it all that come after it.
+    #[must_use]
+    pub fn projected(mut self, inodes: &Inodes, now: SystemTime) -> Self {
+        self.root = projection::first(&self.root, inodes, now, self.number);
+        self
+    }
+
+    /// Whether it is a projection of the merged tree.
+    pub fn is_projected(&self) -> bool {
+        projection::inside(&self.root).is_some()
+    }
+
+    /// The state before, by the name of its directory.
+    pub(crate) fn earlier(&self, name: &[u8]) -> Option<Node> {
+        let earlier = self.earlier.as_ref().filter(|earlier| *earlier.name == *name)?;
+        earlier.state.upgrade().map(Node::Dir)
+    }
+
+    /// What the switch from `before` to this one changes, in the order in which watchers hear of it.
+    pub(crate) fn diff(&self, before: &Self) -> Diff {
+        let left = before.earlier.as_ref().map_or(&[][..], |earlier| &earlier.dirs);
+        projection::diff(&before.root, &self.root, left)
     }
 
     /// A generation that was built by another program.
-    pub(crate) fn resume(number: u64, layers: Vec<Arc<Layer>>, root: Arc<Dir>) -> Self {
-        Self { number, layers, root, totals: OnceLock::new() }
+    pub(crate) fn resume(
+        number: u64,
+        layers: Vec<Arc<Layer>>,
+        root: Arc<Dir>,
+        earlier: Option<Earlier>,
+    ) -> Self {
+        Self { number, layers, root, earlier, totals: OnceLock::new() }
     }
 
     /// How much there is; counted when first asked.

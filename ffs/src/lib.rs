@@ -10,6 +10,7 @@
 //! | [`sealed`] | memory that cannot change |
 //! | [`merge`](mod@merge) | layers in, one tree out; pure |
 //! | [`diff`](mod@diff) | what a switch changed; pure |
+//! | [`projection`] | the tree as a `ConfigMap` volume; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
 //! | `prefetch` | the kernel's caches, filled before they are asked |
@@ -50,6 +51,7 @@ pub mod merge;
 pub mod mount;
 pub mod notify;
 mod prefetch;
+pub mod projection;
 pub mod sealed;
 pub mod status;
 pub mod sys;

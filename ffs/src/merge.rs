@@ -54,7 +54,7 @@ impl Default for Inodes {
 }
 
 impl Inodes {
-    fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -336,4 +336,4 @@ fn same_entries(a: &[(Name, Node)], b: &[(Name, Node)]) -> bool {
 
 #[cfg(test)]
 #[path = "merge_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use crate::layer::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta, Name};
 
 /// A node of a layer, for the model.
 #[derive(Debug, Clone)]
-enum Tree {
+pub(crate) enum Tree {
     File(String),
     Whiteout,
     Dir { opaque: bool, entries: BTreeMap<String, Tree> },
@@ -80,9 +80,9 @@ fn model(layers: &[&Tree]) -> BTreeMap<String, Option<String>> {
     out
 }
 
-type Shown = BTreeMap<String, (u64, Option<String>)>;
+pub(crate) type Shown = BTreeMap<String, (u64, Option<String>)>;
 
-fn shown(root: &Arc<Dir>) -> Shown {
+pub(crate) fn shown(root: &Arc<Dir>) -> Shown {
     fn walk(dir: &Dir, path: &str, out: &mut Shown) {
         assert!(dir.entries.is_sorted_by(|a, b| a.0 < b.0));
         for (name, node) in &dir.entries {
@@ -106,11 +106,11 @@ fn shown(root: &Arc<Dir>) -> Shown {
     out
 }
 
-fn contents(shown: &Shown) -> BTreeMap<String, Option<String>> {
+pub(crate) fn contents(shown: &Shown) -> BTreeMap<String, Option<String>> {
     shown.iter().map(|(path, (_, content))| (path.clone(), content.clone())).collect()
 }
 
-fn any_tree() -> impl Strategy<Value = Tree> {
+pub(crate) fn any_tree() -> impl Strategy<Value = Tree> {
     let name = "[ab]";
     let leaf = prop_oneof![4 => "[xy]".prop_map(Tree::File), 1 => Just(Tree::Whiteout)];
     let node = leaf.prop_recursive(3, 12, 3, move |inner| {
@@ -121,7 +121,7 @@ fn any_tree() -> impl Strategy<Value = Tree> {
         .prop_map(|(opaque, entries)| Tree::Dir { opaque, entries })
 }
 
-fn stack(layers: &[Tree]) -> Vec<Arc<Layer>> {
+pub(crate) fn stack(layers: &[Tree]) -> Vec<Arc<Layer>> {
     layers.iter().zip((1..=u16::MAX).rev()).map(|(tree, priority)| layer(priority, tree)).collect()
 }
 

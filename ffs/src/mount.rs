@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 use fuser::{Config, INodeNo, MountOption, Notifier, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
-use crate::diff::{Change, Diff, What, diff};
+use crate::diff::{Change, Diff, What};
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
 use crate::prefetch::Prefetch;
+use crate::projection::Projection;
 use crate::sys;
 use crate::teller::{News, Teller};
 use crate::watch::Twin;
@@ -111,10 +112,25 @@ impl Mount {
     /// # Errors
     /// [`MountError::Mount`].
     pub fn new(point: &Path, layers: Vec<Arc<Layer>>) -> Result<(Self, Session), MountError> {
+        Self::projected(point, layers, None)
+    }
+
+    /// Mounts a union of `layers` on a directory, and shows it as a projection where one is asked for.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`].
+    pub fn projected(
+        point: &Path,
+        layers: Vec<Arc<Layer>>,
+        projection: Option<Projection>,
+    ) -> Result<(Self, Session), MountError> {
         let error = |source| MountError::Mount { point: point.to_owned(), source };
         let point = point.canonicalize().map_err(error)?;
         let inodes = Inodes::default();
-        let generation = Generation::build(layers, None, &inodes, SystemTime::now());
+        let mut generation = Generation::build(layers, None, &inodes, SystemTime::now());
+        if projection == Some(Projection::Kubernetes) {
+            generation = generation.projected(&inodes, SystemTime::now());
+        }
         let shared = Arc::new(Shared::new(generation));
         let mut config = config();
         config.mount_options = vec![
@@ -279,7 +295,7 @@ impl Mount {
         let before = self.current();
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
-        let diff = diff(&before.root, &next.root);
+        let diff = next.diff(&before);
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let dropped = {
             let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,8 @@
 //! | fsnotifywait `--fanotify` | fanotify on a directory |
 //! | nginx | does not: a hook reloads it |
 //!
+//! systemd's path units are in `systemd.rs`.
+//!
 //! fanotify on a whole mount or file system (fatrace) is refused by the kernel with `ENODEV`: it names what it
 //! reports by file system id and file handle, and FUSE has no such id (`f_fsid` of statfs(2) is zero). Marks on
 //! directories and files need none, since Linux 6.8.
@@ -18,12 +20,13 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use common::{Mounted, eventually, image};
+use common::eventually;
+use common::site::Site;
 
 /// A program that is killed when dropped, and what it prints.
 struct Program {
@@ -84,50 +87,6 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A mount with one image layer, to be replaced.
-struct Site {
-    dir: tempfile::TempDir,
-    mounted: Mounted,
-    generation: u64,
-}
-
-impl Site {
-    fn new(files: &[(&str, &str)]) -> Self {
-        Self::with_config(files, |_| String::new())
-    }
-
-    fn with_config(files: &[(&str, &str)], config: impl FnOnce(&Path) -> String) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        open_to_all(dir.path());
-        let spec = write(dir.path(), 1, files);
-        let mounted = Mounted::with_config(&["--layer", &spec], &config(dir.path()));
-        open_to_all(mounted.dir.path());
-        Self { dir, mounted, generation: 1 }
-    }
-
-    fn switch(&mut self, files: &[(&str, &str)]) {
-        self.generation += 1;
-        let spec = write(self.dir.path(), self.generation, files);
-        self.mounted.layer("replace", &spec);
-    }
-
-    fn work(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-/// Some of these programs give up root.
-fn open_to_all(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).expect("chmod");
-}
-
-fn write(dir: &Path, generation: u64, files: &[(&str, &str)]) -> String {
-    let path = dir.join(format!("{generation}.iso"));
-    std::fs::write(&path, image("infrastructure", 9, generation, files)).expect("write");
-    format!("infrastructure=iso:{}", path.display())
 }
 
 /// A port that is free now.

@@ -240,7 +240,7 @@ impl GlusterLab {
         let from = Instant::now();
         lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
         let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
-        migration::recorded(&mut measures, &record.value);
+        migration::recorded(&mut measures, &record.value, lab.scenario.recontext.acknowledge);
         lab.visible(Site::Local, from, VISIBLE).await?;
         self.attached(Site::Local).await?;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_AFTER, Site::Local).await?;

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use ctx::libvirt::JobStats;
-use ctx::recontext::Record;
+use ctx::recontext::{Phase, Record};
 
 use super::arrivals::Arrivals;
 use super::beats::longest_gap;
@@ -59,21 +59,34 @@ pub fn migration(measures: &mut Measures, moved: &Migrated) {
     measures.maybe(metric::MEMORY_TRANSFERRED, "", stat(|s| s.memory_processed), "B", MISSING);
 }
 
-/// What a recontextualizer wrote down about one run.
-pub fn recorded(measures: &mut Measures, record: &Record) {
+/// What a recontextualizer wrote down about one run. An acknowledgement that was asked for and that the domain had no
+/// way to give is an invalid sample.
+pub fn recorded(measures: &mut Measures, record: &Record, acknowledge: bool) {
     measures.seconds(metric::RECONTEXT_TIME, "", Duration::from_nanos(record.total_ns));
     for phase in &record.phases {
         let took = Duration::from_nanos(phase.end_ns.saturating_sub(phase.start_ns));
         measures.seconds(metric::RECONTEXT_PHASE, phase.name.name(), took);
     }
+    if acknowledge && acknowledgement(record).is_none() {
+        let reason = "the recontextualizer did not wait: it found no way on which the guest answers";
+        measures.invalid(metric::RECONTEXT_PHASE, metric::ACKNOWLEDGE, "s", reason);
+    }
+}
+
+/// How long a run waited for the guest's answer, if it did.
+fn acknowledgement(record: &Record) -> Option<Duration> {
+    record.phase_ns(Phase::Acknowledge).map(Duration::from_nanos)
 }
 
 /// What the destination's recontextualizer recorded, and when a program in the guest could read it.
 async fn recontextualization(lab: &Lab, measures: &mut Measures, moved: &Migrated) {
     match lab.recontextualizer.record(Site::Local, moved.started, VISIBLE).await {
         Ok(record) => {
-            measures.seconds(metric::WITH_RECONTEXT_TOTAL, "", record.at.duration_since(moved.started));
-            recorded(measures, &record.value);
+            // Until the device is attached; the record is written when the guest, too, has answered.
+            let all = record.at.duration_since(moved.started);
+            let attached = all.saturating_sub(acknowledgement(&record.value).unwrap_or_default());
+            measures.seconds(metric::WITH_RECONTEXT_TOTAL, "", attached);
+            recorded(measures, &record.value, lab.scenario.recontext.acknowledge);
         }
         Err(error) => {
             let reason = error.to_string();
@@ -105,4 +118,47 @@ async fn silence<T: Clone>(signs: &Arrivals<T>, moved: &Migrated) -> Option<f64>
     let until = arrived.map_or_else(Instant::now, |arrival| arrival.at);
     let signs: Vec<_> = signs.since(moved.started).into_iter().filter(|sign| sign.at <= until).collect();
     longest_gap(&signs).map(|gap| gap.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run as a daemon's event log has it.
+    fn record(acknowledged: bool) -> Record {
+        let mut line = serde_json::json!({
+            "run": "host-2-1", "host": "host-2", "domain": "guest", "uuid": "u", "target": "sdb",
+            "class": "infrastructure", "strategy": "replace", "trigger": { "kind": "manual", "reason": null },
+            "received": { "monotonic_ns": 0, "realtime_ns": 0 }, "coalesced": 0, "attempt": 1,
+            "phases": [{ "name": "attach", "start_ns": 0, "end_ns": 500_000_000 }], "total_ns": 500_000_000,
+            "outcome": "done", "generation": 2, "iso": null, "error": null
+        });
+        if acknowledged {
+            let phase =
+                serde_json::json!({ "name": "acknowledge", "start_ns": 500_000_000, "end_ns": 750_000_000 });
+            line["phases"].as_array_mut().unwrap().push(phase);
+        }
+        serde_json::from_value(line).unwrap()
+    }
+
+    #[test]
+    fn an_acknowledgement_is_one_more_phase_and_missing_only_where_it_was_asked_for() {
+        let measured = |acknowledged, asked| {
+            let mut measures = Measures::default();
+            recorded(&mut measures, &record(acknowledged), asked);
+            measures
+        };
+        let mut without = Measures::default();
+        without.seconds(metric::RECONTEXT_TIME, "", Duration::from_millis(500));
+        without.seconds(metric::RECONTEXT_PHASE, "attach", Duration::from_millis(500));
+        assert_eq!(measured(false, false), without);
+        let mut with = without.clone();
+        with.seconds(metric::RECONTEXT_PHASE, metric::ACKNOWLEDGE, Duration::from_millis(250));
+        assert_eq!(measured(true, true), with);
+        let mut lacking = without;
+        let reason = "the recontextualizer did not wait: it found no way on which the guest answers";
+        lacking.invalid(metric::RECONTEXT_PHASE, metric::ACKNOWLEDGE, "s", reason);
+        assert_eq!(measured(false, true), lacking);
+        assert_eq!(Phase::Acknowledge.name(), metric::ACKNOWLEDGE);
+    }
 }

@@ -120,6 +120,7 @@ fn guest(scenario: &Scenario) -> Guest {
         vcpus: scenario.guest.vcpus,
         kind: scenario.guest.kind_on(scenario.testbed.hypervisor),
         drive: slots(scenario).drive(scenario.recontext.strategy),
+        acknowledges: scenario.recontext.acknowledge,
     }
 }
 
@@ -178,6 +179,7 @@ pub fn plain(hypervisor: Hypervisor, accelerator: Accelerator, hosts: usize, ser
             vcpus: guest.vcpus,
             kind: guest.kind_on(hypervisor),
             drive: None,
+            acknowledges: false,
         },
         host_memory_mib: hypervisor.host().memory_mib + memory_mib,
         server_memory_mib: SERVER_MIB,
@@ -215,7 +217,11 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     // and do not compress.
     let bytes = payload(site.name(), usize::try_from(scenario.recontext.payload.bytes()).unwrap_or(0));
     seed.put(format!("{folder}/payload"), 0o644, Content::Bytes(bytes));
-    text(&mut seed, "/etc/ctx/ctx.toml", ctx_toml(&scenario.testbed.hypervisor.local_uri()));
+    text(
+        &mut seed,
+        "/etc/ctx/ctx.toml",
+        ctx_toml(&scenario.testbed.hypervisor.local_uri(), scenario.recontext.acknowledge),
+    );
     unit(&mut seed, "ctx.service", include_str!("../../../ctx/units/ctx.service"), None);
     if let Some(path) = scenario.testbed.hypervisor.host().hook {
         let hook = include_bytes!("../../../ctx/hooks/50-ctx");
@@ -224,10 +230,12 @@ fn host(scenario: &Scenario, site: Site, programs: &Programs, service: &[u8]) ->
     seed
 }
 
-fn ctx_toml(uri: &str) -> String {
-    // The four phases of the paper, also where the guest could answer.
+fn ctx_toml(uri: &str, acknowledge: bool) -> String {
+    // Unless asked, the four phases of the paper, also where the guest could answer: on Xen it always can. An answer
+    // takes emulated guests seconds; one that does not come is known before whoever waits for the run gives up.
+    let ack = if acknowledge { "ack = \"auto\"\nack_timeout_s = 60" } else { "ack = \"off\"" };
     format!(
-        "# Written by the bench.\nuri = \"{uri}\"\nack = \"off\"\n\n[[class]]\nname = \"infrastructure\"\n\
+        "# Written by the bench.\nuri = \"{uri}\"\n{ack}\n\n[[class]]\nname = \"infrastructure\"\n\
          priority = 200\ndirectory = \"/etc/ctx/infrastructure\"\n"
     )
 }
@@ -246,11 +254,12 @@ fn in_guest(scenario: &Scenario, programs: &Programs) -> Seed {
             super::gluster::HOOK
         ),
     };
+    let ack = if scenario.recontext.acknowledge { "ack = \"auto\"\n" } else { "" };
     text(
         &mut seed,
         "/etc/ffs.toml",
         format!(
-            "# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\nauto_devices = {:?}\n{hook}",
+            "# Written by the bench.\nmount = \"{CONTEXT_MOUNT}\"\nauto = true\nauto_devices = {:?}\n{ack}{hook}",
             slots(scenario).in_guest
         ),
     );
@@ -303,6 +312,30 @@ mod tests {
         assert_eq!(supported(&smoke(|text| text.replace("\"kvm\"", "\"xen\""))), Ok(()));
         let three = smoke(|text| text.replace("hosts = 2", "hosts = 3"));
         assert_eq!(supported(&three), Err(NotYet::Hosts(3)));
+    }
+
+    #[test]
+    fn an_acknowledgement_is_asked_of_the_domain_the_daemon_and_the_file_system() {
+        let quiet = smoke(str::to_owned);
+        let asked = smoke(|text| text.replace("[recontext]", "[recontext]\nacknowledge = true"));
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["ctx", "ffs", "bench-probe"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let programs = Programs::beside(folder.path()).unwrap();
+        let read = |seed: &Seed, path: &str| match &seed.files.get(Path::new(path)).unwrap().content {
+            Content::Bytes(bytes) => String::from_utf8(bytes.clone()).unwrap(),
+            Content::Copy(_) => panic!("{path} is another program's file"),
+        };
+        for (scenario, acknowledges) in [(quiet, false), (asked, true)] {
+            let spec = spec(&scenario, Accelerator::Tcg, &programs).unwrap();
+            assert_eq!(spec.guest.acknowledges, acknowledges);
+            let path = "/etc/ctx/ctx.toml";
+            let config = ctx::config::Config::parse(Path::new(path), &read(&spec.host_extra[0], path));
+            assert_eq!(config.unwrap().ack_timeout.is_some(), acknowledges);
+            let config = read(&spec.guest_extra, "/etc/ffs.toml");
+            assert_eq!(config.contains("ack = \"auto\""), acknowledges, "{config}");
+        }
     }
 
     #[test]

@@ -265,6 +265,9 @@ pub struct Recontext {
     pub payload: Size,
     /// Classes of context data on the device: "service", "infrastructure".
     pub classes: Vec<Class>,
+    /// Whether a run waits until the guest has said that it shows the data, as its fifth phase, `acknowledge`. The
+    /// paper's runs have four.
+    pub acknowledge: bool,
 }
 
 impl Default for Recontext {
@@ -273,6 +276,7 @@ impl Default for Recontext {
             strategy: Strategy::Replace,
             payload: Size::from_mib(1),
             classes: vec![Class::Service, Class::Infrastructure],
+            acknowledge: false,
         }
     }
 }

@@ -158,6 +158,7 @@ fn position(name: &str) -> usize {
 
 fn phase_position(phase: &str) -> usize {
     let known = metric::RECONTEXT_PHASES.into_iter().chain([
+        metric::ACKNOWLEDGE,
         metric::PHASE_HOME,
         metric::PHASE_BEFORE,
         metric::PHASE_AFTER,

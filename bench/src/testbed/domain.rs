@@ -22,6 +22,8 @@ pub struct Guest {
     pub kind: GuestType,
     /// An empty drive for its context data, when the medium is what changes.
     pub drive: Option<Slot>,
+    /// Whether it shall be able to tell the host what became of its context data, where that takes a device of its own.
+    pub acknowledges: bool,
 }
 
 /// Where a host keeps what its guests boot from.
@@ -63,6 +65,7 @@ mod tests {
             vcpus: 1,
             kind: GuestType::Hvm,
             drive: None,
+            acknowledges: false,
         };
         let uuid = guest("guest").uuid();
         let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();

@@ -182,8 +182,9 @@ enum Message {
     Rest(Sender<state::Acks>, Receiver<()>),
 }
 
-/// The way to the thread that tells.
-pub(crate) struct Teller {
+/// The way to the thread that tells. The thread does not end with it.
+#[derive(Debug)]
+pub struct Teller {
     to: Sender<Message>,
     wake: Arc<EventFd>,
 }
@@ -198,12 +199,19 @@ impl Teller {
     }
 }
 
-/// Starts to tell the host, as `mode` says, about what is written to `log` from now on; with what
-/// another program knew and had open.
+/// Starts to tell the host, as `mode` says, about what is written to `log` from now on.
 ///
 /// # Errors
 /// What making a descriptor or starting a thread returns.
-pub(crate) fn start(
+pub fn start(mode: &AckMode, log: &Arc<Log>) -> io::Result<Option<Teller>> {
+    resume(mode, log, None)
+}
+
+/// As [`start`], with what another program knew and had open.
+///
+/// # Errors
+/// As there.
+pub(crate) fn resume(
     mode: &AckMode,
     log: &Arc<Log>,
     before: Option<(&state::Acks, Option<std::fs::File>)>,
@@ -331,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/ack.json");
         let log = Arc::new(Log::default());
-        start(&AckMode::File(path.clone()), &log, None).unwrap();
+        start(&AckMode::File(path.clone()), &log).unwrap();
         let visible = |generation, layer: &str, of| Step::Visible {
             generation,
             layer: layer.to_owned(),

@@ -24,6 +24,7 @@ use crate::follow::Hold;
 use crate::generation::Generation;
 use crate::layer::{Layer, device, dir, image};
 use crate::memory::Limit;
+use crate::projection::plain;
 use crate::trust::Trust;
 
 /// A generation that is kept, and what was asked for then.
@@ -110,7 +111,12 @@ impl Daemon {
         }
         if !switch.changes.is_empty() {
             self.mount.tell_watchers(&switch);
-            self.hooks.changed(generation, switch.changes.iter().map(|change| change.path.clone()).collect());
+            let projected = switch.generation.is_projected();
+            // Patterns are for the paths that layers have.
+            let known =
+                |path: &[u8]| if projected { plain(path).map(<[u8]>::to_vec) } else { Some(path.to_vec()) };
+            let paths = switch.changes.iter().filter_map(|change| known(&change.path));
+            self.hooks.changed(generation, paths.collect());
         }
     }
 

@@ -205,7 +205,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let follower = follow(&tx, &mut abilities, &mut reduced);
     let limit = limit(&config);
     // Before the first step that it is to see, after the signals are blocked.
-    let teller = ack::start(&config.ack, &log, None).map_err(system("cannot start a thread"))?;
+    let teller = ack::start(&config.ack, &log).map_err(system("cannot start a thread"))?;
     let mut layers = Vec::new();
     let mut unfollowed = BTreeMap::new();
     for spec in &config.layers {
@@ -214,7 +214,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let (mount, session) = Mount::new(point, layers)?;
+    let (mount, session) = Mount::projected(point, layers, config.projection)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
         let _ = mount.unmount();

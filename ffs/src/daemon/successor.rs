@@ -174,7 +174,7 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
         None => reduced.push(NO_UEVENTS.to_owned()),
     }
     let follower = super::follow(&tx, &mut abilities, &mut reduced);
-    let teller = ack::start(&daemon.config.ack, &log, daemon.ack.as_ref().map(|acks| (acks, port)))
+    let teller = ack::resume(&daemon.config.ack, &log, daemon.ack.as_ref().map(|acks| (acks, port)))
         .map_err(unmount_on)?;
     let path = PathBuf::from(&daemon.control.path);
     let server = Server::resume(&path, listener, doors.clone(), super::to_loop(&tx)).map_err(unmount_on)?;

@@ -224,6 +224,12 @@ impl Filesystem for Ffs {
                     self.0.table.remember(&alias);
                     reply.entry(&FOREVER, &attr(&alias), ONE);
                 }
+                None if parent.0 == ROOT
+                    && let Some(earlier) = self.0.current.load().earlier(name.as_bytes()) =>
+                {
+                    self.0.table.remember(&earlier);
+                    once(reply, &attr(&earlier));
+                }
                 // Number 0 is how FUSE says "not there, and you may remember that".
                 None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..attr(&Node::Dir(dir)) }, ONE),
             },

@@ -19,6 +19,7 @@ use crate::sealed::Sealed;
 pub(super) struct Packer {
     tree: Tree,
     places: HashMap<usize, At>,
+    held: Vec<Arc<Dir>>,
 }
 
 fn address<T>(of: &Arc<T>) -> usize {
@@ -46,7 +47,16 @@ impl Packer {
 
     pub(super) fn generation(&mut self, generation: &Generation) -> state::Generation {
         let layers = generation.layers.iter().map(|layer| self.layer(layer)).collect();
-        state::Generation { number: generation.number, layers, root: self.dir(&generation.root) }
+        let earlier = generation.earlier.as_ref().map(|earlier| {
+            let state = earlier.state.upgrade().map(|state| {
+                let at = self.dir(&state);
+                // Held until the end, so that its address stays its own.
+                self.held.push(state);
+                at
+            });
+            state::Earlier((&earlier.name).into(), state, earlier.dirs.clone())
+        });
+        state::Generation { number: generation.number, layers, root: self.dir(&generation.root), earlier }
     }
 
     pub(super) fn node(&mut self, node: &Node) -> state::Node {

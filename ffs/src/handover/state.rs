@@ -241,7 +241,13 @@ pub(crate) struct Generation {
     pub(crate) number: u64,
     pub(crate) layers: Vec<At>,
     pub(crate) root: At,
+    pub(crate) earlier: Option<Earlier>,
 }
+
+/// What a projection showed before: the name of its directory, that directory if anything holds it, and the inode numbers of
+/// the directories in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Earlier(pub(crate) Bytes, pub(crate) Option<At>, pub(crate) Vec<u64>);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

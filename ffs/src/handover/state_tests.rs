@@ -108,11 +108,10 @@ prop_compose! {
 }
 
 fn generation() -> impl Strategy<Value = Generation> {
-    (any::<u64>(), vec(any::<At>(), 0..3), any::<At>()).prop_map(|(number, layers, root)| Generation {
-        number,
-        layers,
-        root,
-    })
+    let earlier = (bytes(), any::<Option<At>>(), vec(any::<u64>(), 0..3))
+        .prop_map(|(name, state, dirs)| Earlier(name, state, dirs));
+    (any::<u64>(), vec(any::<At>(), 0..3), any::<At>(), proptest::option::of(earlier))
+        .prop_map(|(number, layers, root, earlier)| Generation { number, layers, root, earlier })
 }
 
 prop_compose! {

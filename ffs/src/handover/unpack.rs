@@ -5,10 +5,10 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::state::{self, At, Bytes, StateError, Tree};
-use crate::generation::Generation;
+use crate::generation::{Earlier, Generation};
 use crate::layer::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta, Stamp, Xattrs};
 use crate::merge::{Dir, File, Inodes, Node};
 use crate::sealed::Sealed;
@@ -114,7 +114,12 @@ impl Unpacked {
 
     pub(super) fn generation(&self, state: &state::Generation) -> Result<Generation, StateError> {
         let layers = state.layers.iter().map(|layer| at(&self.layers, *layer)).collect::<Result<_, _>>()?;
-        Ok(Generation::resume(state.number, layers, self.dir(state.root)?))
+        let earlier = state.earlier.as_ref().map(|state::Earlier(name, state, dirs)| {
+            let state = state.map(|at| self.dir(at)).transpose()?;
+            let state = state.map_or_else(Weak::new, |state| Arc::downgrade(&state));
+            Ok::<_, StateError>(Earlier { name: name.0.clone(), state, dirs: dirs.clone() })
+        });
+        Ok(Generation::resume(state.number, layers, self.dir(state.root)?, earlier.transpose()?))
     }
 
     pub(super) fn node(&self, node: state::Node) -> Result<Node, StateError> {

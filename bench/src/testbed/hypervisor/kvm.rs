@@ -3,6 +3,8 @@
 //! A domain always has a virtio-scsi controller, with or without a context device behind it, so
 //! that the arms of a comparison differ in the device only.
 
+use ctx_format::ack::PORT;
+
 use super::{Host, MigrationControl, Slot, Slots, Stop};
 use crate::scenario::Migration;
 use crate::testbed::address::Network;
@@ -41,6 +43,14 @@ pub(super) fn migration(asked: &Migration) -> MigrationControl {
     }
 }
 
+/// The port on which the guest acknowledges. The socket's path is libvirt's own: on each host another.
+fn channel(guest: &Guest) -> String {
+    if !guest.acknowledges {
+        return String::new();
+    }
+    format!("    <channel type='unix'><target type='virtio' name='{PORT}'/></channel>\n")
+}
+
 /// The domain's XML for libvirt's QEMU driver.
 pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
     let disk = |target: &str, serial: &str| {
@@ -73,7 +83,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
          <on_crash>destroy</on_crash>\n  <devices>\n    \
          <emulator>/usr/bin/qemu-system-x86_64</emulator>\n{root}{seed}{drive}    \
          <controller type='scsi' index='0' model='virtio-scsi'/>\n    \
-         <controller type='usb' model='none'/>\n{interfaces}    \
+         <controller type='usb' model='none'/>\n{interfaces}{channel}    \
          <serial type='file'><source path='/var/log/{name}.console.log'/><target port='0'/></serial>\n    \
          <console type='file'><source path='/var/log/{name}.console.log'/><target type='serial' port='0'/></console>\n    \
          <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>\n    \
@@ -85,6 +95,7 @@ pub(super) fn domain_xml(guest: &Guest, append: &str) -> String {
         root = disk("vda", "root"),
         seed = disk("vdb", "seed"),
         drive = guest.drive_xml(),
+        channel = channel(guest),
     )
 }
 
@@ -94,22 +105,34 @@ mod tests {
     use crate::scenario::GuestType;
     use crate::testbed::address::{Member, Role};
 
+    fn guest(acknowledges: bool) -> Guest {
+        let member = Member { role: Role::Guest, index: 0 };
+        let (name, kind) = ("guest".into(), GuestType::Hvm);
+        Guest { name, member, memory_mib: 256, vcpus: 1, kind, drive: None, acknowledges }
+    }
+
     #[test]
     fn the_domain_is_well_formed_and_has_no_context_device_of_its_own() {
-        let member = Member { role: Role::Guest, index: 0 };
-        let guest = Guest {
-            name: "guest".into(),
-            member,
-            memory_mib: 256,
-            vcpus: 1,
-            kind: GuestType::Hvm,
-            drive: None,
-        };
-        let xml = domain_xml(&guest, "console=ttyS0 quiet");
+        let xml = domain_xml(&guest(false), "console=ttyS0 quiet");
         let document = roxmltree::Document::parse(&xml).unwrap();
         let disks: Vec<_> = document.descendants().filter(|n| n.has_tag_name("disk")).collect();
         assert_eq!(disks.len(), 2);
         assert!(disks.iter().all(|d| d.children().any(|c| c.has_tag_name("readonly"))));
         assert!(document.descendants().any(|n| n.attribute("model") == Some("virtio-scsi")));
+        assert!(!document.descendants().any(|n| n.has_tag_name("channel")));
+    }
+
+    #[test]
+    fn a_guest_that_acknowledges_has_a_port_for_it() {
+        let xml = domain_xml(&guest(true), "console=ttyS0 quiet");
+        let document = roxmltree::Document::parse(&xml).unwrap();
+        let channel = document.descendants().find(|n| n.has_tag_name("channel")).unwrap();
+        let target = channel.children().find(|n| n.has_tag_name("target")).unwrap();
+        assert_eq!(target.attribute("name"), Some(PORT));
+        // As libvirt fills it in when the domain starts: what the recontextualizer finds it by.
+        let source = "<channel type='unix'><source mode='bind' path='/run/ack'/>";
+        let running = xml.replace("<channel type='unix'>", source);
+        let found = ctx::recontext::ack::Channel::of(&running);
+        assert_eq!(found, Some(ctx::recontext::ack::Channel::VirtioSerial("/run/ack".into())));
     }
 }

@@ -262,7 +262,15 @@ mod tests {
             (Hypervisor::Xen, GuestType::Hvm),
             (Hypervisor::Xen, GuestType::Pv),
         ] {
-            let guest = Guest { name: "guest".into(), member, memory_mib: 256, vcpus: 1, kind, drive: None };
+            let guest = Guest {
+                name: "guest".into(),
+                member,
+                memory_mib: 256,
+                vcpus: 1,
+                kind,
+                drive: None,
+                acknowledges: true,
+            };
             let xml = hypervisor.domain_xml(&guest, "console=x quiet");
             let document = roxmltree::Document::parse(&xml).unwrap();
             let disks: Vec<_> = document
