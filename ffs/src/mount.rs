@@ -306,7 +306,7 @@ impl Mount {
     /// request handler: the kernel waits for directory locks that a request may hold.
     fn invalidate(&self, diff: &Diff, kept: &HashSet<u64>, dropped: bool) {
         use std::os::unix::ffi::OsStrExt;
-        let mut failed = None;
+        let mut failed: Option<io::Error> = None;
         // The replay for watchers comes by all of them.
         let later = dropped && (self.teller.is_some() || diff.changes.len() > ONE_BY_ONE);
         if dropped {
@@ -330,8 +330,12 @@ impl Mount {
             };
             failed = told.err().or(failed);
         }
-        // After the names: their invalidation waited for listings under way, so none of those can
-        // fill the cache again with what was true before.
+        // A listing that was under way has given its names this epoch however old its answer was, for the kernel counts when
+        // it takes them in. All of those are over now, since the step above waited for them: so names are dropped again.
+        if let Some(device) = self.device.as_ref().filter(|_| dropped) {
+            failed = sys::inc_epoch(device).err().or(failed);
+        }
+        // After the names, for the same reason: no listing can fill the cache again with what was true before.
         for dir in diff.dirs.iter().filter(|dir| known(dir.ino)) {
             failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
         }

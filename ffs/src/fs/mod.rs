@@ -107,9 +107,9 @@ impl Shared {
     /// Allows what the replay does to the name that it is at, and nothing else.
     fn replayed(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if self.replay.may(req.pid(), parent.0, name.as_bytes()) {
-            reply.ok()
+            reply.ok();
         } else {
-            reply.error(Errno::EROFS)
+            reply.error(Errno::EROFS);
         }
     }
 
