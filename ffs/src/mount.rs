@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -297,6 +298,10 @@ impl Mount {
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = next.diff(&before);
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
+        let together = self.device.is_some() && many(&diff, &kept);
+        if together {
+            self.let_listings_pass(&diff, &kept);
+        }
         let dropped = {
             let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
             self.shared.current.store(next.clone());
@@ -308,7 +313,9 @@ impl Mount {
             }
             // While nobody is answered: until this step the kernel gives programs the names that it has, all of the
             // generation before; after it the kernel asks for each.
-            self.drop_names(&diff, &kept)
+            let dropped = together && self.drop_names();
+            self.shared.passing.store(false, Ordering::Release);
+            dropped
         };
         self.invalidate(&diff, &kept, dropped);
         Switch { generation: next, changes: diff.changes.into(), kept: Arc::new(kept) }
@@ -348,13 +355,35 @@ impl Mount {
             .collect()
     }
 
-    /// Drops all cached names at once, when several have changed and the kernel can: it takes no lock that a request may
-    /// hold. Whether it did.
-    fn drop_names(&self, diff: &Diff, kept: &HashSet<u64>) -> bool {
-        let Some(device) = &self.device else { return false };
-        // Names below a directory that came or went are reached through it alone.
-        let stale = diff.changes.iter().filter(|change| kept.contains(&change.parent));
-        stale.take(TOGETHER).count() == TOGETHER && sys::inc_epoch(device).is_ok()
+    /// Has no listing under way whose names the kernel would keep, in any directory that changes. It gives the names of a
+    /// listing the epoch in which it takes them in: an answer from before the switch would make old names new.
+    fn let_listings_pass(&self, diff: &Diff, kept: &HashSet<u64>) {
+        {
+            // Whoever is answering has not seen this.
+            let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            self.shared.passing.store(true, Ordering::Release);
+        }
+        self.wait_for_listings(diff, kept);
+    }
+
+    /// Waits until the kernel has taken in each listing that was under way in a directory that changes: forgetting a name
+    /// takes the lock that a listing holds. Not from a request handler.
+    fn wait_for_listings(&self, diff: &Diff, kept: &HashSet<u64>) {
+        use std::os::unix::ffi::OsStrExt;
+        let mut waited = HashSet::new();
+        for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
+            if waited.insert(change.parent) && self.shared.table.has(change.parent) {
+                let name = std::ffi::OsStr::from_bytes(change.name());
+                if let Err(error) = self.notifier.inval_entry(INodeNo(change.parent), name) {
+                    tracing::warn!(%error, "the kernel refused an invalidation");
+                }
+            }
+        }
+    }
+
+    /// Drops all cached names at once: this takes no lock that a request may hold. Whether the kernel did.
+    fn drop_names(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| sys::inc_epoch(device).is_ok())
     }
 
     /// Makes the kernel forget what is no longer true; its names already are when they were `dropped`. Not from a
@@ -368,22 +397,22 @@ impl Mount {
             self.shared.prefetch.emptied();
         }
         let known = |ino| self.shared.table.has(ino);
-        let mut waited = HashSet::new();
         for change in &diff.changes {
             let told = match change.what {
                 What::Attributes { ino } if known(ino) => self.notifier.inval_inode(INodeNo(ino), -1, 0),
-                What::Attributes { .. } => continue,
-                _ if !kept.contains(&change.parent) || !known(change.parent) => continue,
-                // One of each directory, for what this waits for.
-                _ if later && !waited.insert(change.parent) => continue,
                 // A name that the kernel holds, it holds with its inode.
-                What::Removed { ino: old } | What::Replaced { old, .. } if !later && !known(old) => continue,
+                What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
+                What::Attributes { .. } => continue,
+                _ if later || !kept.contains(&change.parent) => continue,
                 _ => {
                     let name = std::ffi::OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)
                 }
             };
             failed = told.err().or(failed);
+        }
+        if later {
+            self.wait_for_listings(diff, kept);
         }
         // After the names: their invalidation waited for listings under way, so none of those can
         // fill the cache again with what was true before.
@@ -459,6 +488,12 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
+}
+
+/// Whether so many names change that all are to be dropped. Those below a directory that came or went are reached through
+/// it alone.
+fn many(diff: &Diff, kept: &HashSet<u64>) -> bool {
+    diff.changes.iter().filter(|change| kept.contains(&change.parent)).take(TOGETHER).count() == TOGETHER
 }
 
 /// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches

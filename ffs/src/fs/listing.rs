@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
@@ -42,9 +44,10 @@ impl Shared {
             Err(error) => reply.error(error),
             Ok(dir) => {
                 let own = Node::Dir(dir.clone());
+                let ttl = if self.lasts(&dir) { FOREVER } else { Duration::ZERO };
                 for (next, name, node) in entries(&dir, offset) {
                     let attr = attr(node.unwrap_or(&own));
-                    if reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, &attr, ONE) {
+                    if reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, ONE) {
                         break;
                     }
                     // The kernel takes a reference for each entry but `.` and `..`.
@@ -55,6 +58,13 @@ impl Shared {
                 reply.ok();
             }
         }
+    }
+
+    /// Whether names of a listing may stay in the kernel's cache. It takes them in as names of the moment at which it does,
+    /// however old the answer is: so not while a switch is coming, nor what a listing shows of a generation that went.
+    fn lasts(&self, dir: &Arc<Dir>) -> bool {
+        let now = self.dir(INodeNo(dir.ino));
+        !self.passing.load(Ordering::Acquire) && now.is_ok_and(|now| Arc::ptr_eq(&now, dir))
     }
 
     /// The directory that a listing shows: what it showed when the listing began.

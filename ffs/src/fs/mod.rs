@@ -50,6 +50,8 @@ pub(crate) type OnCommand =
 pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) current: ArcSwap<Generation>,
+    /// A switch that drops all names in one step is coming.
+    pub(crate) passing: AtomicBool,
     pub(crate) table: Table,
     /// The replay of changes for watchers.
     pub(crate) replay: Replay,
@@ -93,6 +95,7 @@ impl Shared {
     ) -> Self {
         Self {
             gate: RwLock::new(()),
+            passing: AtomicBool::new(false),
             table,
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
