@@ -407,7 +407,15 @@ fn what_cannot_take_over_leaves_everything_as_it_was() {
             }
         });
         let _end = OnDrop(|| over.store(true, Ordering::Relaxed));
-        let before = usage(mounted.pid());
+        let before = eventually("a thread for each connection but the one aside", || {
+            let of =
+                |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", mounted.pid())).unwrap().flatten();
+            let names = of("task").flat_map(|task| std::fs::read_to_string(task.path().join("comm")));
+            let threads = names.filter(|name| name.starts_with("fuser-")).count();
+            let links = of("fd").flat_map(|fd| std::fs::read_link(fd.path()));
+            let connections = links.filter(|link| link == Path::new("/dev/fuse")).count();
+            (threads + 1 >= connections).then(|| usage(mounted.pid()))
+        });
         refused(&mounted, Path::new("/bin/false"), "exit status: 1");
         refused(&mounted, Path::new("/bin/true"), "it did not say why");
         refused(&mounted, Path::new("/nonexistent/ffs"), "No such file");
