@@ -104,6 +104,35 @@ fn who_has_the_old_state_open_keeps_it() {
     assert_eq!(text, "1");
 }
 
+#[test]
+fn another_program_that_takes_over_goes_on_with_it() {
+    needs_mount!("another_program_that_takes_over_goes_on_with_it");
+    let mut site = projected(&[("site", "1"), ("d/x", "1")], "");
+    site.switch(&[("site", "2"), ("d/x", "2")]);
+    let second = state(&site);
+    let names = site.mounted.names("");
+    let upgrade = site.mounted.upgrade(None);
+    assert!(upgrade.status.success(), "{}", String::from_utf8_lossy(&upgrade.stderr));
+    assert_eq!((state(&site), site.mounted.names("")), (second.clone(), names));
+    assert_eq!((site.mounted.read("site"), site.mounted.read("d/x")), ("2".into(), "2".into()));
+    // The state that was shown at the hand-over is let in to for one switch more, and then it is gone.
+    let old = site.mounted.at(&second);
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).expect("inotify");
+    inotify.add_watch(&old.join("d"), AddWatchFlags::IN_DELETE_SELF).expect("a watch");
+    site.switch(&[("site", "3"), ("d/x", "3")]);
+    assert_eq!((site.mounted.read("site"), state(&site) != second), ("3".into(), true));
+    assert_eq!(std::fs::read_to_string(old.join("d/x")).expect("the old state"), "2");
+    let upgrade = site.mounted.upgrade(None);
+    assert!(upgrade.status.success(), "{}", String::from_utf8_lossy(&upgrade.stderr));
+    assert_eq!(std::fs::read_to_string(old.join("d/x")).expect("the old state"), "2");
+    site.switch(&[("site", "4"), ("d/x", "4")]);
+    assert_eq!(std::fs::metadata(&old).expect_err("gone").kind(), std::io::ErrorKind::NotFound);
+    eventually("the end of the old directory", || {
+        let events = inotify.read_events().unwrap_or_default();
+        events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_DELETE_SELF)).then_some(())
+    });
+}
+
 /// Switches under readers; each takes a program that asks for it.
 const SWITCHES: u64 = 40;
 
