@@ -79,7 +79,7 @@ fn the_committed_scenarios_are_good_in_every_profile() {
         ("paper/migration-xen", &["quick"]),
         ("paper/gluster-xen", &["quick"]),
         ("beyond/ffs-peers", &["quick"]),
-        ("smoke", &["xen", "swap", "xen-swap", "ack", "xen-ack"]),
+        ("smoke", &["xen", "xen-hvm", "swap", "xen-swap", "ack", "xen-ack"]),
     ] {
         let path = scenarios().join(file).with_extension("toml");
         for profile in profiles.iter().copied().map(Some).chain([None]) {
