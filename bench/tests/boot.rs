@@ -195,18 +195,18 @@ fn a_machine_without_its_disk_says_so_and_ends() {
     assert!(console.contains("disks seen: vda(other)"), "{console}");
 }
 
-/// A copy of an image in a cache of its own, by links, with a file replaced.
-fn spoiled(image: &Image, cache: &Path, file: &str, content: &[u8]) {
+/// A copy of an image in a cache of its own, by links. What is to be spoiled is zeros of the same length: a cache builds an
+/// image anew when a file has another.
+fn copy(image: &Image, cache: &Path, spoiled: Option<&str>) {
     let original = image.root().parent().unwrap().to_owned();
     let copy = cache.join("images").join(image.digest());
     std::fs::create_dir_all(&copy).unwrap();
     for entry in std::fs::read_dir(&original).unwrap() {
         let entry = entry.unwrap();
         let target = copy.join(entry.file_name());
-        if entry.file_name() == file {
-            std::fs::write(target, content).unwrap();
-        } else if entry.file_name() == "image.json" {
-            std::fs::copy(entry.path(), target).unwrap();
+        if spoiled.is_some_and(|name| entry.file_name() == name) {
+            let len = entry.metadata().unwrap().len();
+            std::fs::File::create(target).unwrap().set_len(len).unwrap();
         } else {
             std::os::unix::fs::symlink(entry.path(), target).unwrap();
         }
@@ -219,22 +219,19 @@ fn a_host_whose_xen_does_not_come_up_says_so_and_leaves_nothing() {
     let (Some(host), Some(guest)) = (image(TEST, "host-xen"), image(TEST, "guest")) else { return };
     let cache = tempfile::tempdir().unwrap();
     // Xen itself starts, finds no kernel that it can run as its first domain, and panics.
-    spoiled(&host, cache.path(), "vmlinuz", b"no kernel");
-    spoiled(&guest, cache.path(), "build.log", b"");
-    let up = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["testbed", "up", "--hypervisor", "xen", "--hosts", "1"])
-        .env("BENCH_CACHE", cache.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    copy(&host, cache.path(), Some("vmlinuz"));
+    copy(&guest, cache.path(), None);
+    let testbed = |arguments: &[&str]| {
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_bench"));
+        bench.arg("testbed").args(arguments).env("BENCH_CACHE", cache.path()).stdin(Stdio::null());
+        bench.output().unwrap()
+    };
+    let up = testbed(&["up", "--hypervisor", "xen", "--hosts", "1"]);
+    // Before anything is said of it: a testbed that is up after all must not stay.
+    let down = testbed(&["down"]);
     let said = String::from_utf8_lossy(&up.stderr);
     assert_eq!(up.status.code(), Some(1), "{said}");
     assert!(said.contains("a: it ended while it was booting"), "{said}");
     assert!(said.contains("its console ended with") && said.contains("Panic on CPU 0"), "{said}");
-    let down = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["testbed", "down"])
-        .env("BENCH_CACHE", cache.path())
-        .output()
-        .unwrap();
     assert_eq!(String::from_utf8_lossy(&down.stdout), "No testbed is up.\n");
 }
