@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use nix::dir::{Dir, Type};
@@ -308,7 +308,7 @@ impl Scan {
         let content = content.unwrap_or_else(|| {
             FoundContent::Else(if self.may_hold > 0 {
                 self.may_hold -= 1;
-                Content::Held { file, stamp: stamp(&stat) }
+                Content::Held { file, stamp: stamp(&stat), in_memory: OnceLock::new() }
             } else {
                 self.by_path(path, &stat)
             })
