@@ -7,6 +7,7 @@
 pub mod device;
 pub mod dir;
 pub mod image;
+mod scan;
 
 use std::collections::BTreeMap;
 use std::fs::File;
