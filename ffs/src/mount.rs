@@ -35,6 +35,10 @@ const READ_AHEAD_KIB: &str = "1024";
 /// program could already see one as it is and then another as it was.
 const TOGETHER: usize = 2;
 
+/// What programs have to do with on kernels that cannot drop all names in one step, for `status`.
+const ONE_AFTER_ANOTHER: &str = "cached names are dropped one after the other, and not in one step as from Linux 6.16: during \
+                                 a switch of several a program may see one as it is and then another as it was";
+
 /// Up to so many changed names are forgotten one by one as well where no watchers are told, at 10 to 40 µs each on a busy
 /// machine: names that the kernel keeps, and be it only to look them up again, keep the memory of their generation. Of
 /// more, the kernel's own need of memory takes care.
@@ -348,11 +352,8 @@ impl Mount {
     /// What this kernel or these privileges do not allow.
     pub fn reduced(&self) -> Vec<String> {
         let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
-        twin.as_ref()
-            .err()
-            .map(|error| format!("no inotify events for changes ({error})"))
-            .into_iter()
-            .collect()
+        let told = twin.as_ref().err().map(|error| format!("no inotify events for changes ({error})"));
+        told.into_iter().chain(self.device.is_none().then(|| ONE_AFTER_ANOTHER.to_owned())).collect()
     }
 
     /// Has no listing under way whose names the kernel would keep, in any directory that changes. It gives the names of a

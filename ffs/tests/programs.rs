@@ -269,6 +269,10 @@ fn nginx_serves_the_new_configuration_after_its_hook() {
 #[test]
 fn fanotify_reports_to_who_marks_the_directory() {
     needs_mount!("fanotify_reports_to_who_marks_the_directory");
+    if common::linux() < (6, 8) {
+        eprintln!("SKIPPED fanotify_reports_to_who_marks_the_directory: needs Linux 6.8");
+        return;
+    }
     let mut site = Site::new(&[("d/site", "remote"), ("d/same", "")]);
     let mut command = Command::new("fsnotifywait");
     command.args(["--fanotify", "--monitor", "--event", "moved_to,delete", "--format", "%w%f %e"]);

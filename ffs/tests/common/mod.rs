@@ -39,6 +39,33 @@ macro_rules! needs_mount {
     };
 }
 
+/// This machine's kernel: `(6, 16)` is Linux 6.16.
+pub fn linux() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Checks what is said of a mount by root: all works but what this kernel lacks, and that is said.
+#[track_caller]
+pub fn assert_all_works(abilities: &[String], reduced: &[String]) {
+    let epoch = linux() >= (6, 16);
+    let able = ["device_events", "follow_directories", "inotify", "readdirplus", "prefetch", "allow_other"];
+    let wanted: std::collections::BTreeSet<&str> = able.into_iter().chain(epoch.then_some("epoch")).collect();
+    assert_eq!(abilities.iter().map(String::as_str).collect::<std::collections::BTreeSet<_>>(), wanted);
+    assert_reduced_by_the_kernel(reduced);
+}
+
+/// Checks that nothing is said to be reduced but what this kernel lacks, and that this is.
+#[track_caller]
+pub fn assert_reduced_by_the_kernel(reduced: &[String]) {
+    match reduced {
+        [] => assert!(linux() >= (6, 16), "what Linux {:?} lacks is not said", linux()),
+        [names] => assert!(names.contains("Linux 6.16") && linux() < (6, 16), "{names}"),
+        more => panic!("{more:?}"),
+    }
+}
+
 /// Waits until `check` gives something; fails after 20 s.
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
