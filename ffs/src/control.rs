@@ -168,6 +168,7 @@ impl Server {
         let stopping = Arc::new(AtomicBool::new(false));
         let (listens, woken, stop) = (listener.clone(), wake.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            crate::sys::short_turns_or_say();
             loop {
                 let mut wait = [listens.as_fd(), woken.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
                 match poll(&mut wait, PollTimeout::NONE) {

@@ -5,6 +5,7 @@
 //! each enters before it takes, and leaves when it has passed on what it took.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A door; clones are the same one.
 #[derive(Clone, Default)]
@@ -14,6 +15,7 @@ pub(crate) struct Door(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     opened: Condvar,
+    emptied: Condvar,
 }
 
 #[derive(Default)]
@@ -68,6 +70,12 @@ impl Door {
         state.inside == 0
     }
 
+    /// Waits until nobody is inside, at most so long. Whether nobody is.
+    pub(crate) fn left(&self, patience: Duration) -> bool {
+        let waited = self.0.emptied.wait_timeout_while(self.state(), patience, |state| state.inside > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.inside == 0
+    }
+
     /// Lets everybody in again.
     pub(crate) fn open(&self) {
         self.state().closed = false;
@@ -79,6 +87,9 @@ impl Drop for Inside {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.inside -= 1;
+        if state.inside == 0 {
+            self.0.0.emptied.notify_all();
+        }
         if let (true, 0, Some(tell)) = (state.closed, state.inside, &state.tell) {
             tell();
         }

@@ -13,6 +13,7 @@
 //! | [`projection`] | the tree as a `ConfigMap` volume; pure |
 //! | [`generation`] | all layers of one moment |
 //! | [`mount`] | the kernel session and the switch |
+//! | `readers` | threads that wait for disks |
 //! | `prefetch` | the kernel's caches, filled before they are asked |
 //! | `watch` | real inotify events for what changed |
 //! | `teller` | the thread that gives them, behind the switches |
@@ -52,6 +53,7 @@ pub mod mount;
 pub mod notify;
 mod prefetch;
 pub mod projection;
+mod readers;
 pub mod sealed;
 pub mod status;
 pub mod sys;

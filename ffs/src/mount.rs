@@ -24,9 +24,8 @@ use crate::sys;
 use crate::teller::{News, Teller};
 use crate::watch::Twin;
 
-/// Threads that answer the kernel: a cold burst from several programs runs side by side, and those that read a file of a
-/// directory layer do not hold up the others. One reader has [`READ_AHEAD_KIB`] under way, in four requests and one more: where
-/// its disk does not answer, as many threads wait for that. The kernel wakes one at a time, so the others cost nothing.
+/// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
+/// ([`readers`](crate::readers)). The kernel wakes one at a time, so the others cost nothing.
 const THREADS: usize = 8;
 
 /// How far the kernel reads ahead, in KiB: four requests, so that it has some to do while others are answered.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -118,6 +119,27 @@ pub fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     let len = usize::try_from(XattrsOf::Path(&path).get(name, &mut value)).ok()?;
     value.truncate(len);
     Some(value)
+}
+
+/// Reads what the page cache has of a file, from a place on, without waiting for a disk.
+///
+/// # Errors
+/// What preadv2(2) returns: `EAGAIN` when something is not in the cache, `EOPNOTSUPP` from file systems
+/// that cannot tell (tmpfs, network file systems).
+pub fn read_cached(file: &impl AsFd, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let Ok(offset) = libc::off_t::try_from(offset) else { return Err(Errno::EINVAL) };
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: one buffer, with as many bytes as is said.
+    let read =
+        unsafe { libc::preadv2(file.as_fd().as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+    // Not negative, so it fits.
+    Errno::result(read).map(isize::unsigned_abs)
+}
+
+/// Whether a file has no disk behind it, only memory.
+pub fn in_memory(file: &impl AsFd) -> bool {
+    use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+    fstatfs(file).is_ok_and(|about| about.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// Lets this process have as many descriptors as it may, and returns how many that is.

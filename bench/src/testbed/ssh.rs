@@ -1,7 +1,8 @@
 //! SSH with keys made for the run, one multiplexed connection a machine.
 //!
 //! Setting a connection up costs seconds on an emulated machine, so there is one a machine, and
-//! commands are channels of it. The machines' host key is made here as well and comes to them in
+//! commands are channels of it. One that has broken fails the command that it broke under, which may have
+//! been done or not; the next command gets a new one. The machines' host key is made here as well and comes to them in
 //! their seed: that saves its making at boot, and the client can be strict about it.
 
 use std::fmt::Write as _;
@@ -15,6 +16,7 @@ use crate::exec::{Exec, ExecError, Output};
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 /// Why something could not be done on a machine.
@@ -44,6 +46,13 @@ pub enum SshError {
         reason: String,
     },
 }
+
+/// A machine that has said nothing for so long is asked whether it is there, and taken for lost after so many questions: an
+/// emulated guest in the middle of a migration, or under a load on all processors, has been silent for over a minute.
+const ALIVE_EVERY: Duration = Duration::from_secs(30);
+const ALIVE_PROBES: u32 = 10;
+/// How long a broken connection is tried to be made again.
+const AGAIN: Duration = Duration::from_secs(120);
 
 /// Keys of one run, in its private folder.
 #[derive(Debug, Clone)]
@@ -107,7 +116,9 @@ impl Keys {
             "Host *\n    User root\n    IdentityFile {folder}/client\n    IdentitiesOnly yes\n    \
              UserKnownHostsFile {folder}/known_hosts\n    StrictHostKeyChecking yes\n    \
              KexAlgorithms curve25519-sha256\n    Ciphers aes128-gcm@openssh.com\n    \
-             PreferredAuthentications publickey\n    CheckHostIP no\n    LogLevel ERROR"
+             PreferredAuthentications publickey\n    CheckHostIP no\n    \
+             ServerAliveInterval {}\n    ServerAliveCountMax {ALIVE_PROBES}\n    LogLevel INFO",
+            ALIVE_EVERY.as_secs()
         );
         text
     }
@@ -117,7 +128,9 @@ impl Keys {
 #[derive(Clone)]
 pub struct Ssh {
     machine: String,
-    session: Arc<Session>,
+    address: Ipv4Addr,
+    keys: Keys,
+    session: Arc<Mutex<Arc<Session>>>,
 }
 
 impl Ssh {
@@ -131,32 +144,23 @@ impl Ssh {
         keys: &Keys,
         deadline: Duration,
     ) -> Result<Ssh, SshError> {
-        let end = Instant::now() + deadline;
-        let mut builder = SessionBuilder::default();
-        builder
-            .config_file(keys.config())
-            .known_hosts_check(KnownHosts::Strict)
-            .control_directory(&keys.folder)
-            .connect_timeout(Duration::from_secs(20))
-            .server_alive_interval(Duration::from_secs(30));
-        loop {
-            let reason = match timeout(deadline, builder.connect_mux(address.to_string())).await {
-                Ok(Ok(session)) => {
-                    return Ok(Ssh { machine: machine.to_owned(), session: Arc::new(session) });
-                }
-                Ok(Err(e)) => chain(&e),
-                Err(_) => "no answer".to_owned(),
-            };
-            if Instant::now() >= end {
-                return Err(SshError::Connect {
-                    machine: machine.to_owned(),
-                    seconds: deadline.as_secs(),
-                    reason,
-                });
-            }
-            // A refused connection answers at once; the machine's sshd needs a moment more.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+        let session = open(machine, address, keys, deadline).await?;
+        Ok(Ssh {
+            machine: machine.to_owned(),
+            address,
+            keys: keys.clone(),
+            session: Arc::new(Mutex::new(Arc::new(session))),
+        })
+    }
+
+    /// The connection, made anew when it has broken.
+    async fn session(&self) -> Result<Arc<Session>, SshError> {
+        let mut session = self.session.lock().await;
+        // A question to the local end, which ends with the connection.
+        if session.check().await.is_err() {
+            *session = Arc::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
         }
+        Ok(session.clone())
     }
 
     /// Name of the machine.
@@ -170,12 +174,13 @@ impl Ssh {
     /// # Errors
     /// When it cannot be started.
     pub async fn follow(&self, program: &str, arguments: &[&str]) -> Result<Arrivals<String>, SshError> {
+        let session = self.session().await?;
         let transport = |e: openssh::Error| SshError::Transport {
             machine: self.machine.clone(),
             command: program.to_owned(),
-            reason: chain(&e),
+            reason: broke(&e, &session),
         };
-        let mut child = Arc::clone(&self.session)
+        let mut child = Arc::clone(&session)
             .arc_command(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -207,17 +212,59 @@ impl Exec for Ssh {
 
     async fn run(&self, script: &str) -> Result<Output, ExecError> {
         use std::os::unix::process::ExitStatusExt;
-        let unreachable =
-            |e: openssh::Error| ExecError::Unreachable { host: self.machine.clone(), reason: chain(&e) };
-        let mut command = self.session.command("sh");
+        let unreachable = |reason| ExecError::Unreachable { host: self.machine.clone(), reason };
+        let session = self.session().await.map_err(|e| unreachable(e.to_string()))?;
+        let mut command = session.command("sh");
         command.arg("-c").arg(script).stdin(Stdio::null());
-        let output = command.output().await.map_err(unreachable)?;
+        let output = command.output().await.map_err(|e| unreachable(broke(&e, &session)))?;
         let status = output.status;
         Ok(Output {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             status: status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(-1),
         })
+    }
+}
+
+/// Connects, trying again until the deadline.
+async fn open(
+    machine: &str,
+    address: Ipv4Addr,
+    keys: &Keys,
+    deadline: Duration,
+) -> Result<Session, SshError> {
+    let end = Instant::now() + deadline;
+    let mut builder = SessionBuilder::default();
+    builder
+        .config_file(keys.config())
+        .known_hosts_check(KnownHosts::Strict)
+        .control_directory(&keys.folder)
+        .connect_timeout(Duration::from_secs(20));
+    loop {
+        let reason = match timeout(deadline, builder.connect_mux(address.to_string())).await {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(e)) => chain(&e),
+            Err(_) => "no answer".to_owned(),
+        };
+        if Instant::now() >= end {
+            return Err(SshError::Connect {
+                machine: machine.to_owned(),
+                seconds: deadline.as_secs(),
+                reason,
+            });
+        }
+        // A refused connection answers at once; the machine's sshd needs a moment more.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Why a command failed, with what ssh itself has said last of the connection.
+fn broke(error: &openssh::Error, session: &Session) -> String {
+    let log = session.control_socket().with_file_name("log");
+    let said = std::fs::read_to_string(log).unwrap_or_default();
+    match said.trim().lines().last() {
+        Some(line) => format!("{} (ssh: {line})", chain(error)),
+        None => chain(error),
     }
 }
 

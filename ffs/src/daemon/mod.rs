@@ -361,6 +361,8 @@ fn take_commands(mount: &Mount, tx: &Sender<Message>, door: &Door) {
 
 impl Daemon {
     fn serve(mut self, rx: Receiver<Message>) -> Result<(), DaemonError> {
+        // Readers wait for what this thread does, however busy they are.
+        crate::sys::short_turns_or_say();
         let result = self.run(&rx);
         self.give_up("it is ending");
         // Unanswered requests end with the channel; then the socket can wait for the one under way.

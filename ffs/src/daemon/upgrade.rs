@@ -144,18 +144,28 @@ impl Daemon {
         };
         tracing::info!(version = able.version, "another program takes over");
         began = crate::sys::clocks().unwrap_or_default().0;
-        let stopped = match drain::stop(root, aside, DRAIN) {
-            Ok(stopped) => stopped,
-            Err(error) => return error.to_string(),
+        // From then on nobody but those who are stopped next has a request in his hands.
+        let readers = &self.mount.parts().0.readers;
+        let stopped = if readers.finish(DRAIN) {
+            drain::stop(root, aside, DRAIN)
+        } else {
+            Err(drain::DrainError::Busy(DRAIN))
         };
-        let fuse = stopped.device().map_or(fuse, |device| device.as_raw_fd());
-        let state = self.state(fuse, asker, acks, began);
-        let failed = match written(&state) {
-            Ok(file) => program.become_it(&file, state.descriptors(), point),
-            Err(error) => error,
-        };
-        stopped.resume();
-        failed.to_string()
+        let failed = stopped.map_or_else(
+            |error| error.to_string(),
+            |stopped| {
+                let fuse = stopped.device().map_or(fuse, |device| device.as_raw_fd());
+                let state = self.state(fuse, asker, acks, began);
+                let failed = match written(&state) {
+                    Ok(file) => program.become_it(&file, state.descriptors(), point),
+                    Err(error) => error,
+                };
+                stopped.resume();
+                failed.to_string()
+            },
+        );
+        readers.go_on();
+        failed
     }
 
     /// The root of the file system, whatever else is mounted on its place now.

@@ -17,59 +17,68 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::sync::Arc;
 
 use fuser::{Errno, INodeNo, ReplyData, ReplyLseek};
+use nix::libc::{SEEK_DATA, SEEK_HOLE};
+use nix::unistd::{Whence, lseek};
 
 use super::Shared;
-use crate::layer::{Content, dir};
+use crate::layer::{Content, Leaf, dir};
+use crate::sys;
 
 impl Shared {
-    pub(super) fn read(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
-        match self.file(ino).map(|file| file.leaf.clone()) {
-            Err(error) => reply.error(error),
-            Ok(leaf) => match &leaf.content {
-                Content::Sealed { image, ranges } => match slice(image.chunks(ranges), offset, size as usize)
-                {
-                    Piece::One(bytes) => reply.data(bytes),
-                    Piece::Joined(bytes) => reply.data(&bytes),
-                },
-                Content::Held { file, .. } => read_file(file, offset, size, reply),
-                Content::Path { root, path, stamp } => match dir::open(root, path, stamp) {
-                    // Another file than was found, or changed: shown as it is until the layer was read again.
-                    Ok((open, same)) => {
-                        if !same {
-                            self.found_stale();
-                        }
-                        read_file(&open, offset, size, reply);
-                    }
-                    Err(error) => {
-                        self.found_stale();
-                        reply.error(error.into());
-                    }
-                },
-                _ => reply.data(&[]),
+    pub(super) fn read(self: &Arc<Self>, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        let leaf = match self.file(ino) {
+            Ok(file) => file.leaf.clone(),
+            Err(error) => return reply.error(error),
+        };
+        match &leaf.content {
+            Content::Sealed { image, ranges } => match slice(image.chunks(ranges), offset, size as usize) {
+                Piece::One(bytes) => reply.data(bytes),
+                Piece::Joined(bytes) => reply.data(&bytes),
             },
+            Content::Held { stamp, .. } => {
+                if let Some((reply, unsure)) = read_at_hand(&leaf, offset, size, reply) {
+                    self.readers.run(stamp.inode.0, move || read_held(&leaf, offset, size, reply, unsure));
+                }
+            }
+            Content::Path { stamp, .. } => {
+                let (this, device) = (self.clone(), stamp.inode.0);
+                self.readers.run(device, move || this.read_path(&leaf, offset, size, reply));
+            }
+            _ => reply.data(&[]),
+        }
+    }
+
+    fn read_path(&self, leaf: &Leaf, offset: u64, size: u32, reply: ReplyData) {
+        let Content::Path { root, path, stamp } = &leaf.content else { return reply.data(&[]) };
+        match dir::open(root, path, stamp) {
+            // Another file than was found, or changed: shown as it is until the layer was read again.
+            Ok((open, same)) => {
+                if !same {
+                    self.found_stale();
+                }
+                read_file(&open, offset, size, reply);
+            }
+            Err(error) => {
+                self.found_stale();
+                reply.error(error.into());
+            }
         }
     }
 
     /// Finds data and holes; the kernel asks for those alone.
     pub(super) fn lseek(&self, ino: INodeNo, offset: i64, whence: i32, reply: ReplyLseek) {
-        use nix::libc::{SEEK_DATA, SEEK_HOLE};
-        use nix::unistd::{Whence, lseek};
-        let file = match self.file(ino) {
-            Ok(file) => file,
+        let leaf = match self.file(ino) {
+            Ok(file) => file.leaf.clone(),
             Err(error) => return reply.error(error),
         };
-        let size = file.leaf.meta.size.cast_signed();
-        match (&file.leaf.content, whence) {
+        let size = leaf.meta.size.cast_signed();
+        match (&leaf.content, whence) {
             _ if !(0..size).contains(&offset) => reply.error(Errno::ENXIO),
-            // Its own position is nobody's: reads say where.
-            (Content::Held { file, .. }, SEEK_DATA | SEEK_HOLE) => {
-                let whence = if whence == SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
-                match lseek(file, offset, whence) {
-                    Ok(found) => reply.offset(found),
-                    Err(errno) => reply.error(std::io::Error::from(errno).into()),
-                }
+            (Content::Held { stamp, .. }, SEEK_DATA | SEEK_HOLE) => {
+                self.readers.run(stamp.inode.0, move || seek_held(&leaf, offset, whence, reply));
             }
             // What was copied has no holes.
             (_, SEEK_DATA) => reply.offset(offset),
@@ -79,22 +88,70 @@ impl Shared {
     }
 }
 
+/// Answers from memory; gives the reply back where that does not have it all, and whether that could not be told.
+fn read_at_hand(leaf: &Leaf, offset: u64, size: u32, reply: ReplyData) -> Option<(ReplyData, bool)> {
+    let Content::Held { file, in_memory, stamp } = &leaf.content else { return Some((reply, false)) };
+    with_buffer(size, |buffer| {
+        let read = match sys::read_cached(file, buffer, offset) {
+            // The end is where it was, or a disk has to say where it is.
+            Ok(read) if read == buffer.len() || offset + read as u64 == stamp.size => Ok(read),
+            Err(nix::errno::Errno::EOPNOTSUPP) => match in_memory.get() {
+                Some(true) => dir::read_at(file, buffer, offset),
+                known => return Some((reply, known.is_none())),
+            },
+            _ => return Some((reply, false)),
+        };
+        answer(reply, read.map(|read| &buffer[..read]));
+        None
+    })
+}
+
+fn read_held(leaf: &Leaf, offset: u64, size: u32, reply: ReplyData, unsure: bool) {
+    let Content::Held { file, in_memory, .. } = &leaf.content else { return reply.data(&[]) };
+    if unsure {
+        // Another thread may have found out meanwhile.
+        let _ = in_memory.set(sys::in_memory(file));
+    }
+    read_file(file, offset, size, reply);
+}
+
+fn seek_held(leaf: &Leaf, offset: i64, whence: i32, reply: ReplyLseek) {
+    let Content::Held { file, .. } = &leaf.content else { return reply.error(Errno::EINVAL) };
+    let whence = if whence == SEEK_DATA { Whence::SeekData } else { Whence::SeekHole };
+    // Its own position is nobody's: reads say where.
+    match lseek(file, offset, whence) {
+        Ok(found) => reply.offset(found),
+        Err(errno) => reply.error(std::io::Error::from(errno).into()),
+    }
+}
+
+fn read_file(file: &File, offset: u64, size: u32, reply: ReplyData) {
+    with_buffer(size, |buffer| {
+        let read = dir::read_at(file, buffer, offset);
+        answer(reply, read.map(|read| &buffer[..read]));
+    });
+}
+
+fn answer(reply: ReplyData, read: std::io::Result<&[u8]>) {
+    match read {
+        Ok(bytes) => reply.data(bytes),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
 thread_local! {
     /// What a thread reads files into: memory that is fresh for each request costs more than the copy into it.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn read_file(file: &File, offset: u64, size: u32, reply: ReplyData) {
+fn with_buffer<T>(size: u32, read: impl FnOnce(&mut [u8]) -> T) -> T {
     BUFFER.with_borrow_mut(|buffer| {
         let size = size as usize;
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        match dir::read_at(file, &mut buffer[..size], offset) {
-            Ok(read) => reply.data(&buffer[..read]),
-            Err(error) => reply.error(error.into()),
-        }
-    });
+        read(&mut buffer[..size])
+    })
 }
 
 /// Part of a content that lies in pieces.

@@ -30,6 +30,7 @@ use crate::handover::state::Agreed;
 use crate::layer::{Content, Name};
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
+use crate::readers::Readers;
 use crate::table::{Handles, Table};
 use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Pretended, Replay, hidden_name};
 use attr::{BLOCK, attr, hidden, stand_in};
@@ -39,6 +40,9 @@ const FOREVER: Duration = Duration::from_secs(1 << 31);
 /// The most that one request reads: 256 KiB are copied through a processor's own cache. First reads of 256 MiB ran here at
 /// 1.3 to 1.7 GB/s by 128 KiB, read ahead one by one; at 2.5 to 2.9 by 256 KiB, four read ahead; at 1.7 to 1.9 by 1 MiB.
 const REQUEST: u32 = 256 << 10;
+/// Requests that the kernel has under way without anybody waiting for each, all of its reading ahead: those that a disk does not
+/// answer must leave room for all others. It is 12 when nothing is said, which three such readers take up.
+const AHEAD: u16 = 512;
 /// One number never stands for two objects, so FUSE's own generation of a number is constant.
 const ONE: fuser::Generation = fuser::Generation(0);
 
@@ -57,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) replay: Replay,
     /// Listing of directories in advance.
     pub(crate) prefetch: Prefetch,
+    /// Who waits for the disks of directory layers.
+    pub(crate) readers: Readers,
     /// Whether the kernel takes attributes with listings.
     pub(crate) readdirplus: AtomicBool,
     /// Whether access control lists are in force: the kernel asks for them on first looks by others
@@ -102,6 +108,7 @@ impl Shared {
             acls,
             ask_opens,
             prefetch: Prefetch::default(),
+            readers: Readers::default(),
             readdirplus: AtomicBool::new(false),
             dirs,
             agreed: OnceLock::new(),
@@ -189,6 +196,7 @@ impl Filesystem for Ffs {
         if let Err(most) = config.set_max_readahead(REQUEST) {
             let _ = config.set_max_readahead(most);
         }
+        let _ = config.set_max_background(AHEAD);
         Ok(())
     }
 

@@ -128,11 +128,18 @@ fn sessions(aside: Option<RawFd>, deadline: Instant) -> io::Result<Vec<RawFd>> {
     }
 }
 
-/// The numbers of all descriptors of `/dev/fuse`, by what they are: a name says little in a container.
+/// The numbers of all descriptors of `/dev/fuse`, by what they are. Only those of that name are looked at: a file on a disk
+/// that does not answer may not even be closed.
 pub(crate) fn connections(aside: Option<RawFd>) -> io::Result<Vec<RawFd>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // In a container it may be elsewhere.
+        let name = std::fs::read_link(entry.path()).unwrap_or_default();
+        if !name.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"fuse")) {
+            continue;
+        }
         // Closed meanwhile by another thread.
         let Ok(fd) = sys::inherited(number) else { continue };
         let device = fstat(&fd)?.st_rdev;

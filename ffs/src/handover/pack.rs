@@ -135,7 +135,7 @@ impl Packer {
         }
         let content = match &leaf.content {
             Content::Sealed { image, ranges } => state::Content::Sealed(self.sealed(image), ranges.to_vec()),
-            Content::Held { file, stamp: of } => state::Content::Held(file.as_raw_fd(), stamp(of)),
+            Content::Held { file, stamp: of, .. } => state::Content::Held(file.as_raw_fd(), stamp(of)),
             Content::Path { root, path, stamp: of } => {
                 let base = match self.places.get(&address(root)) {
                     Some(at) => *at,

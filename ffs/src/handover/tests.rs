@@ -1,6 +1,6 @@
 //! A tree that went through the state is the same tree.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use super::*;
@@ -26,7 +26,8 @@ fn layers() -> Vec<Arc<Layer>> {
     let linked = leaf(sealed(0), 2);
     let sub = layer("sub", 0, vec![("deep", leaf(sealed(3), 1)), ("linked", linked.clone())]);
     let file = tempfile::tempfile().unwrap();
-    let held = Content::Held { file, stamp: crate::layer::Stamp { inode: (1, 2), size: 3, ctime: (4, 5) } };
+    let stamp = crate::layer::Stamp { inode: (1, 2), size: 3, ctime: (4, 5) };
+    let held = Content::Held { file, stamp, in_memory: OnceLock::new() };
     vec![
         layer(
             "low",

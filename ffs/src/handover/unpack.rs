@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::state::{self, At, Bytes, StateError, Tree};
 use crate::generation::{Earlier, Generation};
@@ -55,7 +55,8 @@ impl Unpacked {
                     Content::Sealed { image, ranges: ranges.clone().into() }
                 }
                 state::Content::Held(fd, of) => {
-                    Content::Held { file: descriptor(*fd)?.into(), stamp: stamp(*of) }
+                    let (file, stamp) = (descriptor(*fd)?.into(), stamp(*of));
+                    Content::Held { file, stamp, in_memory: OnceLock::new() }
                 }
                 state::Content::Path(base, path, of) => Content::Path {
                     root: at(&bases, *base)?,

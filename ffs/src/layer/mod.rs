@@ -7,12 +7,13 @@
 pub mod device;
 pub mod dir;
 pub mod image;
+mod scan;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use ctx_format::ClassName;
@@ -145,6 +146,8 @@ pub enum Content {
         file: File,
         /// What the file was when the layer was read.
         stamp: Stamp,
+        /// Whether it has no disk behind it, once that is known: asking may wait for the disk.
+        in_memory: OnceLock<bool>,
     },
     /// In a file of a directory layer that could not be held: opened for each read.
     Path {

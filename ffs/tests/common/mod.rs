@@ -199,7 +199,7 @@ impl Mounted {
 
     pub fn layer(&self, verb: &str, what: &str) {
         let output = self.ffs(&["layer", verb, self.at("").to_str().unwrap(), what]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        succeeded(&output);
     }
 
     pub fn status(&self) -> Status {
@@ -234,6 +234,13 @@ impl Mounted {
         self.wait()
     }
 
+    /// Answers nobody until this is dropped.
+    pub fn stopped(&self) -> OnDrop<impl FnMut()> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        OnDrop(move || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap())
+    }
+
     /// Waits for its end and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         eventually("the end of ffs", || self.child.try_wait().unwrap()).code()
@@ -260,6 +267,31 @@ impl Drop for Mounted {
         }
         let _ = nix::mount::umount2(&self.dir.path().join("mnt"), nix::mount::MntFlags::MNT_DETACH);
     }
+}
+
+/// Threads of an `ffs` that wait for a disk.
+pub fn wait_for_disks(pid: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let disk = |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "disk\n");
+    let calls = tasks
+        .map(|task| task.path())
+        .filter(|task| disk(task))
+        .flat_map(|task| std::fs::read_to_string(task.join("syscall")));
+    // One that has nothing to do is in futex(2), number 202 on x86-64, which is all that this project is built for.
+    calls.filter(|call| call != "running\n" && !call.starts_with("202 ")).count()
+}
+
+#[track_caller]
+pub fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Descriptors, threads and resident bytes of a process.
+pub fn usage(pid: u32) -> (usize, usize, usize) {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    (count("fd"), count("task"), pages * 4096)
 }
 
 /// A loop device with an image on it, as a drive with a disc; detached when dropped.
