@@ -207,10 +207,10 @@ impl Server {
 }
 
 fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
+    // On Linux it waits, although its listener does not (accept(2)).
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut line = String::new();
-    BufReader::new(stream.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
+    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
     let (answer, answers) = channel();
     match serde_json::from_str(&line) {
         Err(error) => {

@@ -1,6 +1,7 @@
 //! A mount: the kernel session, and the switch from one generation to the next.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,10 @@ const TOGETHER: usize = 2;
 /// What programs have to do with on kernels that cannot drop all names in one step, for `status`.
 const ONE_AFTER_ANOTHER: &str = "cached names are dropped one after the other, and not in one step as from Linux 6.16: during \
                                  a switch of several a program may see one as it is and then another as it was";
+
+/// A name that nobody asks for, and that the kernel thus does not know. One that it knows makes it ask for the directory's
+/// attributes besides, which is a request of the first program that looks.
+const UNKNOWN: &str = "\u{1}";
 
 /// Up to so many changed names are forgotten one by one as well where no watchers are told, at 10 to 40 µs each on a busy
 /// machine: names that the kernel keeps, and be it only to look them up again, keep the memory of their generation. Of
@@ -368,16 +373,15 @@ impl Mount {
     }
 
     /// Waits until the kernel has taken in each listing that was under way in a directory that changes: forgetting a name
-    /// takes the lock that a listing holds. Not from a request handler.
+    /// takes the lock that a listing holds, and takes it for a name that it does not know, too. Not from a request handler.
     fn wait_for_listings(&self, diff: &Diff, kept: &HashSet<u64>) {
-        use std::os::unix::ffi::OsStrExt;
         let mut waited = HashSet::new();
         for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
-            if waited.insert(change.parent) && self.shared.table.has(change.parent) {
-                let name = std::ffi::OsStr::from_bytes(change.name());
-                if let Err(error) = self.notifier.inval_entry(INodeNo(change.parent), name) {
-                    tracing::warn!(%error, "the kernel refused an invalidation");
-                }
+            if waited.insert(change.parent)
+                && self.shared.table.has(change.parent)
+                && let Err(error) = self.notifier.inval_entry(INodeNo(change.parent), OsStr::new(UNKNOWN))
+            {
+                tracing::warn!(%error, "the kernel refused an invalidation");
             }
         }
     }
@@ -406,7 +410,7 @@ impl Mount {
                 What::Attributes { .. } => continue,
                 _ if later || !kept.contains(&change.parent) => continue,
                 _ => {
-                    let name = std::ffi::OsStr::from_bytes(change.name());
+                    let name = OsStr::from_bytes(change.name());
                     self.notifier.inval_entry(INodeNo(change.parent), name)
                 }
             };
@@ -434,7 +438,7 @@ impl Mount {
             for (name, node) in &dir.entries {
                 use std::os::unix::ffi::OsStrExt;
                 // What it does not know it cannot forget.
-                let _ = self.notifier.inval_entry(INodeNo(dir.ino), std::ffi::OsStr::from_bytes(name));
+                let _ = self.notifier.inval_entry(INodeNo(dir.ino), OsStr::from_bytes(name));
                 match node {
                     Node::Dir(dir) => left.push(dir.clone()),
                     Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
