@@ -331,7 +331,8 @@ impl Mount {
     }
 
     /// Has watchers told of a switch, after those before it. Content comes before events, so this is a step of its own. Waits
-    /// until they are told, unless there are many names to tell of: other switches do not wait for those.
+    /// until they are told, unless there are many names to tell of: other switches do not wait for those. With that the kernel
+    /// also forgets the names, which keep the memory of their generation as long as it has them.
     pub fn tell_watchers(&self, switch: &Switch) {
         if let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) {
             teller.tell(News { changes: switch.changes.clone(), kept: switch.kept.clone() });

@@ -176,7 +176,9 @@ fn memory_goes_with_its_last_user() {
     // Twice: the generation before may be kept for a rollback.
     for generation in 2..=3 {
         let text = generation.to_string();
-        mount.switch(|_| vec![iso_layer("i", generation, &[("x", &text)])]);
+        let switch = mount.switch(|_| vec![iso_layer("i", generation, &[("x", &text)])]);
+        // The kernel forgets each name when its watchers are told of it.
+        mount.tell_watchers(&switch);
     }
     let mut content = String::new();
     held.read_to_string(&mut content).unwrap();
