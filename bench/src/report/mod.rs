@@ -178,12 +178,14 @@ fn context(runs: &[StoredRun]) -> Context {
         values.dedup();
         values.join(", ")
     };
+    // Nothing is said where all runs are of the file itself.
+    let named = runs.iter().any(|run| run.manifest.scenario.profile.is_some());
     let profiles: Vec<&str> =
-        runs.iter().filter_map(|run| run.manifest.scenario.profile.as_deref()).collect();
+        runs.iter().map(|run| run.manifest.scenario.profile.as_deref().unwrap_or("full")).collect();
     Context {
         scenario: one(runs.iter().map(|run| run.scenario.name()).collect()),
         runs: runs.iter().map(|run| run.manifest.run.clone()).collect(),
-        profile: (!profiles.is_empty()).then(|| one(profiles)),
+        profile: named.then(|| one(profiles)),
         peers: runs.iter().flat_map(|run| run.manifest.peers.clone()).collect(),
     }
 }
