@@ -2,8 +2,8 @@
 //!
 //! Setting a connection up costs seconds on an emulated machine, so there is one a machine, and
 //! commands are channels of it. One that has broken fails the command that it broke under, which may have
-//! been done or not; the next command gets a new one. The machines' host key is made here as well and comes to them in
-//! their seed: that saves its making at boot, and the client can be strict about it.
+//! been done or not; the next command gets a new one. The machines' host key is made here as well and
+//! comes to them in their seed: that saves its making at boot, and the client can be strict about it.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

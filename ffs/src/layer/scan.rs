@@ -194,9 +194,8 @@ impl Scan {
         self.may_hold.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
-    fn error(&self, path: &Path) -> impl FnOnce(io::Error) -> DirError {
-        let path = self.base.join(path);
-        move |source| DirError { path, source }
+    fn error(&self, path: &Path, source: impl Into<io::Error>) -> DirError {
+        DirError { path: self.base.join(path), source: source.into() }
     }
 
     fn by_path(&self, path: &Path, stat: &FileStat) -> Content {
@@ -216,9 +215,9 @@ impl<'a> Walker<'a> {
     fn dir(&mut self, fd: OwnedFd, below: &mut PathBuf, depth: usize) -> Result<FoundDir, DirError> {
         if depth > DEPTH {
             let source = io::Error::other(format!("more than {DEPTH} directories below one another"));
-            return Err(self.scan.error(below)(source));
+            return Err(self.scan.error(below, source));
         }
-        let error = |errno: Errno| self.scan.error(below)(errno.into());
+        let error = |errno: Errno| self.scan.error(below, errno);
         let stat = fstat(&fd).map_err(error)?;
         let (xattrs, marks) = xattrs(XattrsOf::Fd(fd.as_fd()));
         let mut found =
@@ -287,7 +286,7 @@ impl<'a> Walker<'a> {
             self.alone = true;
             let mut all = mine?;
             for other in others {
-                let panicked = |_| scan.error(below)(io::Error::other("a thread that reads it panicked"));
+                let panicked = |_| scan.error(below, io::Error::other("a thread that reads it panicked"));
                 all.extend(other.join().map_err(panicked)??);
             }
             Ok(all)
@@ -322,35 +321,38 @@ impl<'a> Walker<'a> {
         depth: usize,
     ) -> Result<Found, DirError> {
         let scan = self.scan;
-        let error = |path: &Path, errno: Errno| scan.error(path)(errno.into());
         // A file is opened before it is looked at: one name, one object.
         if hint == Some(Type::File) {
             match openat(parent, name, OPEN, Mode::empty()) {
-                Ok(file) => return self.file(file.into(), path).map_err(scan.error(path)),
+                Ok(file) => return self.file(file.into(), path).map_err(|source| scan.error(path, source)),
                 // Not for us to read, or no file any more: looked at from outside.
                 Err(Errno::EACCES | Errno::EPERM | Errno::ELOOP | Errno::ENXIO | Errno::EMFILE) => {}
-                Err(errno) => return Err(error(path, errno)),
+                Err(errno) => return Err(scan.error(path, errno)),
             }
         }
-        let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| error(path, errno))?;
+        let stat =
+            fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| scan.error(path, errno))?;
         let meta = attributes(&stat);
         let content = match meta.kind {
             Kind::Dir => {
                 let flags = OPEN | OFlag::O_DIRECTORY;
-                let fd = openat(parent, name, flags, Mode::empty()).map_err(|errno| error(path, errno))?;
+                let fd =
+                    openat(parent, name, flags, Mode::empty()).map_err(|errno| scan.error(path, errno))?;
                 return Ok(Found::Dir(self.dir(fd, path, depth + 1)?));
             }
             Kind::CharDevice if stat.st_rdev == 0 => return Ok(Found::Whiteout),
             Kind::File if hint != Some(Type::File) => {
                 // A file system that does not say what a name is.
                 match openat(parent, name, OPEN, Mode::empty()) {
-                    Ok(file) => return self.file(file.into(), path).map_err(scan.error(path)),
+                    Ok(file) => {
+                        return self.file(file.into(), path).map_err(|source| scan.error(path, source));
+                    }
                     Err(_) => scan.by_path(path, &stat),
                 }
             }
             Kind::File => scan.by_path(path, &stat),
             Kind::Symlink => {
-                let target = readlinkat(parent, name).map_err(|errno| error(path, errno))?;
+                let target = readlinkat(parent, name).map_err(|errno| scan.error(path, errno))?;
                 Content::Target(target.into_vec().into())
             }
             _ => Content::Empty,
