@@ -54,6 +54,8 @@ pub struct Config {
     pub ack: AckMode,
     /// `kubernetes` shows the tree as a `ConfigMap` volume, for programs that are written for one.
     pub projection: Option<Projection>,
+    /// The kernel reads large files of directory layers by itself (Linux 6.9, root), and asks for each open.
+    pub passthrough: bool,
 }
 
 impl Default for Config {
@@ -73,6 +75,7 @@ impl Default for Config {
             instance: None,
             ack: AckMode::default(),
             projection: None,
+            passthrough: false,
         }
     }
 }

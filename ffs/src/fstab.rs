@@ -116,12 +116,16 @@ fn option_words(option: &[u8], sloppy: bool, command: &mut Vec<OsString>) -> Res
             command.push("--auto".into());
             Ok(())
         }
+        "passthrough" => {
+            command.push("--passthrough".into());
+            Ok(())
+        }
         _ => match REFUSED.iter().find(|(refused, _)| *refused == name) {
             Some((_, reason)) => Err((*reason).to_owned()),
             None if sloppy || IGNORED.contains(&name) || is_comment(name) => Ok(()),
             None => Err(format!(
                 "`{text}` is not an option of ffs: there are `layer=NAME=SOURCE`, `drives`, `auto_device=`, \
-                 `config=`, `keep_removed=`, `max_memory=`, `event_log=`, `projection=` and `socket=`"
+                 `config=`, `keep_removed=`, `max_memory=`, `event_log=`, `passthrough`, `projection=` and `socket=`"
             )),
         },
     }
@@ -179,10 +183,17 @@ mod tests {
             "/mnt/context",
             "-n",
             "-o",
-            r"ro,layer=a=dir:/x\,y,priority=3,watch=off,layer=b=iso:/z.iso,drives,x-systemd.automount,nofail",
+            r"ro,layer=a=dir:/x\,y,priority=3,watch=off,layer=b=iso:/z.iso,drives,passthrough,x-systemd.automount,nofail",
         ]);
-        let wanted =
-            ["mount", "--layer", r"a=dir:/x,y,priority=3,watch=off", "--layer", "b=iso:/z.iso", "--auto"];
+        let wanted = [
+            "mount",
+            "--layer",
+            r"a=dir:/x,y,priority=3,watch=off",
+            "--layer",
+            "b=iso:/z.iso",
+            "--auto",
+            "--passthrough",
+        ];
         assert_eq!(words.unwrap(), [&wanted[..], &["/mnt/context"]].concat());
     }
 

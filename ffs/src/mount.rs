@@ -61,8 +61,19 @@ pub struct Abilities {
     pub prefetch: bool,
     /// Watchers get real inotify events (Linux 5.2, root).
     pub events: bool,
+    /// The kernel reads large files of directory layers by itself, as was asked for (Linux 6.9, root).
+    pub passthrough: bool,
     /// Threads that answer the kernel.
     pub threads: usize,
+}
+
+/// How a mount is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What is shown in place of the tree itself.
+    pub projection: Option<Projection>,
+    /// The kernel reads large files of directory layers by itself, where it can and we are root; each open is then a request.
+    pub passthrough: bool,
 }
 
 /// Why a mount failed.
@@ -92,9 +103,10 @@ pub struct Mount {
     shared: Arc<Shared>,
     inodes: Inodes,
     notifier: Notifier,
-    /// The kernel's end of the connection, for what the notifier cannot say; `None` where the kernel
-    /// does not know that either.
-    device: Option<OwnedFd>,
+    /// The kernel's end of the connection, for what the notifier cannot say.
+    device: Arc<OwnedFd>,
+    /// Whether the kernel drops all names in one step.
+    epoch: bool,
     /// The way to tell watchers; without it they are not told.
     twin: Mutex<Result<Arc<Twin>, String>>,
     teller: Option<Teller>,
@@ -122,26 +134,26 @@ impl Mount {
     /// # Errors
     /// [`MountError::Mount`].
     pub fn new(point: &Path, layers: Vec<Arc<Layer>>) -> Result<(Self, Session), MountError> {
-        Self::projected(point, layers, None)
+        Self::with(point, layers, Options::default())
     }
 
-    /// Mounts a union of `layers` on a directory, and shows it as a projection where one is asked for.
+    /// Mounts a union of `layers` on a directory, in a way that is asked for.
     ///
     /// # Errors
     /// [`MountError::Mount`].
-    pub fn projected(
+    pub fn with(
         point: &Path,
         layers: Vec<Arc<Layer>>,
-        projection: Option<Projection>,
+        options: Options,
     ) -> Result<(Self, Session), MountError> {
         let error = |source| MountError::Mount { point: point.to_owned(), source };
         let point = point.canonicalize().map_err(error)?;
         let inodes = Inodes::default();
         let mut generation = Generation::build(layers, None, &inodes, SystemTime::now());
-        if projection == Some(Projection::Kubernetes) {
+        if options.projection == Some(Projection::Kubernetes) {
             generation = generation.projected(&inodes, SystemTime::now());
         }
-        let shared = Arc::new(Shared::new(generation));
+        let shared = Arc::new(Shared::new(generation, options.passthrough));
         let mut config = config();
         config.mount_options = vec![
             MountOption::FSName("ffs".to_owned()),
@@ -151,17 +163,17 @@ impl Mount {
             MountOption::NoDev,
             MountOption::NoAtime,
         ];
-        let session = fuser::Session::new(Ffs(shared.clone()), &point, &config)
-            .map_err(|source| MountError::Mount { point: point.clone(), source })?;
+        let error = |source| MountError::Mount { point: point.clone(), source };
+        let session = fuser::Session::new(Ffs(shared.clone()), &point, &config).map_err(error)?;
         let notifier = session.notifier();
-        let device =
-            session.as_fd().try_clone_to_owned().ok().filter(|device| sys::inc_epoch(device).is_ok());
-        let session =
-            Session::run(session).map_err(|source| MountError::Mount { point: point.clone(), source })?;
+        let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
+        let _ = shared.connection.set(device.clone());
+        let epoch = sys::inc_epoch(&device).is_ok();
+        let session = Session::run(session).map_err(error)?;
         read_ahead(&point);
         // Linux 6.16 has what came with 6.1.
-        let twin = Twin::of(&point, device.is_some()).map_err(|error| error.to_string());
-        Ok((Self::of(point, shared, inodes, notifier, device, twin), session))
+        let twin = Twin::of(&point, epoch).map_err(|error| error.to_string());
+        Ok((Self::of(point, shared, inodes, notifier, (device, epoch), twin), session))
     }
 
     fn of(
@@ -169,7 +181,7 @@ impl Mount {
         shared: Arc<Shared>,
         inodes: Inodes,
         notifier: Notifier,
-        device: Option<OwnedFd>,
+        (device, epoch): (Arc<OwnedFd>, bool),
         twin: Result<Twin, String>,
     ) -> Self {
         let mut twin = twin.map(Arc::new);
@@ -183,7 +195,7 @@ impl Mount {
             }
         }
         let twin = Mutex::new(twin);
-        Self { point, shared, inodes, notifier, device, twin, teller, switching: Mutex::new(()) }
+        Self { point, shared, inodes, notifier, device, epoch, twin, teller, switching: Mutex::new(()) }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -199,10 +211,12 @@ impl Mount {
         let Resumed { fuse, agreed, epoch, twin } = connection;
         let error = |source| MountError::Mount { point: point.clone(), source };
         let shared = Arc::new(shared);
+        let fuse = Arc::new(fuse);
+        let _ = shared.connection.set(fuse.clone());
         let session = handover::session(Ffs(shared.clone()), &fuse, &agreed, config()).map_err(error)?;
         let notifier = session.notifier();
         let session = Session::run(session).map_err(error)?;
-        Ok((Self::of(point, shared, inodes, notifier, Some(fuse).filter(|_| epoch), twin), session))
+        Ok((Self::of(point, shared, inodes, notifier, (fuse, epoch), twin), session))
     }
 
     /// What the handlers share, and the numbers that they gave out.
@@ -216,14 +230,14 @@ impl Mount {
     }
 
     /// The descriptor of the connection that nobody reads from.
-    pub(crate) fn device(&self) -> Option<&OwnedFd> {
-        self.device.as_ref()
+    pub(crate) fn device(&self) -> &OwnedFd {
+        &self.device
     }
 
     /// The same as on a kernel that cannot drop all names at once (before Linux 6.16), for tests and measurements.
     #[must_use]
     pub fn without_epoch(mut self) -> Self {
-        self.device = None;
+        self.epoch = false;
         if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
             twin.not_over();
         }
@@ -307,7 +321,7 @@ impl Mount {
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = next.diff(&before);
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
-        let together = self.device.is_some() && many(&diff, &kept);
+        let together = self.epoch && many(&diff, &kept);
         if together {
             self.let_listings_pass(&diff, &kept);
         }
@@ -347,10 +361,11 @@ impl Mount {
     /// What is used of what kernels can do.
     pub fn abilities(&self) -> Abilities {
         Abilities {
-            epoch: self.device.is_some(),
+            epoch: self.epoch,
             readdirplus: self.shared.readdirplus.load(std::sync::atomic::Ordering::Relaxed),
             prefetch: self.shared.prefetch.runs(),
             events: self.twin.lock().unwrap_or_else(PoisonError::into_inner).is_ok(),
+            passthrough: self.shared.passes(),
             threads: THREADS,
         }
     }
@@ -359,7 +374,7 @@ impl Mount {
     pub fn reduced(&self) -> Vec<String> {
         let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
         let told = twin.as_ref().err().map(|error| format!("no inotify events for changes ({error})"));
-        told.into_iter().chain(self.device.is_none().then(|| ONE_AFTER_ANOTHER.to_owned())).collect()
+        told.into_iter().chain((!self.epoch).then(|| ONE_AFTER_ANOTHER.to_owned())).collect()
     }
 
     /// Has no listing under way whose names the kernel would keep, in any directory that changes. It gives the names of a
@@ -389,7 +404,7 @@ impl Mount {
 
     /// Drops all cached names at once: this takes no lock that a request may hold. Whether the kernel did.
     fn drop_names(&self) -> bool {
-        self.device.as_ref().is_some_and(|device| sys::inc_epoch(device).is_ok())
+        sys::inc_epoch(&self.device).is_ok()
     }
 
     /// Makes the kernel forget what is no longer true; its names already are when they were `dropped`. Not from a

@@ -34,6 +34,7 @@ pub(crate) fn mount(args: MountArgs, command: &[OsString]) -> anyhow::Result<()>
     config.trust.extend(args.trust);
     config.keep_removed_ms = args.keep_removed.or(config.keep_removed_ms);
     config.projection = args.projection.or(config.projection);
+    config.passthrough |= args.passthrough;
     config.max_memory = args.max_memory.or(config.max_memory);
     config.check().map_err(anyhow::Error::msg)?;
     let Some(point) = args.mount.or_else(|| config.mount.clone()) else {

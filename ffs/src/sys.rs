@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use fuser::{FileHandle, FopenFlags, ReplyOpen};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::libc;
@@ -161,6 +162,29 @@ pub fn inc_epoch(device: &impl AsFd) -> io::Result<()> {
     header[..4].copy_from_slice(&16_u32.to_ne_bytes());
     header[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
     nix::unistd::write(device, &header)?;
+    Ok(())
+}
+
+/// Answers an open with a file that the kernel reads by itself, by the number that it gave it.
+pub(crate) fn opened_passthrough(reply: ReplyOpen, number: u32) {
+    // SAFETY: a number is closed when the kernel has forgotten the inode, which it has not while that is being opened; and
+    // not by this object, which gives it back.
+    let id = unsafe { reply.wrap_backing(number) };
+    reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &id);
+    id.into_raw();
+}
+
+/// Has the kernel let go of a file that it reads by itself (`FUSE_DEV_IOC_BACKING_CLOSE`, linux/fuse.h). Who has it open keeps
+/// it. `device` is the connection's `/dev/fuse`.
+///
+/// # Errors
+/// What ioctl(2) returns: `ENOENT` for a number that it did not give out.
+pub(crate) fn close_backing(device: &impl AsFd, number: u32) -> io::Result<()> {
+    mod raw {
+        nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+    }
+    // SAFETY: this ioctl reads the number behind the pointer.
+    unsafe { raw::backing_close(device.as_fd().as_raw_fd(), &raw const number) }?;
     Ok(())
 }
 

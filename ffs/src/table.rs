@@ -16,6 +16,17 @@ const SHARDS: u64 = 16;
 struct Known {
     node: Node,
     references: u64,
+    /// Since it was first opened, where opens are asked for.
+    way: Option<Way>,
+}
+
+/// How the kernel comes by the content of a file: one way for all who have it open, or it refuses their opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It asks for what its page cache lacks.
+    Asked,
+    /// It reads the file that it knows by this number (`backing_id`, linux/fuse.h).
+    Passed(u32),
 }
 
 /// Inodes by number.
@@ -38,7 +49,7 @@ impl Table {
     pub(crate) fn resume(known: impl IntoIterator<Item = (Node, u64)>) -> Self {
         let table = Self((0..SHARDS).map(|_| Mutex::default()).collect());
         for (node, references) in known {
-            table.shard(node.ino()).insert(node.ino(), Known { node, references });
+            table.shard(node.ino()).insert(node.ino(), Known { node, references, way: None });
         }
         table
     }
@@ -48,6 +59,15 @@ impl Table {
         let of = |shard: &Mutex<HashMap<u64, Known>>| {
             let shard = locked(shard);
             shard.values().map(|known| (known.node.clone(), known.references)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
+    /// The ways of all inodes that have one.
+    pub(crate) fn ways(&self) -> Vec<(u64, Way)> {
+        let of = |shard: &Mutex<HashMap<u64, Known>>| {
+            let shard = locked(shard);
+            shard.iter().filter_map(|(ino, known)| Some((*ino, known.way?))).collect::<Vec<_>>()
         };
         self.0.iter().flat_map(of).collect()
     }
@@ -64,21 +84,32 @@ impl Table {
     /// Counts one more reference of the kernel.
     pub(crate) fn remember(&self, node: &Node) {
         let mut shard = self.shard(node.ino());
-        shard.entry(node.ino()).or_insert_with(|| Known { node: node.clone(), references: 0 }).references +=
-            1;
+        shard
+            .entry(node.ino())
+            .or_insert_with(|| Known { node: node.clone(), references: 0, way: None })
+            .references += 1;
     }
 
-    pub(crate) fn forget(&self, ino: u64, references: u64) {
+    /// Counts references less; with the last one nobody has it open any more, and its way is returned.
+    pub(crate) fn forget(&self, ino: u64, references: u64) -> Option<Way> {
         if ino == ROOT {
-            return;
+            return None;
         }
         let mut shard = self.shard(ino);
-        if let Some(known) = shard.get_mut(&ino) {
-            known.references = known.references.saturating_sub(references);
-            if known.references == 0 {
-                shard.remove(&ino);
-            }
-        }
+        let known = shard.get_mut(&ino)?;
+        known.references = known.references.saturating_sub(references);
+        if known.references == 0 { shard.remove(&ino)?.way } else { None }
+    }
+
+    /// The way of a file that was opened before.
+    pub(crate) fn way(&self, ino: u64) -> Option<Way> {
+        self.shard(ino).get(&ino).and_then(|known| known.way)
+    }
+
+    /// Settles the way of a file, and returns the one that holds: another may have been faster. `None` where the kernel
+    /// does not know the inode.
+    pub(crate) fn settle(&self, ino: u64, way: Way) -> Option<Way> {
+        self.shard(ino).get_mut(&ino).map(|known| *known.way.get_or_insert(way))
     }
 
     /// Lets a number stand for a newer object, if the kernel knows it.

@@ -43,7 +43,7 @@ use crate::follow::Hold;
 use crate::hooks::Hooks;
 use crate::layer::Layer;
 use crate::memory::{self, Limit};
-use crate::mount::{Mount, MountError};
+use crate::mount::{Mount, MountError, Options};
 use crate::notify::notify;
 use crate::trust::{Trust, TrustError};
 use crate::uevent::{Uevent, Uevents};
@@ -214,7 +214,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let (mount, session) = Mount::projected(point, layers, config.projection)?;
+    let options = Options { projection: config.projection, passthrough: config.passthrough };
+    let (mount, session) = Mount::with(point, layers, options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
         let _ = mount.unmount();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use sha2::{Digest, Sha256};
 
 use super::Daemon;
+use crate::config::Config;
 use crate::control::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 use crate::layer::{Content, Layer, LayerDir, LayerNode};
 use crate::mount::Mount;
@@ -51,13 +52,19 @@ fn image_of(root: &Arc<LayerDir>) -> Option<Arc<Sealed>> {
 }
 
 /// Adds what the mount itself can and cannot do here.
-fn of_mount(mount: &Mount, abilities: &mut Vec<String>, reduced: &mut Vec<String>) {
+fn of_mount(mount: &Mount, config: &Config, abilities: &mut Vec<String>, reduced: &mut Vec<String>) {
     let able = mount.abilities();
+    if config.passthrough && !able.passthrough {
+        reduced.push(
+            "no passthrough, which needs Linux 6.9 and root: large files come from the page cache".to_owned(),
+        );
+    }
     let names = [
         ("inotify", able.events),
         ("epoch", able.epoch),
         ("readdirplus", able.readdirplus),
         ("prefetch", able.prefetch),
+        ("passthrough", able.passthrough),
     ];
     abilities.extend(names.iter().filter(|(_, able)| *able).map(|(name, _)| (*name).to_owned()));
     reduced.extend(mount.reduced());
@@ -105,7 +112,7 @@ impl Daemon {
             format!("the directory of layer `{layer}` is not followed ({error}): `ffs reload` reads it again")
         });
         let (mut abilities, mut reduced) = (self.abilities.clone(), self.reduced.clone());
-        of_mount(&self.mount, &mut abilities, &mut reduced);
+        of_mount(&self.mount, &self.config, &mut abilities, &mut reduced);
         reduced.extend(unfollowed);
         reduced.extend(self.trust.reduced());
         Status {

@@ -130,7 +130,7 @@ impl Daemon {
             Ok(root) => root,
             Err(error) => return format!("cannot open `{}`: {error}", point.display()),
         };
-        let aside = self.mount.device().map(AsRawFd::as_raw_fd);
+        let aside = self.mount.device().as_raw_fd();
         let fuse = match drain::connections(aside) {
             Ok(numbers) if !numbers.is_empty() => numbers[0],
             Ok(_) => return "the connection with the kernel is gone".to_owned(),

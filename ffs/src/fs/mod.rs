@@ -10,9 +10,11 @@
 mod attr;
 mod data;
 mod listing;
+mod open;
 mod xattr;
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -43,6 +45,9 @@ const REQUEST: u32 = 256 << 10;
 /// Requests that the kernel has under way without anybody waiting for each, all of its reading ahead: those that a disk does not
 /// answer must leave room for all others. It is 12 when nothing is said, which three such readers take up.
 const AHEAD: u16 = 512;
+/// Storeys of file systems that read each other's files, with passthrough: a layer may not lie on such a one itself, and an
+/// overlayfs may still have this file system as a layer.
+const STOREYS: u32 = 1;
 /// One number never stands for two objects, so FUSE's own generation of a number is constant.
 const ONE: fuser::Generation = fuser::Generation(0);
 
@@ -71,6 +76,10 @@ pub(crate) struct Shared {
     /// Whether opens are asked for: on a user's mount, which the kernel does not hold read-only, those
     /// for writing are to be refused.
     pub(crate) ask_opens: bool,
+    /// Whether the kernel is to read large files by itself.
+    pub(crate) passthrough: bool,
+    /// The kernel's end of the connection, of which nobody reads here.
+    pub(crate) connection: OnceLock<Arc<OwnedFd>>,
     pub(crate) dirs: Handles<Mutex<Arc<Dir>>>,
     /// What was agreed on with the kernel at the mount.
     pub(crate) agreed: OnceLock<Agreed>,
@@ -83,12 +92,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(generation: Generation) -> Self {
+    pub(crate) fn new(generation: Generation, passthrough: bool) -> Self {
         let table = Table::new(generation.root.clone());
         let acls = any_acl(&generation.root);
         table.remember(&hidden(HIDDEN));
-        let ask_opens = !nix::unistd::geteuid().is_root();
-        Self::with(generation, table, Handles::default(), acls, ask_opens)
+        let root = nix::unistd::geteuid().is_root();
+        Self {
+            passthrough: passthrough && root,
+            ..Self::with(generation, table, Handles::default(), acls, !root)
+        }
     }
 
     /// With what the kernel knows already.
@@ -107,6 +119,8 @@ impl Shared {
             current: ArcSwap::from_pointee(generation),
             acls,
             ask_opens,
+            passthrough: false,
+            connection: OnceLock::new(),
             prefetch: Prefetch::default(),
             readers: Readers::default(),
             readdirplus: AtomicBool::new(false),
@@ -181,6 +195,10 @@ impl Filesystem for Ffs {
         if self.0.acls {
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
+        if self.0.passthrough {
+            wanted |= InitFlags::FUSE_PASSTHROUGH;
+            let _ = config.set_max_stack_depth(STOREYS);
+        }
         if let Err(missing) = config.add_capabilities(wanted) {
             // What is left is what the kernel has: they were just reported as present.
             let _ = config.add_capabilities(wanted & !missing);
@@ -248,7 +266,9 @@ impl Filesystem for Ffs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.0.table.forget(ino.0, nlookup);
+        if let Some(way) = self.0.table.forget(ino.0, nlookup) {
+            self.0.let_go(way);
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -373,13 +393,9 @@ impl Filesystem for Ffs {
         }
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match flags.acc_mode() {
-            OpenAccMode::O_RDONLY if self.0.ask_opens => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
-            }
-            // ENOSYS is how FUSE says "never ask again".
-            OpenAccMode::O_RDONLY => reply.error(Errno::ENOSYS),
+            OpenAccMode::O_RDONLY => self.0.open(ino, reply),
             _ => reply.error(Errno::EROFS),
         }
     }

@@ -71,7 +71,7 @@ struct Reader {
 ///
 /// # Errors
 /// [`DrainError`]; everything goes on as before then.
-pub(crate) fn stop(root: OwnedFd, aside: Option<RawFd>, patience: Duration) -> Result<Stopped, DrainError> {
+pub(crate) fn stop(root: OwnedFd, aside: RawFd, patience: Duration) -> Result<Stopped, DrainError> {
     let system = |what| move |error| DrainError::System(what, error);
     let mut stopped = Stopped(Vec::new());
     let numbers = sessions(aside, Instant::now() + patience).map_err(system("the session"))?;
@@ -108,7 +108,7 @@ pub(crate) fn stop(root: OwnedFd, aside: Option<RawFd>, patience: Duration) -> R
 
 /// The descriptors that threads read from, once all of these threads are there: a session opens all
 /// descriptors before it starts the first thread, each with one.
-fn sessions(aside: Option<RawFd>, deadline: Instant) -> io::Result<Vec<RawFd>> {
+fn sessions(aside: RawFd, deadline: Instant) -> io::Result<Vec<RawFd>> {
     loop {
         let numbers = connections(aside)?;
         let mut threads = 0;
@@ -130,7 +130,7 @@ fn sessions(aside: Option<RawFd>, deadline: Instant) -> io::Result<Vec<RawFd>> {
 
 /// The numbers of all descriptors of `/dev/fuse`, by what they are. Only those of that name are looked at: a file on a disk
 /// that does not answer may not even be closed.
-pub(crate) fn connections(aside: Option<RawFd>) -> io::Result<Vec<RawFd>> {
+pub(crate) fn connections(aside: RawFd) -> io::Result<Vec<RawFd>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
@@ -143,7 +143,7 @@ pub(crate) fn connections(aside: Option<RawFd>) -> io::Result<Vec<RawFd>> {
         // Closed meanwhile by another thread.
         let Ok(fd) = sys::inherited(number) else { continue };
         let device = fstat(&fd)?.st_rdev;
-        if (major(device), minor(device)) == FUSE && Some(number) != aside {
+        if (major(device), minor(device)) == FUSE && number != aside {
             found.push(number);
         }
     }

@@ -19,6 +19,8 @@ use crate::sys;
 
 /// linux/fuse.h.
 const FUSE_INIT: u32 = 26;
+/// That the upper half of the flags counts (linux/fuse.h).
+const FUSE_INIT_EXT: u32 = 1 << 30;
 /// As much as a kernel offers; what it takes was agreed on before.
 const READAHEAD: u32 = 1 << 20;
 
@@ -41,7 +43,7 @@ fn init(agreed: &Agreed) -> Vec<u8> {
     // The two halves fit.
     let (low, high) = ((agreed.taken & 0xffff_ffff) as u32, (agreed.taken >> 32) as u32);
     let mut body = Vec::with_capacity(64);
-    for number in [agreed.major, agreed.minor, READAHEAD, low, high] {
+    for number in [agreed.major, agreed.minor, READAHEAD, low | FUSE_INIT_EXT, high] {
         body.extend_from_slice(&number.to_ne_bytes());
     }
     body.resize(64, 0);

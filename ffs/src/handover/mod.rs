@@ -38,7 +38,7 @@ use crate::fs::Shared;
 use crate::generation::Generation;
 use crate::merge::{Inodes, Node};
 use crate::mount::{Mount, Resumed};
-use crate::table::{Handles, Table};
+use crate::table::{Handles, Table, Way};
 use crate::watch::Twin;
 use state::{Connection, Fd, Kernel, StateError, Tree};
 
@@ -73,7 +73,7 @@ pub(crate) fn pack(
         device,
         agreed: shared.agreed.get().copied().unwrap_or_default(),
         twin,
-        epoch: mount.device().is_some(),
+        epoch: mount.abilities().epoch,
         ask_opens: shared.ask_opens,
         acls: shared.acls,
     };
@@ -88,6 +88,7 @@ pub(crate) fn pack(
     let before = before.map(|(generation, desired)| (packer.generation(generation), desired.into()));
     let kernel = Kernel {
         known: known.iter().map(|(node, references)| (packer.node(node), *references)).collect(),
+        ways: shared.table.ways().into_iter().map(|(ino, way)| (ino, way.into())).collect(),
         next_handle,
         open_dirs: open.iter().map(|(handle, dir)| (*handle, packer.dir(dir))).collect(),
         stale: shared.stale.load(std::sync::atomic::Ordering::Relaxed),
@@ -113,14 +114,22 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         Ok(twin) => Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.epoch, twin.stand_in)),
         Err(reason) => Err(reason.clone()),
     };
-    let shared = Shared::with(
+    let table = Table::resume(known);
+    for (ino, way) in &kernel.ways {
+        let way = Way::from(*way);
+        if table.settle(*ino, way) != Some(way) {
+            return Err(StateError::Wrong("a file is open that the kernel does not know, or in two ways"));
+        }
+    }
+    let mut shared = Shared::with(
         objects.generation(&tree.shown)?,
-        Table::resume(known),
+        table,
         Handles::resume(kernel.next_handle, open),
         connection.acls,
         connection.ask_opens,
     );
     let _ = shared.agreed.set(connection.agreed);
+    shared.passthrough = shared.passes();
     shared.stale.store(kernel.stale, std::sync::atomic::Ordering::Relaxed);
     let before = match &tree.before {
         Some((generation, desired)) => Some((Arc::new(objects.generation(generation)?), desired.into())),
@@ -152,6 +161,24 @@ impl From<&Desired> for state::Desired {
 impl From<&state::Desired> for Desired {
     fn from(desired: &state::Desired) -> Self {
         Self { layers: desired.layers.clone(), ranks: desired.ranks.clone() }
+    }
+}
+
+impl From<Way> for state::Way {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Asked => Self::Asked,
+            Way::Passed(number) => Self::Passed(number),
+        }
+    }
+}
+
+impl From<state::Way> for Way {
+    fn from(way: state::Way) -> Self {
+        match way {
+            state::Way::Asked => Self::Asked,
+            state::Way::Passed(number) => Self::Passed(number),
+        }
     }
 }
 

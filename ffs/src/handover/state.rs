@@ -262,11 +262,22 @@ pub(crate) struct Desired {
 pub(crate) struct Kernel {
     /// Inodes and how many references it has of each.
     pub(crate) known: Vec<(Node, u64)>,
+    /// How it comes by the content of those that were opened, by inode number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ways: Vec<(u64, Way)>,
     pub(crate) next_handle: u64,
     /// Open directories by handle.
     pub(crate) open_dirs: Vec<(u64, At)>,
     /// A directory layer was found to differ from its scan, and is yet to be read again.
     pub(crate) stale: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Way {
+    Asked,
+    /// It reads the file that it knows by this number.
+    Passed(u32),
 }
 
 /// What the loop knows.

@@ -223,18 +223,20 @@ prop_compose! {
             "\\PC{0,9}".prop_map(Err),
         ],
         tree in tree(),
-        kernel in (vec((node(), any::<u64>()), 0..4), any::<u64>(), vec(any::<(u64, At)>(), 0..3), any::<bool>())
-            .prop_map(|(known, next_handle, open_dirs, stale)| Kernel { known, next_handle, open_dirs, stale }),
+        known in vec((node(), any::<u64>()), 0..4),
+        ways in vec((any::<u64>(), prop_oneof![Just(Way::Asked), any::<u32>().prop_map(Way::Passed)]), 0..3),
+        kernel in (any::<u64>(), vec(any::<(u64, At)>(), 0..3), any::<bool>()),
         daemon in daemon(),
     ) -> State {
         let (epoch, ask_opens, acls) = flags;
         let agreed = Agreed { major, minor, taken };
+        let (next_handle, open_dirs, stale) = kernel;
         State {
             version: "0.1.0".to_owned(),
             point,
             connection: Connection { fuse, device, agreed, twin, epoch, ask_opens, acls },
             tree,
-            kernel,
+            kernel: Kernel { known, ways, next_handle, open_dirs, stale },
             daemon,
         }
     }

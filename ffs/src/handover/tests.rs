@@ -128,12 +128,14 @@ fn what_contradicts_itself_is_refused() {
         ask_opens: false,
         acls: false,
     };
-    let kernel = Kernel { known, next_handle: 7, open_dirs: vec![(3, tree.shown.root)], stale: true };
+    let (ways, open_dirs) = (vec![(ROOT, state::Way::Passed(5))], vec![(3, tree.shown.root)]);
+    let kernel = Kernel { known, ways, next_handle: 7, open_dirs, stale: true };
     let good = unpack(&connection, &tree, &kernel).unwrap();
+    assert_eq!(good.shared.table.ways(), [(ROOT, Way::Passed(5))]);
     assert_eq!((good.shared.table.len(), good.shared.dirs.all().0), (1, 7));
     assert!(good.shared.table.has(ROOT) && good.shared.dirs.get(3).is_some());
 
-    let wrong: [(&str, Change); 8] = [
+    let wrong: [(&str, Change); 10] = [
         ("not there", |tree, _, _| tree.shown.root = 99),
         ("not there", |tree, _, _| tree.dirs[0].entries[0].1 = state::Node::Dir(0)),
         ("not there", |_, kernel, _| kernel.open_dirs.push((4, 99))),
@@ -143,6 +145,8 @@ fn what_contradicts_itself_is_refused() {
         }),
         ("given out twice", |tree, _, _| tree.next_inode = 3),
         ("not in order", |tree, _, _| tree.dirs.last_mut().unwrap().entries.swap(0, 1)),
+        ("the kernel does not know", |_, kernel, _| kernel.ways.push((99, state::Way::Asked))),
+        ("in two ways", |_, kernel, _| kernel.ways.push((ROOT, state::Way::Asked))),
         ("does not know the root", |_, kernel, _| kernel.known.clear()),
         ("was not handed over", |_, _, connection| connection.fuse = 1_000_000),
     ];
