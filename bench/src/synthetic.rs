@@ -124,7 +124,7 @@ impl Machine {
     fn layers(&mut self, trial: &Trial) -> Vec<Sample> {
         let slow = match Arm::PEERS.iter().position(|arm| *arm == trial.arm) {
             _ if trial.arm == Arm::MergerfsPassthrough => return Vec::new(),
-            Some(place) if trial.arm != Arm::Ffs => 1.0 + place as f64,
+            Some(place) if !trial.arm.is_ours() => 1.0 + place as f64,
             Some(_) => 1.2,
             None => 1.0,
         };

@@ -13,7 +13,7 @@ figures = ["peers"]
 [testbed]
 kind = "local"
 [design]
-arms = ["native", "overlayfs", "fuse-overlayfs", "mergerfs", "mergerfs-passthrough", "unionfs-fuse", "ffs"]
+arms = ["native", "overlayfs", "fuse-overlayfs", "mergerfs", "mergerfs-passthrough", "unionfs-fuse", "ffs", "ffs-passthrough"]
 blocks = 1
 warmup = 0
 seed = 1

@@ -48,8 +48,9 @@ fn needs(scenario: &Scenario) -> Vec<Requirement> {
 /// What is lacking here; and, for a person, which arms would be left out and why.
 pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
     let programs = programs()?;
+    let (ffs, linux) = (programs.join("ffs"), drive::layers::linux());
     for arm in &scenario.design.arms {
-        if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &programs.join("ffs"))) {
+        if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &ffs), &linux) {
             println!("{arm} will be absent: {why}.");
         }
     }
@@ -64,7 +65,7 @@ pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
 
 /// Outside, before anything is started: can it be done here at all?
 pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
-    if scenario.design.arms.contains(&Arm::Ffs) {
+    if scenario.design.arms.iter().any(|arm| arm.is_ours()) {
         let ffs = programs()?.join("ffs");
         anyhow::ensure!(
             ffs.is_file(),

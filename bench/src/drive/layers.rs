@@ -176,7 +176,7 @@ pub async fn run(
 /// What an arm's program says of its version.
 pub fn version(arm: Arm, ffs: &Path) -> String {
     let (program, arguments): (&Path, &[&str]) = match arm {
-        Arm::Ffs => (ffs, &["--version"]),
+        Arm::Ffs | Arm::FfsPassthrough => (ffs, &["--version"]),
         _ => match peer::package(arm) {
             Some((program, _)) => (Path::new(program), &["--version"]),
             None => (Path::new("uname"), &["-sr"]),
@@ -191,6 +191,11 @@ pub fn version(arm: Arm, ffs: &Path) -> String {
     own.unwrap_or_default().trim().to_owned()
 }
 
+/// What the kernel says of itself.
+pub fn linux() -> String {
+    version(Arm::Native, Path::new(""))
+}
+
 impl Bench<'_> {
     /// Writes into the manifest what the machine and the file systems are.
     fn describe(&self, arms: &[Arm]) -> Result<(), DriveError> {
@@ -201,9 +206,10 @@ impl Bench<'_> {
             socket: Path::new("ffs.sock"),
             config: Path::new("ffs.toml"),
         };
+        let linux = linux();
         for arm in arms {
             let version = version(*arm, &self.ffs);
-            let absent = peer::absent(*arm, &version);
+            let absent = peer::absent(*arm, &version, &linux);
             let start = peer::start(*arm, &self.trees.small_layers(), &self.trees.native(), &named);
             // Where a run keeps its state is no option of the file system.
             let command = start.describe().replace(&format!("{}/", self.state.display()), "");

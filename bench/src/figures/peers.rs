@@ -56,10 +56,7 @@ pub(super) fn peers(analysis: &Analysis, context: &Context) -> Panels {
     }
     Panels {
         title: "ffs and other union file systems, beside plain files".into(),
-        rows: arms
-            .iter()
-            .map(|arm| (arm.to_string(), if *arm == Arm::Ffs { BLUE } else { ORANGE }))
-            .collect(),
+        rows: arms.iter().map(|arm| (arm.to_string(), if arm.is_ours() { BLUE } else { ORANGE })).collect(),
         caption: caption(context, blocks, panels.is_empty()),
         panels,
     }

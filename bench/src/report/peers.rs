@@ -169,42 +169,45 @@ enum Limit {
 }
 
 /// What `ffs` is to reach; times as long as native where rates are meant.
-const GOALS: [(&str, Limit); 13] = [
-    (metric::SEQ_READ, Limit::Native(1.0 / 0.98)),
-    (metric::SEQ_FIRST, Limit::Native(1.0 / 0.98)),
-    (metric::OPEN_READ, Limit::Overlayfs),
-    (metric::STAT_COLD, Limit::Absolute(12.0)),
-    (metric::READDIR, Limit::Absolute(300.0)),
-    (metric::SWAP_VISIBLE, Limit::Absolute(0.5)),
-    (metric::SWAP_EVENT_P99, Limit::Absolute(5.0)),
-    (metric::EVENT_FAULTS, Limit::Absolute(0.0)),
-    (metric::INVALIDATE, Limit::Absolute(50.0)),
-    (metric::MIXED_READS, Limit::Absolute(0.0)),
-    (metric::TORN_READS, Limit::Absolute(0.0)),
-    (metric::MANY_MOUNT, Limit::Absolute(1000.0)),
-    (metric::MANY_MEMORY, Limit::Absolute(100.0)),
+const GOALS: [(Arm, &str, Limit); 15] = [
+    (Arm::Ffs, metric::SEQ_READ, Limit::Native(1.0 / 0.98)),
+    (Arm::Ffs, metric::SEQ_FIRST, Limit::Native(1.0 / 0.98)),
+    (Arm::FfsPassthrough, metric::SEQ_READ, Limit::Native(1.0 / 0.98)),
+    (Arm::FfsPassthrough, metric::SEQ_FIRST, Limit::Native(1.0 / 0.98)),
+    (Arm::Ffs, metric::OPEN_READ, Limit::Overlayfs),
+    (Arm::Ffs, metric::STAT_COLD, Limit::Absolute(12.0)),
+    (Arm::Ffs, metric::READDIR, Limit::Absolute(300.0)),
+    (Arm::Ffs, metric::SWAP_VISIBLE, Limit::Absolute(0.5)),
+    (Arm::Ffs, metric::SWAP_EVENT_P99, Limit::Absolute(5.0)),
+    (Arm::Ffs, metric::EVENT_FAULTS, Limit::Absolute(0.0)),
+    (Arm::Ffs, metric::INVALIDATE, Limit::Absolute(50.0)),
+    (Arm::Ffs, metric::MIXED_READS, Limit::Absolute(0.0)),
+    (Arm::Ffs, metric::TORN_READS, Limit::Absolute(0.0)),
+    (Arm::Ffs, metric::MANY_MOUNT, Limit::Absolute(1000.0)),
+    (Arm::Ffs, metric::MANY_MEMORY, Limit::Absolute(100.0)),
 ];
 
 /// `ffs` beside its goals.
 pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
-    let of = |group: &Group, metric: &str, limit: &Limit| -> Option<Goal> {
+    let of = |group: &Group, arm: Arm, metric: &str, limit: &Limit| -> Option<Goal> {
         let unit = metric::unit(metric);
         let unit = if unit == "1" { String::new() } else { format!(" {unit}") };
         let (text, value, interval, most) = match limit {
             Limit::Absolute(most) => {
-                let (value, interval) = median(analysis, group, metric, Arm::Ffs)?;
+                let (value, interval) = median(analysis, group, metric, arm)?;
                 (format!("{}{unit}", three_digits(*most)), value, interval, *most)
             }
             Limit::Native(most) => {
-                let (value, interval) = ratio(analysis, group, metric, Arm::Ffs)?;
+                let (value, interval) = ratio(analysis, group, metric, arm)?;
                 (format!("× {} native", three_digits(*most)), value, interval, *most)
             }
             Limit::Overlayfs => {
-                let (value, interval) = ratio(analysis, group, metric, Arm::Ffs)?;
+                let (value, interval) = ratio(analysis, group, metric, arm)?;
                 let (most, _) = ratio(analysis, group, metric, Arm::Overlayfs)?;
                 (format!("overlayfs's × {} native", three_digits(most)), value, interval, most)
             }
         };
+        let by = if arm == Arm::Ffs { String::new() } else { format!(", {arm}") };
         let times = if matches!(limit, Limit::Absolute(_)) { "" } else { "× " };
         let after = if times.is_empty() { unit } else { String::new() };
         let (low, high) = interval.map_or((value, value), |i| (i.low, i.high));
@@ -217,7 +220,7 @@ pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
         };
         Some(Goal {
             group: group.name(),
-            what: metric::label(metric).to_owned(),
+            what: format!("{}{by}", metric::label(metric)),
             limit: text,
             ours: format!("{times}{}{after}", with_interval(value, interval)),
             best: best(analysis, group, metric).map_or_else(
@@ -231,14 +234,14 @@ pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
     analysis
         .groups
         .iter()
-        .flat_map(|group| GOALS.iter().filter_map(|(metric, limit)| of(group, metric, limit)))
+        .flat_map(|group| GOALS.iter().filter_map(|(arm, metric, limit)| of(group, *arm, metric, limit)))
         .collect()
 }
 
 /// The best of the others, with its median.
 fn best(analysis: &Analysis, group: &Group, metric: &str) -> Option<(Arm, f64)> {
     let higher = metric::find(metric).is_some_and(|m| m.better == Better::Higher);
-    let others = Arm::PEERS.into_iter().filter(|arm| *arm != Arm::Ffs);
+    let others = Arm::PEERS.into_iter().filter(|arm| !arm.is_ours());
     let values = others.filter_map(|arm| Some((arm, median(analysis, group, metric, arm)?.0)));
     values.min_by(|(_, a), (_, b)| if higher { b.total_cmp(a) } else { a.total_cmp(b) })
 }

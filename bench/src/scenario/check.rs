@@ -103,7 +103,7 @@ fn design(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let message =
             format!("arm `{}` does not fit experiment \"{}\"", design.arms[index], scenario.experiment);
         let help = if scenario.experiment == Experiment::Layers {
-            "use native, overlayfs, fuse-overlayfs, mergerfs, mergerfs-passthrough, unionfs-fuse or ffs"
+            "use native, overlayfs, fuse-overlayfs, mergerfs, mergerfs-passthrough, unionfs-fuse, ffs or ffs-passthrough"
         } else {
             "use plain or recontext, or set experiment = \"layers\""
         };

@@ -253,6 +253,8 @@ pub enum Arm {
     UnionfsFuse,
     /// This project's `ffs`.
     Ffs,
+    /// `ffs` that lets the kernel read large files by itself, and is asked for each open.
+    FfsPassthrough,
 }
 
 /// How the guest's context is replaced.
@@ -446,6 +448,7 @@ names!(Arm {
     MergerfsPassthrough => "mergerfs-passthrough",
     UnionfsFuse => "unionfs-fuse",
     Ffs => "ffs",
+    FfsPassthrough => "ffs-passthrough",
 });
 names!(Strategy { Replace => "replace", Swap => "swap", Prestage => "prestage" });
 names!(Class { Service => "service", Infrastructure => "infrastructure" });
@@ -458,14 +461,20 @@ names!(Distribution {
 
 impl Arm {
     /// The file systems that are compared with [`Arm::Native`], in the order of tables and figures.
-    pub const PEERS: [Self; 6] = [
+    pub const PEERS: [Self; 7] = [
         Self::Overlayfs,
         Self::FuseOverlayfs,
         Self::Mergerfs,
         Self::MergerfsPassthrough,
         Self::UnionfsFuse,
         Self::Ffs,
+        Self::FfsPassthrough,
     ];
+
+    /// Whether it is a way to run this project's own file system.
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::Ffs | Self::FfsPassthrough)
+    }
 
     /// Whether an experiment has this arm.
     pub const fn fits(self, experiment: Experiment) -> bool {

@@ -15,7 +15,9 @@ use crate::metric;
 use crate::scenario::Arm;
 
 /// The first version of mergerfs that lets the kernel read files of branches by itself.
-const PASSTHROUGH_SINCE: (u32, u32) = (2, 41);
+const MERGERFS_PASSTHROUGH: (u32, u32) = (2, 41);
+/// The first version of Linux that does it.
+const LINUX_PASSTHROUGH: (u32, u32) = (6, 9);
 /// Name of the layer that `ffs` swaps.
 const SWAPPED: &str = "changed";
 /// Priority of the highest layer in `ffs`; those below count down.
@@ -98,18 +100,20 @@ pub const fn package(arm: Arm) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// Why an arm cannot be measured with the version that is installed.
-pub fn absent(arm: Arm, version: &str) -> Option<String> {
-    if arm != Arm::MergerfsPassthrough {
-        return None;
-    }
-    let (major, minor) = PASSTHROUGH_SINCE;
-    match numbers(version) {
-        Some(found) if found >= PASSTHROUGH_SINCE => None,
-        Some((a, b)) => Some(format!("mergerfs {a}.{b} has no passthrough, which came with {major}.{minor}")),
-        None => Some(format!(
-            "the version of mergerfs cannot be told from {version:?}; {major}.{minor} is needed"
-        )),
+/// Why an arm cannot be measured with the version that is installed, on the Linux that runs.
+pub fn absent(arm: Arm, version: &str, linux: &str) -> Option<String> {
+    let too_old = |what: &str, version: &str, (major, minor): (u32, u32)| match numbers(version) {
+        Some(found) if found >= (major, minor) => None,
+        Some((a, b)) => Some(format!("{what} {a}.{b} has no passthrough, which came with {major}.{minor}")),
+        None => {
+            Some(format!("the version of {what} cannot be told from {version:?}; {major}.{minor} is needed"))
+        }
+    };
+    match arm {
+        Arm::MergerfsPassthrough => too_old("mergerfs", version, MERGERFS_PASSTHROUGH)
+            .or_else(|| too_old("Linux", linux, LINUX_PASSTHROUGH)),
+        Arm::FfsPassthrough => too_old("Linux", linux, LINUX_PASSTHROUGH),
+        _ => None,
     }
 }
 
@@ -171,8 +175,11 @@ pub fn start(arm: Arm, layers: &[PathBuf], native: &Path, place: &Place<'_>) -> 
             let options = "ro,kernel_cache,entry_timeout=3600,attr_timeout=3600,negative_timeout=3600";
             program("unionfs", vec!["-f".into(), "-o".into(), options.into(), paths("=RO")])
         }
-        Arm::Ffs => {
+        Arm::Ffs | Arm::FfsPassthrough => {
             let mut arguments: Vec<OsString> = vec!["mount".into(), "--foreground".into()];
+            if arm == Arm::FfsPassthrough {
+                arguments.push("--passthrough".into());
+            }
             arguments.extend([
                 "--config".into(),
                 place.config.into(),
@@ -198,7 +205,9 @@ pub fn control(arm: Arm, root: &Path, below: &[PathBuf], stage: &Path, socket: &
         Arm::Mergerfs | Arm::MergerfsPassthrough => {
             Some(Control::Mergerfs { root: root.into(), below: below.to_vec() })
         }
-        Arm::Ffs => Some(Control::Ffs { socket: socket.into(), layer: SWAPPED.into(), priority: HIGHEST }),
+        Arm::Ffs | Arm::FfsPassthrough => {
+            Some(Control::Ffs { socket: socket.into(), layer: SWAPPED.into(), priority: HIGHEST })
+        }
         _ => None,
     }
 }
@@ -209,20 +218,25 @@ mod tests {
 
     #[test]
     fn passthrough_needs_its_version() {
-        assert!(absent(Arm::MergerfsPassthrough, "mergerfs version: 2.33.5").unwrap().contains("2.33"));
-        assert!(absent(Arm::MergerfsPassthrough, "mergerfs version: 2.40.2").is_some());
-        assert_eq!(absent(Arm::MergerfsPassthrough, "mergerfs v2.41.0"), None);
-        assert_eq!(absent(Arm::MergerfsPassthrough, "mergerfs version: 3.0.1"), None);
-        assert!(absent(Arm::MergerfsPassthrough, "unknown").is_some());
-        assert_eq!(absent(Arm::Mergerfs, "mergerfs version: 2.33.5"), None);
+        let (old, new) = ("Linux 6.8.0-48", "Linux 6.18.44");
+        let mergerfs = |version| absent(Arm::MergerfsPassthrough, version, new);
+        assert!(mergerfs("mergerfs version: 2.33.5").unwrap().contains("mergerfs 2.33"));
+        assert!(mergerfs("mergerfs version: 2.40.2").is_some());
+        assert_eq!(mergerfs("mergerfs v2.41.0"), None);
+        assert_eq!(mergerfs("mergerfs version: 3.0.1"), None);
+        assert!(mergerfs("unknown").is_some());
+        assert!(absent(Arm::MergerfsPassthrough, "mergerfs v2.41.0", old).unwrap().contains("Linux 6.8"));
+        assert!(absent(Arm::FfsPassthrough, "ffs 0.1.0", old).unwrap().contains("came with 6.9"));
+        assert_eq!(absent(Arm::FfsPassthrough, "ffs 0.1.0", new), None);
+        for arm in [Arm::Mergerfs, Arm::Ffs] {
+            assert_eq!(absent(arm, "mergerfs version: 2.33.5", old), None);
+        }
     }
 
     #[test]
     fn who_cannot_swap_has_no_control_and_says_so() {
         let place = |arm| control(arm, Path::new("/m"), &[], Path::new("/s"), Path::new("/c"));
-        for arm in
-            [Arm::Native, Arm::Overlayfs, Arm::FuseOverlayfs, Arm::Mergerfs, Arm::UnionfsFuse, Arm::Ffs]
-        {
+        for arm in Arm::PEERS.into_iter().chain([Arm::Native]) {
             assert_eq!(place(arm).is_none(), cannot(arm).contains_key(metric::SWAP_VISIBLE), "{arm}");
         }
     }
@@ -236,15 +250,16 @@ mod tests {
             config: Path::new("/f"),
         };
         let layers = [PathBuf::from("/a"), PathBuf::from("/b")];
-        let all: Vec<_> = [Arm::Overlayfs, Arm::FuseOverlayfs, Arm::Mergerfs, Arm::UnionfsFuse, Arm::Ffs]
-            .map(|arm| start(arm, &layers, Path::new("/n"), &place).describe())
-            .into();
+        let all: Vec<_> =
+            Arm::PEERS.map(|arm| start(arm, &layers, Path::new("/n"), &place).describe()).into();
         insta::assert_snapshot!(all.join("\n"), @r"
         mount -t overlay -o ro,lowerdir=/a:/b
         fuse-overlayfs -f -o lowerdir=/a:/b /m
         mergerfs -f -o cache.files=auto-full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,cache.readdir=true,cache.symlinks=true /a=RO:/b=RO /m
+        mergerfs -f -o cache.files=auto-full,cache.attr=3600,cache.entry=3600,cache.negative_entry=3600,cache.readdir=true,cache.symlinks=true,passthrough.io=ro /a=RO:/b=RO /m
         unionfs -f -o ro,kernel_cache,entry_timeout=3600,attr_timeout=3600,negative_timeout=3600 /a=RO:/b=RO /m
         /ffs mount --foreground --config /f --socket /c --layer changed=dir:/a,priority=1000 --layer layer1=dir:/b,priority=999 /m
+        /ffs mount --foreground --passthrough --config /f --socket /c --layer changed=dir:/a,priority=1000 --layer layer1=dir:/b,priority=999 /m
         ");
     }
 }
