@@ -56,7 +56,9 @@ fn of_mount(mount: &Mount, config: &Config, abilities: &mut Vec<String>, reduced
     let able = mount.abilities();
     if config.passthrough && !able.passthrough {
         reduced.push(
-            "no passthrough, which needs Linux 6.9 and root: large files come from the page cache".to_owned(),
+            "no passthrough, which needs root and Linux 6.9 with CONFIG_FUSE_PASSTHROUGH: large files come from the \
+             page cache"
+                .to_owned(),
         );
     }
     let names = [
