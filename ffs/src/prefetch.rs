@@ -4,6 +4,10 @@
 //! well, 15 to 75 µs here. A listing with attributes costs 1 µs a name. So when programs begin to go
 //! through a directory, a thread lists it, through the private clone of the mount, and the names that
 //! follow are in the kernel's cache before they are asked for. The first lookups wait for nothing.
+//!
+//! It is listed from the last name to the first. Programs go from the first to the last; a listing that comes up with one from
+//! behind waits for each name that is being looked up, is woken, and meets the next, in step with it to the end: 13 µs a name,
+//! and not 5.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};

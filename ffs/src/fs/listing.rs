@@ -18,7 +18,7 @@ impl Shared {
         match self.listing(ino, fh, offset) {
             Err(error) => reply.error(error),
             Ok(dir) => {
-                for (next, name, node) in entries(&dir, offset) {
+                for (next, name, node) in entries(&dir, offset, false) {
                     let (ino, kind) = match node {
                         Some(node) => (node.ino(), file_type(node.meta().kind)),
                         None => (dir.ino, FileType::Directory),
@@ -32,11 +32,13 @@ impl Shared {
         }
     }
 
+    /// Lists with attributes; `backwards` for who lists in advance.
     pub(super) fn readdirplus(
         &self,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
+        backwards: bool,
         mut reply: ReplyDirectoryPlus,
     ) {
         let _gate = self.enter();
@@ -45,7 +47,7 @@ impl Shared {
             Ok(dir) => {
                 let own = Node::Dir(dir.clone());
                 let ttl = if self.lasts(&dir) { FOREVER } else { Duration::ZERO };
-                for (next, name, node) in entries(&dir, offset) {
+                for (next, name, node) in entries(&dir, offset, backwards) {
                     let attr = attr(node.unwrap_or(&own));
                     if reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, ONE) {
                         break;
@@ -79,11 +81,16 @@ impl Shared {
     }
 }
 
-/// What a listing has from `offset` on: the offset after it, the name, the node; `.` and `..` first.
-fn entries(dir: &Dir, offset: u64) -> impl Iterator<Item = (u64, &[u8], Option<&Node>)> {
-    let dots: [(&[u8], Option<&Node>); 2] = [(b".", None), (b"..", None)];
-    let names = dir.entries.iter().map(|(name, node)| (&**name, Some(node)));
-    let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-    let numbered = dots.into_iter().chain(names).zip(1_u64..);
-    numbered.skip(skip).map(|((name, node), next)| (next, name, node))
+/// What a listing has from `offset` on: the offset after it, the name, the node; `.` and `..` first, whichever way.
+fn entries(dir: &Dir, offset: u64, backwards: bool) -> impl Iterator<Item = (u64, &[u8], Option<&Node>)> {
+    const DOTS: [&[u8]; 2] = [b".", b".."];
+    let (names, count) = (&dir.entries, dir.entries.len());
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    (first..count + DOTS.len()).zip(offset + 1..).map(move |(at, next)| match at.checked_sub(DOTS.len()) {
+        None => (next, DOTS[at], None),
+        Some(at) => {
+            let (name, node) = &names[if backwards { count - 1 - at } else { at }];
+            (next, &**name, Some(node))
+        }
+    })
 }

@@ -432,9 +432,9 @@ impl Filesystem for Ffs {
             Ok(dir) => {
                 let handle = FileHandle(self.0.dirs.insert(Mutex::new(dir)));
                 let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-                // What is listed in advance is asked for its attributes, which a cached listing has not:
-                // a fresh one takes its place.
-                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::FOPEN_CACHE_DIR } else { cached };
+                // What is listed in advance is asked for its attributes, which a cached listing has not; and it is
+                // listed in an order of its own.
+                let flags = if self.0.prefetch.is(req.pid()) { FopenFlags::empty() } else { cached };
                 reply.opened(handle, flags);
             }
         }
@@ -446,13 +446,13 @@ impl Filesystem for Ffs {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.0.readdirplus(ino, fh, offset, reply);
+        self.0.readdirplus(ino, fh, offset, self.0.prefetch.is(req.pid()), reply);
     }
 
     fn releasedir(
