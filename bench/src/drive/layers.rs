@@ -62,7 +62,7 @@ pub fn memory(layers: &Layers) -> u64 {
     let page = 4096_u64;
     // An inode in tmpfs takes about a kibibyte, an empty file no page.
     let many = u64::from(layers.many_files) * 1024;
-    3 * layers.large.bytes()
+    2 * layers.large.bytes()
         + 3 * page * u64::from(layers.files)
         + 4 * page * u64::from(layers.cached)
         + 2 * many
