@@ -86,11 +86,54 @@ fn entries(dir: &Dir, offset: u64, backwards: bool) -> impl Iterator<Item = (u64
     const DOTS: [&[u8]; 2] = [b".", b".."];
     let (names, count) = (&dir.entries, dir.entries.len());
     let first = usize::try_from(offset).unwrap_or(usize::MAX);
-    (first..count + DOTS.len()).zip(offset + 1..).map(move |(at, next)| match at.checked_sub(DOTS.len()) {
+    (first..count + DOTS.len()).zip(offset.saturating_add(1)..).map(move |(at, next)| match at.checked_sub(DOTS.len()) {
         None => (next, DOTS[at], None),
         Some(at) => {
             let (name, node) = &names[if backwards { count - 1 - at } else { at }];
             (next, &**name, Some(node))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Meta;
+
+    #[test]
+    fn every_name_comes_once_from_wherever_a_listing_goes_on_and_whichever_way() {
+        let meta = Meta::bare_dir();
+        let child = |ino| Node::Dir(Arc::new(Dir::empty(ino, meta)));
+        let names = (2..9).map(|ino: u64| (ino.to_string().into_bytes().into(), child(ino))).collect();
+        let dir = Dir::of(1, meta, names, []);
+        let all = |backwards, piece| {
+            let (mut seen, mut offset) = (Vec::new(), 0);
+            loop {
+                let before = seen.len();
+                for (next, name, node) in entries(&dir, offset, backwards).take(piece) {
+                    assert_eq!(node.map(|node| node.ino().to_string().into_bytes()), plain(name));
+                    offset = next;
+                    seen.push(name.to_vec());
+                }
+                if seen.len() == before {
+                    return seen;
+                }
+            }
+        };
+        let plain_names = |names: &[Vec<u8>]| names.iter().filter_map(|name| plain(name)).collect::<Vec<_>>();
+        let whole = all(false, 100);
+        assert_eq!((&whole[0][..], &whole[1][..], whole.len()), (&b"."[..], &b".."[..], 9));
+        for piece in 1..5 {
+            assert_eq!(all(false, piece), whole);
+            let mut back = plain_names(&all(true, piece));
+            back.reverse();
+            assert_eq!(back, plain_names(&whole));
+        }
+        assert_eq!(entries(&dir, u64::MAX, true).count(), 0);
+    }
+
+    /// A name that is not `.` or `..`.
+    fn plain(name: &[u8]) -> Option<Vec<u8>> {
+        (name != b"." && name != b"..").then(|| name.to_vec())
+    }
 }
