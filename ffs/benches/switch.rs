@@ -93,9 +93,9 @@ fn switches(criterion: &mut Criterion) {
 fn scans(criterion: &mut Criterion) {
     let base = tempfile::tempdir().expect("a temporary directory");
     let mut group = criterion.benchmark_group("read a directory layer");
-    for files in [100, 10_000] {
+    for (files, bytes) in [(16, 4096), (100, 300), (10_000, 300)] {
         let at = base.path().join(files.to_string());
-        made(&at, files, &"x".repeat(300));
+        made(&at, files, &"x".repeat(bytes));
         group.throughput(Throughput::Elements(files as u64));
         group.bench_function(BenchmarkId::from_parameter(files), |bencher| {
             bencher.iter(|| layer(&at, "l", 1));

@@ -1,21 +1,24 @@
 //! Sealed memory: an image read once and unchangeable from then on.
 //!
 //! The bytes live in a memfd that is sealed against writing and resizing and mapped read-only, so a
-//! slice of it is as immutable as a constant, for us and for the kernel. Nothing of a context image
-//! ever reaches the guest's disk this way (swap aside; the units ask for none).
+//! slice of it is as immutable as a constant, for us and for the kernel; a little of them, on the heap. Nothing of
+//! a context image ever reaches the guest's disk this way (swap aside; the units ask for none).
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// So many bytes are kept on the heap: a file for them costs as much as reading five files.
+const LITTLE: usize = 1 << 18;
 
 /// Bytes in all sealed memory of this process.
 static IN_USE: AtomicU64 = AtomicU64::new(0);
@@ -27,17 +30,27 @@ pub fn in_use() -> u64 {
 
 /// Immutable bytes in memory of their own.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct Sealed(Memory);
+
+#[derive(Debug)]
+enum Memory {
+    /// A little.
+    Heap(Box<[u8]>),
+    File(Mapped),
+}
+
+/// A sealed memfd and its map.
+#[derive(Debug)]
+struct Mapped {
     fd: OwnedFd,
-    /// `None` when there are no bytes: an empty mapping does not exist.
-    map: Option<NonNull<u8>>,
-    len: usize,
+    map: NonNull<u8>,
+    len: NonZeroUsize,
 }
 
 // SAFETY: the mapping is read-only and its pages cannot change (sealed): sharing it is sharing `&[u8]`.
-unsafe impl Send for Sealed {}
+unsafe impl Send for Mapped {}
 // SAFETY: as above.
-unsafe impl Sync for Sealed {}
+unsafe impl Sync for Mapped {}
 
 impl Sealed {
     /// Reads everything that `from` has, at most `limit` bytes, and seals it.
@@ -46,7 +59,7 @@ impl Sealed {
     /// What reading returns; [`io::ErrorKind::FileTooLarge`] when there is more than `limit`;
     /// what `memfd_create(2)`, fcntl(2) or mmap(2) return.
     pub fn read_from(from: &mut impl Read, limit: u64) -> io::Result<Self> {
-        let mut writer = Writer::new()?;
+        let mut writer = Writer::default();
         // 1 MiB: large reads are what an emulated drive is fast at.
         let mut buffer = vec![0; 1 << 20];
         loop {
@@ -64,11 +77,9 @@ impl Sealed {
         writer.seal()
     }
 
-    fn seal(file: File, len: u64) -> io::Result<Self> {
-        let seals =
-            SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        Self::map(file, len)
+    fn heap(bytes: Vec<u8>) -> Self {
+        IN_USE.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Self(Memory::Heap(bytes.into()))
     }
 
     /// Sealed memory that another program made; refused unless nobody can change it.
@@ -89,25 +100,40 @@ impl Sealed {
     /// Maps a file that is sealed against writing and shrinking.
     fn map(file: File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let map = match NonZeroUsize::new(len) {
-            // SAFETY: a new read-only mapping at an address of the kernel's choice aliases
-            // nothing; the file has `len` bytes and is sealed against shrinking, so no access faults.
-            Some(len) => {
-                Some(unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }?.cast())
-            }
-            None => None,
-        };
-        IN_USE.fetch_add(len as u64, Ordering::Relaxed);
-        Ok(Self { fd: file.into(), map, len })
+        // An empty mapping does not exist.
+        let Some(len) = NonZeroUsize::new(len) else { return Ok(Self::heap(Vec::new())) };
+        // SAFETY: a new read-only mapping at an address of the kernel's choice aliases
+        // nothing; the file has `len` bytes and is sealed against shrinking, so no access faults.
+        let map = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) }?.cast();
+        IN_USE.fetch_add(len.get() as u64, Ordering::Relaxed);
+        Ok(Self(Memory::File(Mapped { fd: file.into(), map, len })))
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        match self.map {
+        match &self.0 {
+            Memory::Heap(bytes) => bytes,
             // SAFETY: the mapping has `len` readable bytes, lives as long as `self`, and cannot
             // change: the file behind it is sealed against writing.
-            Some(map) => unsafe { std::slice::from_raw_parts(map.as_ptr(), self.len) },
-            None => &[],
+            Memory::File(Mapped { map, len, .. }) => unsafe {
+                std::slice::from_raw_parts(map.as_ptr(), len.get())
+            },
+        }
+    }
+
+    /// A sealed file with the bytes, for another program.
+    ///
+    /// # Errors
+    /// What `memfd_create(2)`, write(2) or fcntl(2) return.
+    pub(crate) fn file(&self) -> io::Result<OwnedFd> {
+        match &self.0 {
+            Memory::File(mapped) => mapped.fd.try_clone(),
+            Memory::Heap(bytes) => {
+                let mut copy = unsealed()?;
+                copy.write_all(bytes)?;
+                seal(&copy)?;
+                Ok(copy.into())
+            }
         }
     }
 
@@ -120,30 +146,39 @@ impl Sealed {
     }
 }
 
+fn unsealed() -> io::Result<File> {
+    Ok(memfd_create(c"ffs-image", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?.into())
+}
+
+fn seal(file: &File) -> io::Result<()> {
+    let seals =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(())
+}
+
 /// Memory that is being filled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Writer {
-    file: BufWriter<File>,
+    /// What is not in the file; a little needs none.
+    buffer: Vec<u8>,
+    file: Option<File>,
     len: u64,
 }
 
 impl Writer {
-    /// # Errors
-    /// What `memfd_create(2)` returns.
-    pub(crate) fn new() -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create(c"ffs-image", flags)?);
-        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), len: 0 })
-    }
-
     /// Adds bytes and returns where they begin.
     ///
     /// # Errors
-    /// What write(2) returns.
+    /// What `memfd_create(2)` or write(2) return.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         let at = self.len;
-        self.file.write_all(bytes)?;
         self.len += bytes.len() as u64;
+        if self.buffer.len() + bytes.len() <= LITTLE {
+            self.buffer.extend_from_slice(bytes);
+        } else {
+            self.flush()?.write_all(bytes)?;
+        }
         Ok(at)
     }
 
@@ -152,28 +187,41 @@ impl Writer {
         self.len
     }
 
+    fn flush(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => unsealed()?,
+        };
+        let file = self.file.insert(file);
+        file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(file)
+    }
+
     /// # Errors
     /// What write(2), fcntl(2) or mmap(2) return.
-    pub(crate) fn seal(self) -> io::Result<Sealed> {
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        Sealed::seal(file, self.len)
-    }
-}
-
-impl AsFd for Sealed {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    pub(crate) fn seal(mut self) -> io::Result<Sealed> {
+        if self.file.is_some() {
+            seal(self.flush()?)?;
+        }
+        match self.file {
+            Some(file) => Sealed::map(file, self.len),
+            None => Ok(Sealed::heap(self.buffer)),
+        }
     }
 }
 
 impl Drop for Sealed {
     fn drop(&mut self) {
-        IN_USE.fetch_sub(self.len as u64, Ordering::Relaxed);
-        if let Some(map) = self.map {
-            // SAFETY: exactly the mapping made in `seal`; no slice of it outlives `self`.
-            let unmapped = unsafe { munmap(map.cast(), self.len) };
-            debug_assert!(unmapped.is_ok(), "munmap of our own mapping");
-        }
+        IN_USE.fetch_sub(self.bytes().len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `map`; no slice of it outlives `self`.
+        let unmapped = unsafe { munmap(self.map.cast(), self.len.get()) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own mapping");
     }
 }
 
@@ -181,23 +229,44 @@ impl Drop for Sealed {
 mod tests {
     use super::*;
 
+    /// A little, and more: with the limit, all that is kept in other ways.
+    fn some() -> [Vec<u8>; 4] {
+        [1, LITTLE, LITTLE + 1, 3 * LITTLE].map(|len| (0..251).cycle().take(len).collect())
+    }
+
     #[test]
     fn sealed_bytes_cannot_change() {
-        let sealed = Sealed::read_from(&mut &b"context"[..], 100).unwrap();
-        assert_eq!(sealed.bytes(), b"context");
-        let mut file = File::from(sealed.as_fd().try_clone_to_owned().unwrap());
-        assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(nix::libc::EPERM));
-        assert!(file.set_len(0).is_err());
+        for bytes in some() {
+            let sealed = Sealed::read_from(&mut &bytes[..], u64::MAX).unwrap();
+            assert!(sealed.bytes() == bytes);
+            let mut file = File::from(sealed.file().unwrap());
+            assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(nix::libc::EPERM));
+            assert!(file.set_len(0).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_added_in_pieces_comes_in_order() {
+        for piece in [1000, LITTLE / 2 + 1, LITTLE + 1] {
+            let mut writer = Writer::default();
+            let bytes: Vec<u8> = (0..251).cycle().take(3 * LITTLE).collect();
+            for (number, piece_bytes) in bytes.chunks(piece).enumerate() {
+                assert_eq!(writer.append(piece_bytes).unwrap(), (number * piece) as u64);
+            }
+            assert_eq!(writer.len(), bytes.len() as u64);
+            assert!(writer.seal().unwrap().bytes() == bytes);
+        }
     }
 
     #[test]
     fn only_what_is_sealed_is_adopted() {
-        let sealed = Sealed::read_from(&mut &b"context"[..], 100).unwrap();
-        let again = Sealed::adopt(sealed.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        drop(sealed);
-        assert_eq!(again.bytes(), b"context");
-        let open = Writer::new().unwrap().file.into_inner().unwrap();
-        assert_eq!(Sealed::adopt(open.into()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        for bytes in some() {
+            let sealed = Sealed::read_from(&mut &bytes[..], u64::MAX).unwrap();
+            let again = Sealed::adopt(sealed.file().unwrap()).unwrap();
+            drop(sealed);
+            assert!(again.bytes() == bytes);
+        }
+        assert_eq!(Sealed::adopt(unsealed().unwrap().into()).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert!(Sealed::adopt(tempfile::tempfile().unwrap().into()).is_err());
     }
 

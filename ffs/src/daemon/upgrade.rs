@@ -136,7 +136,7 @@ impl Daemon {
             Ok(_) => return "the connection with the kernel is gone".to_owned(),
             Err(error) => return format!("cannot list descriptors: {error}"),
         };
-        let state = self.state(fuse, asker, acks, began);
+        let (state, _files) = self.state(fuse, asker, acks, began);
         let able = written(&state).and_then(|file| program.rehearse(&file, state.descriptors(), point));
         let able = match able {
             Ok(able) => able,
@@ -155,7 +155,7 @@ impl Daemon {
             |error| error.to_string(),
             |stopped| {
                 let fuse = stopped.device().map_or(fuse, |device| device.as_raw_fd());
-                let state = self.state(fuse, asker, acks, began);
+                let (state, _files) = self.state(fuse, asker, acks, began);
                 let failed = match written(&state) {
                     Ok(file) => program.become_it(&file, state.descriptors(), point),
                     Err(error) => error,
@@ -181,10 +181,17 @@ impl Daemon {
         Ok(root)
     }
 
-    fn state(&self, fuse: Fd, asker: Fd, acks: Option<&state::Acks>, stopped_ns: u64) -> State {
+    /// The state, and descriptors that it names and nobody else keeps open.
+    fn state(
+        &self,
+        fuse: Fd,
+        asker: Fd,
+        acks: Option<&state::Acks>,
+        stopped_ns: u64,
+    ) -> (State, Vec<OwnedFd>) {
         use std::os::unix::ffi::OsStrExt;
         let before = self.before.as_ref().map(|before| (&*before.generation, &before.desired));
-        let (connection, tree, kernel) = handover::pack(&self.mount, before, fuse, self.number);
+        let (connection, tree, kernel, files) = handover::pack(&self.mount, before, fuse, self.number);
         let now = Instant::now();
         let due = self.due.iter().filter_map(|(at, due)| {
             let due = match due {
@@ -205,7 +212,7 @@ impl Daemon {
             .hooks
             .waiting()
             .map(|(generation, paths)| (generation, paths.iter().map(Bytes::from).collect()));
-        State {
+        let state = State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             point: self.mount.point().as_os_str().as_bytes().into(),
             connection,
@@ -231,6 +238,7 @@ impl Daemon {
                 taken_over: self.taken_over,
                 stopped_ns,
             },
-        }
+        };
+        (state, files)
     }
 }

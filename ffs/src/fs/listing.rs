@@ -86,11 +86,13 @@ fn entries(dir: &Dir, offset: u64, backwards: bool) -> impl Iterator<Item = (u64
     const DOTS: [&[u8]; 2] = [b".", b".."];
     let (names, count) = (&dir.entries, dir.entries.len());
     let first = usize::try_from(offset).unwrap_or(usize::MAX);
-    (first..count + DOTS.len()).zip(offset.saturating_add(1)..).map(move |(at, next)| match at.checked_sub(DOTS.len()) {
-        None => (next, DOTS[at], None),
-        Some(at) => {
-            let (name, node) = &names[if backwards { count - 1 - at } else { at }];
-            (next, &**name, Some(node))
+    (first..count + DOTS.len()).zip(offset.saturating_add(1)..).map(move |(at, next)| {
+        match at.checked_sub(DOTS.len()) {
+            None => (next, DOTS[at], None),
+            Some(at) => {
+                let (name, node) = &names[if backwards { count - 1 - at } else { at }];
+                (next, &**name, Some(node))
+            }
         }
     })
 }

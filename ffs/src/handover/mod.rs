@@ -29,7 +29,7 @@ pub(crate) mod program;
 pub(crate) mod state;
 mod unpack;
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -53,13 +53,14 @@ pub(crate) struct Resumable {
 }
 
 /// Writes down a mount and the generation kept for a rollback. `fuse` and `device` are a descriptor of
-/// the connection and the number of the mounted device.
+/// the connection and the number of the mounted device. What is returned besides are descriptors that are
+/// named and nobody else keeps open.
 pub(crate) fn pack(
     mount: &Mount,
     before: Option<(&Generation, &Desired)>,
     fuse: Fd,
     device: u64,
-) -> (Connection, Tree, Kernel) {
+) -> (Connection, Tree, Kernel, Vec<OwnedFd>) {
     let (shared, inodes) = mount.parts();
     let twin = mount.with_twin(|twin| match twin {
         Ok(twin) => Ok(state::Twin {
@@ -93,8 +94,8 @@ pub(crate) fn pack(
         open_dirs: open.iter().map(|(handle, dir)| (*handle, packer.dir(dir))).collect(),
         stale: shared.stale.load(std::sync::atomic::Ordering::Relaxed),
     };
-    let tree = packer.finish(shown, before, inodes);
-    (connection, tree, kernel)
+    let (tree, files) = packer.finish(shown, before, inodes);
+    (connection, tree, kernel, files)
 }
 
 /// Builds again what [`pack`] wrote down.
@@ -148,7 +149,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
 ///
 /// # Errors
 /// [`StateError::Io`] when there is none of that number.
-pub(crate) fn descriptor(number: Fd) -> Result<std::os::fd::OwnedFd, StateError> {
+pub(crate) fn descriptor(number: Fd) -> Result<OwnedFd, StateError> {
     unpack::descriptor(number)
 }
 

@@ -4,7 +4,7 @@
 //! for as long as this takes.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ use crate::sealed::Sealed;
 pub(super) struct Packer {
     tree: Tree,
     places: HashMap<usize, At>,
+    /// Sealed memory, as files.
+    files: Vec<OwnedFd>,
     held: Vec<Arc<Dir>>,
 }
 
@@ -34,15 +36,16 @@ fn push<T>(list: &mut Vec<T>, value: T) -> At {
 }
 
 impl Packer {
+    /// The lists, and descriptors that they name.
     pub(super) fn finish(
         mut self,
         shown: state::Generation,
         before: Option<(state::Generation, state::Desired)>,
         inodes: &Inodes,
-    ) -> Tree {
+    ) -> (Tree, Vec<OwnedFd>) {
         let (next, linked) = inodes.state();
         self.tree.linked = linked.iter().map(|file| self.file(file)).collect();
-        Tree { shown, before, next_inode: next, ..self.tree }
+        (Tree { shown, before, next_inode: next, ..self.tree }, self.files)
     }
 
     pub(super) fn generation(&mut self, generation: &Generation) -> state::Generation {
@@ -156,7 +159,10 @@ impl Packer {
         if let Some(at) = self.places.get(&address(image)) {
             return *at;
         }
-        let at = push(&mut self.tree.sealed, image.as_fd().as_raw_fd());
+        // Without one the successor says so.
+        let file = image.file().ok();
+        let at = push(&mut self.tree.sealed, file.as_ref().map_or(-1, AsRawFd::as_raw_fd));
+        self.files.extend(file);
         self.places.insert(address(image), at);
         at
     }

@@ -72,19 +72,20 @@ fn shown(dir: &Dir) -> Vec<(Vec<u8>, u64, Vec<u8>)> {
     all
 }
 
-fn packed(generation: &Generation, inodes: &Inodes) -> (Tree, Vec<(state::Node, u64)>) {
+fn packed(generation: &Generation, inodes: &Inodes) -> (Tree, Vec<(state::Node, u64)>, Vec<OwnedFd>) {
     let mut packer = pack::Packer::default();
     let shown = packer.generation(generation);
     let known = vec![(packer.node(&Node::Dir(generation.root.clone())), 1)];
     let before = Some((packer.generation(generation), state::Desired::default()));
-    (packer.finish(shown, before, inodes), known)
+    let (tree, files) = packer.finish(shown, before, inodes);
+    (tree, known, files)
 }
 
 #[test]
 fn a_tree_comes_back_with_its_numbers_and_what_it_shares() {
     let inodes = Inodes::default();
     let generation = Generation::build(layers(), None, &inodes, SystemTime::UNIX_EPOCH);
-    let (tree, _) = packed(&generation, &inodes);
+    let (tree, _, _files) = packed(&generation, &inodes);
     // The generation before is the same one: each object is there once.
     assert_eq!((tree.sealed.len(), tree.layers.len(), tree.dirs.len()), (1, 2, 2));
     let objects = unpack::Unpacked::new(&tree).unwrap();
@@ -117,7 +118,7 @@ type Change = fn(&mut Tree, &mut Kernel, &mut Connection);
 fn what_contradicts_itself_is_refused() {
     let inodes = Inodes::default();
     let generation = Generation::build(layers(), None, &inodes, SystemTime::UNIX_EPOCH);
-    let (tree, known) = packed(&generation, &inodes);
+    let (tree, known, _files) = packed(&generation, &inodes);
     let fuse = std::fs::File::open("/dev/null").unwrap();
     let connection = Connection {
         fuse: fuse.as_raw_fd(),

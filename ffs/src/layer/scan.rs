@@ -61,7 +61,7 @@ pub(super) fn tree(root: &Arc<OwnedFd>, base: &Path) -> Result<Arc<LayerDir>, Di
     let scan = Scan {
         root: root.clone(),
         base: base.to_owned(),
-        copied: Mutex::new(Writer::new().map_err(error)?),
+        copied: Mutex::default(),
         may_hold: AtomicU64::new(HELD.min(sys::raise_descriptor_limit() / HELD_PART)),
         linked: Mutex::default(),
         names: AtomicUsize::new(0),
