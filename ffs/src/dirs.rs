@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -55,17 +55,9 @@ impl Follower {
         Ok(Self { inotify, watched })
     }
 
-    /// Follows a layer's directory from now on. To be called before the directory is read, so that
-    /// no change falls between.
-    ///
-    /// # Errors
-    /// What `inotify_add_watch(2)` returns; `ENOSPC` beyond `fs.inotify.max_user_watches`.
-    pub fn follow(&self, layer: &str, root: &Path) -> io::Result<()> {
-        // The scan follows a link at the top too.
-        let root = root.canonicalize()?;
-        let mut watched = locked(&self.watched);
-        watched.roots.insert(layer.to_owned(), root.clone());
-        Ok(watched.add(&self.inotify, &root)?)
+    /// Follows a layer from now on: the directories that are added to what is returned.
+    pub fn follow<'a>(&'a self, layer: &'a str) -> Following<'a> {
+        Following { follower: self, layer, begun: OnceLock::new(), failed: OnceLock::new() }
     }
 
     /// Follows none but these layers any more.
@@ -89,13 +81,42 @@ impl Follower {
     }
 }
 
+/// A layer whose tree is being read, and followed.
+pub struct Following<'a> {
+    follower: &'a Follower,
+    layer: &'a str,
+    begun: OnceLock<()>,
+    failed: OnceLock<Errno>,
+}
+
+impl Following<'_> {
+    /// Adds a directory, the top one first. To be called before the directory is listed, so that no change falls between.
+    pub fn add(&self, dir: &Path) {
+        let mut watched = locked(&self.follower.watched);
+        if self.begun.set(()).is_ok() {
+            watched.roots.insert(self.layer.to_owned(), dir.to_owned());
+        }
+        if let Err(error) = watched.watch(&self.follower.inotify, dir) {
+            let _ = self.failed.set(error);
+        }
+    }
+
+    /// Ends with the tree.
+    ///
+    /// # Errors
+    /// What `inotify_add_watch(2)` first returned; `ENOSPC` beyond `fs.inotify.max_user_watches`.
+    pub fn end(self) -> nix::Result<()> {
+        self.failed.into_inner().map_or(Ok(()), Err)
+    }
+}
+
 fn locked(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
     watched.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Watched {
-    /// Watches a directory and all below it.
-    fn add(&mut self, inotify: &Inotify, top: &Path) -> nix::Result<()> {
+    /// Watches a directory. Whether it is still there: if not, its parent's event tells.
+    fn watch(&mut self, inotify: &Inotify, dir: &Path) -> nix::Result<bool> {
         let mask = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVE
@@ -105,14 +126,21 @@ impl Watched {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_ONLYDIR
             | AddWatchFlags::IN_DONT_FOLLOW;
+        match inotify.add_watch(dir, mask) {
+            Ok(watch) => self.paths.insert(watch, dir.to_owned()),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        Ok(true)
+    }
+
+    /// Watches a directory and all below it.
+    fn add(&mut self, inotify: &Inotify, top: &Path) -> nix::Result<()> {
         let mut left = vec![top.to_owned()];
         while let Some(dir) = left.pop() {
-            match inotify.add_watch(&dir, mask) {
-                Ok(watch) => self.paths.insert(watch, dir.clone()),
-                // Gone again: its parent's event tells.
-                Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
-                Err(error) => return Err(error),
-            };
+            if !self.watch(inotify, &dir)? {
+                continue;
+            }
             // Watched before it is listed: a directory made meanwhile is heard of.
             let Ok(entries) = dir.read_dir() else { continue };
             let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -236,8 +264,13 @@ mod tests {
         std::fs::create_dir(&b).unwrap();
         let (tx, rx) = channel();
         let follower = Follower::start(move |layers| tx.send(layers).unwrap()).unwrap();
-        follower.follow("a", &a).unwrap();
-        follower.follow("b", &b).unwrap();
+        for (layer, dirs) in [("a", vec![a.clone(), a.join("deep")]), ("b", vec![b.clone()])] {
+            let following = follower.follow(layer);
+            for dir in &dirs {
+                following.add(dir);
+            }
+            following.end().unwrap();
+        }
         let next = || rx.recv_timeout(Duration::from_secs(10)).unwrap();
         let only = |name: &str| BTreeSet::from([name.to_owned()]);
         for at in 0..100 {

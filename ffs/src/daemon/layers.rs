@@ -10,19 +10,20 @@
 //! that a rollback brings back is read as it is then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::devices::device_name;
 use super::report::digest;
 use super::{Daemon, DaemonError};
 use crate::config::{LayerSpec, Source};
-use crate::dirs::{Follower, same};
+use crate::dirs::{Follower, Following, same};
 use crate::edit::{Desired, Op, plan};
 use crate::events::Step;
 use crate::follow::Hold;
 use crate::generation::Generation;
-use crate::layer::{Layer, device, dir, image};
+use crate::layer::dir::{self, DirError};
+use crate::layer::{Layer, device, image};
 use crate::memory::Limit;
 use crate::projection::plain;
 use crate::trust::Trust;
@@ -47,16 +48,43 @@ impl From<String> for Refusal {
     }
 }
 
+/// The directories that are followed.
+pub(super) struct Followed {
+    /// Where it can be had.
+    pub(super) follower: Option<Follower>,
+    /// Layers whose directory cannot be followed, and why.
+    pub(super) failed: BTreeMap<String, String>,
+}
+
+impl Followed {
+    /// Reads a directory layer, and follows it from then on if it is to be.
+    fn read(&mut self, spec: &LayerSpec, path: &Path) -> Result<Layer, DirError> {
+        let follower = self.follower.as_ref().filter(|_| spec.watch);
+        let following = follower.map(|follower| follower.follow(&spec.name));
+        let each = |dir: &Path| following.iter().for_each(|following| following.add(dir));
+        let layer = dir::layer_telling(path, &spec.name, spec.priority.unwrap_or(0), &each);
+        match following.map(Following::end) {
+            Some(Err(error)) => drop(self.failed.insert(spec.name.clone(), error.to_string())),
+            Some(Ok(())) => drop(self.failed.remove(&spec.name)),
+            None => {}
+        }
+        layer
+    }
+}
+
 /// Reads a layer that is no device; `None` for devices, which are read when they are there.
 ///
 /// # Errors
 /// [`DaemonError::Layer`] and [`DaemonError::NoRoom`].
-pub(super) fn load(spec: &LayerSpec, limit: &Limit, trust: &Trust) -> Result<Option<Layer>, DaemonError> {
+pub(super) fn load(
+    spec: &LayerSpec,
+    limit: &Limit,
+    trust: &Trust,
+    followed: &mut Followed,
+) -> Result<Option<Layer>, DaemonError> {
     let error = |reason: String| DaemonError::Layer { name: spec.name.clone(), reason };
     match &spec.source {
-        Source::Dir(path) => dir::layer(path, &spec.name, spec.priority.unwrap_or(0))
-            .map(Some)
-            .map_err(|source| error(source.to_string())),
+        Source::Dir(path) => followed.read(spec, path).map(Some).map_err(|source| error(source.to_string())),
         Source::Iso(path) => {
             let image = device::read(path, limit.now()).map_err(|source| match limit.refuses(&source) {
                 Some(reason) => DaemonError::NoRoom { name: spec.name.clone(), reason },
@@ -67,20 +95,6 @@ pub(super) fn load(spec: &LayerSpec, limit: &Limit, trust: &Trust) -> Result<Opt
                 .map_err(|source| error(format!("`{}`: {source}", path.display())))
         }
         Source::Device(_) => Ok(None),
-    }
-}
-
-/// Follows a layer's directory, if it is one and is to be followed; before it is read, so that no
-/// change falls between. Where that fails, `unfollowed` says why.
-pub(super) fn follow(
-    follower: Option<&Follower>,
-    spec: &LayerSpec,
-    unfollowed: &mut BTreeMap<String, String>,
-) {
-    let (Some(follower), Source::Dir(path), true) = (follower, &spec.source, spec.watch) else { return };
-    match follower.follow(&spec.name, path) {
-        Ok(()) => drop(unfollowed.remove(&spec.name)),
-        Err(error) => drop(unfollowed.insert(spec.name.clone(), error.to_string())),
     }
 }
 
@@ -151,7 +165,6 @@ impl Daemon {
         let specs: Vec<LayerSpec> = self.desired.layers.iter().filter(|spec| which(spec)).cloned().collect();
         let mut read = Vec::new();
         for spec in specs {
-            follow(self.follower.as_ref(), &spec, &mut self.unfollowed);
             match self.load(&spec) {
                 Ok(layer) => read.extend(layer),
                 // What was shown stays: better old than half.
@@ -183,9 +196,9 @@ impl Daemon {
 
     /// Reads a layer; gives up the generation kept for a rollback where only that leaves the room.
     fn load(&mut self, spec: &LayerSpec) -> Result<Option<Layer>, DaemonError> {
-        let layer = match load(spec, &self.limit, &self.trust) {
+        let layer = match load(spec, &self.limit, &self.trust, &mut self.followed) {
             Err(DaemonError::NoRoom { .. }) if self.before.take().is_some() => {
-                load(spec, &self.limit, &self.trust)
+                load(spec, &self.limit, &self.trust, &mut self.followed)
             }
             other => other,
         }?;
@@ -224,7 +237,6 @@ impl Daemon {
         // Everything is read before anything is shown.
         let mut read = Vec::new();
         for spec in &plan.load {
-            follow(self.follower.as_ref(), spec, &mut self.unfollowed);
             match self.load(spec) {
                 Ok(layer) => read.extend(layer.map(Arc::new)),
                 Err(error) => {
@@ -293,8 +305,8 @@ impl Daemon {
             let watch = asked.layers.iter().all(|spec| spec.name != layer.name || spec.watch);
             let (name, priority) = (layer.name.clone(), Some(layer.priority));
             let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
-            follow(self.follower.as_ref(), &spec, &mut self.unfollowed);
-            let read = load(&spec, &self.limit, &self.trust).map_err(|error| error.to_string())?;
+            let read = load(&spec, &self.limit, &self.trust, &mut self.followed)
+                .map_err(|error| error.to_string())?;
             layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));
         }
         let current = self.mount.current();
@@ -323,14 +335,14 @@ impl Daemon {
 
     /// Follows exactly the directories that are asked for.
     fn follow_desired(&mut self) {
-        let Some(follower) = &self.follower else { return };
+        let Followed { follower: Some(follower), failed } = &mut self.followed else { return };
         let dirs = self.desired.layers.iter().filter(|spec| spec.watch);
         let names: BTreeSet<&str> = dirs
             .filter(|spec| matches!(spec.source, Source::Dir(_)))
             .map(|spec| spec.name.as_str())
             .collect();
         follower.retain(&names);
-        self.unfollowed.retain(|name, _| names.contains(name.as_str()));
+        failed.retain(|name, _| names.contains(name.as_str()));
     }
 }
 

@@ -49,7 +49,7 @@ use crate::trust::{Trust, TrustError};
 use crate::uevent::{Uevent, Uevents};
 
 use devices::{Device, Failure};
-use layers::{Before, Refusal};
+use layers::{Before, Followed, Refusal};
 use report::Facts;
 use upgrade::Upgrade;
 
@@ -169,15 +169,13 @@ struct Daemon {
     due: Vec<(Instant, Due)>,
     /// Devices whose first result is waited for; `None` once ready.
     starting: Option<BTreeSet<String>>,
-    follower: Option<Follower>,
+    followed: Followed,
     /// What was found out about images for the status, by layer.
     facts: HashMap<String, Facts>,
     /// What works, by name.
     abilities: Vec<String>,
     /// What does not.
     reduced: Vec<String>,
-    /// Layers whose directory cannot be followed, and why.
-    unfollowed: BTreeMap<String, String>,
     stopping: bool,
 }
 
@@ -202,15 +200,13 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         }
     };
     abilities.extend(uevents.as_ref().map(|_| "device_events".to_owned()));
-    let follower = follow(&tx, &mut abilities, &mut reduced);
+    let mut followed = follow(&tx, &mut abilities, &mut reduced);
     let limit = limit(&config);
     // Before the first step that it is to see, after the signals are blocked.
     let teller = ack::start(&config.ack, &log).map_err(system("cannot start a thread"))?;
     let mut layers = Vec::new();
-    let mut unfollowed = BTreeMap::new();
     for spec in &config.layers {
-        layers::follow(follower.as_ref(), spec, &mut unfollowed);
-        if let Some(layer) = layers::load(spec, &limit, &trust)? {
+        if let Some(layer) = layers::load(spec, &limit, &trust, &mut followed)? {
             layers.push(Arc::new(layer));
         }
     }
@@ -257,11 +253,10 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         devices: BTreeMap::new(),
         due: Vec::new(),
         starting: Some(BTreeSet::new()),
-        follower,
+        followed,
         facts: HashMap::new(),
         abilities,
         reduced,
-        unfollowed,
         stopping: false,
     };
     if polled {
@@ -314,10 +309,10 @@ fn limit(config: &Config) -> Limit {
     Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) }
 }
 
-/// The follower of directories, where it can be had.
-fn follow(tx: &Sender<Message>, abilities: &mut Vec<String>, reduced: &mut Vec<String>) -> Option<Follower> {
+/// The directories that are followed: none yet.
+fn follow(tx: &Sender<Message>, abilities: &mut Vec<String>, reduced: &mut Vec<String>) -> Followed {
     let tx = tx.clone();
-    match Follower::start(move |layers| drop(tx.send(Message::Directories(layers)))) {
+    let follower = match Follower::start(move |layers| drop(tx.send(Message::Directories(layers)))) {
         Ok(follower) => {
             abilities.push("follow_directories".to_owned());
             Some(follower)
@@ -326,7 +321,8 @@ fn follow(tx: &Sender<Message>, abilities: &mut Vec<String>, reduced: &mut Vec<S
             reduced.push(format!("directory layers are not followed ({error}): `ffs reload` reads them"));
             None
         }
-    }
+    };
+    Followed { follower, failed: BTreeMap::new() }
 }
 
 /// Hands requests on to the loop.

@@ -110,7 +110,7 @@ impl Daemon {
             .devices
             .iter()
             .map(|(device, state)| DeviceStatus { device: device.clone(), state: state.state.clone() });
-        let unfollowed = self.unfollowed.iter().map(|(layer, error)| {
+        let unfollowed = self.followed.failed.iter().map(|(layer, error)| {
             format!("the directory of layer `{layer}` is not followed ({error}): `ffs reload` reads it again")
         });
         let (mut abilities, mut reduced) = (self.abilities.clone(), self.reduced.clone());

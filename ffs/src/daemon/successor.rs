@@ -2,7 +2,7 @@
 //!
 //! Nothing here may look at the mount before somebody answers for it: not even stat(2) of its point.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::SigSet;
 
 use super::devices::Device;
-use super::layers::{self, Before};
+use super::layers::Before;
 use super::{Daemon, DaemonError, Due, NO_UEVENTS, Parts, block_signals, take_commands, threads};
 use crate::ack;
 use crate::config::Source;
@@ -173,7 +173,7 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
         Some(_) => abilities.push("device_events".to_owned()),
         None => reduced.push(NO_UEVENTS.to_owned()),
     }
-    let follower = super::follow(&tx, &mut abilities, &mut reduced);
+    let followed = super::follow(&tx, &mut abilities, &mut reduced);
     let teller = ack::resume(&daemon.config.ack, &log, daemon.ack.as_ref().map(|acks| (acks, port)))
         .map_err(unmount_on)?;
     let path = PathBuf::from(&daemon.control.path);
@@ -224,11 +224,10 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
         devices: daemon.devices.into_iter().map(|(name, device)| (name, Device::resume(device))).collect(),
         due: due.collect(),
         starting: None,
-        follower,
+        followed,
         facts: HashMap::new(),
         abilities,
         reduced,
-        unfollowed: BTreeMap::new(),
         stopping: false,
     };
     // The numbers are the process's own from here on: nobody goes back.
@@ -266,13 +265,9 @@ impl Daemon {
         }
     }
 
-    /// Follows directories anew, and only then reads them: what changed in between is found. `all` reads
-    /// those too that are not followed.
+    /// Reads directories, and follows them anew: what changed in between is found. `all` reads those too that
+    /// are not followed.
     fn follow_again(&mut self, all: bool) {
-        let specs = self.desired.layers.clone();
-        for spec in &specs {
-            layers::follow(self.follower.as_ref(), spec, &mut self.unfollowed);
-        }
         self.read_again(|spec| matches!(spec.source, Source::Dir(_)) && (spec.watch || all));
     }
 }

@@ -38,13 +38,27 @@ pub struct DirError {
 /// # Errors
 /// [`DirError`] with the first path that cannot be read.
 pub fn layer(path: &Path, name: &str, priority: u16) -> Result<Layer, DirError> {
+    layer_telling(path, name, priority, &|_| ())
+}
+
+/// Makes a layer of a directory. `each` is called with its path and that of each directory in it, without links, before
+/// that is listed.
+///
+/// # Errors
+/// [`DirError`] with the first path that cannot be read.
+pub fn layer_telling(
+    path: &Path,
+    name: &str,
+    priority: u16,
+    each: &(dyn Fn(&Path) + Sync),
+) -> Result<Layer, DirError> {
     let error = |source| DirError { path: path.to_owned(), source };
     let path = path.canonicalize().map_err(error)?;
     let root = File::open(&path).map_err(error)?;
     if !root.metadata().map_err(error)?.is_dir() {
         return Err(error(io::ErrorKind::NotADirectory.into()));
     }
-    let tree = scan::tree(&Arc::new(root.into()), &path)?;
+    let tree = scan::tree(&Arc::new(root.into()), &path, each)?;
     Ok(Layer {
         name: name.to_owned(),
         priority,

@@ -52,15 +52,20 @@ const THREADS: usize = 8;
 /// The stack of each: [`DEPTH`] calls fit, as they do on that of a process.
 const STACK: usize = 8 << 20;
 
-/// Reads the tree below `root`, which is at `base`.
+/// Reads the tree below `root`, which is at `base`; `each` is called with each directory's path before it is listed.
 ///
 /// # Errors
 /// [`DirError`] with a path that cannot be read.
-pub(super) fn tree(root: &Arc<OwnedFd>, base: &Path) -> Result<Arc<LayerDir>, DirError> {
+pub(super) fn tree(
+    root: &Arc<OwnedFd>,
+    base: &Path,
+    each: &(dyn Fn(&Path) + Sync),
+) -> Result<Arc<LayerDir>, DirError> {
     let error = |source| DirError { path: base.to_owned(), source };
     let scan = Scan {
         root: root.clone(),
-        base: base.to_owned(),
+        base,
+        each,
         copied: Mutex::default(),
         may_hold: AtomicU64::new(HELD.min(sys::raise_descriptor_limit() / HELD_PART)),
         linked: Mutex::default(),
@@ -158,9 +163,10 @@ impl Finish {
 }
 
 /// What the threads that read a layer share.
-struct Scan {
+struct Scan<'a> {
     root: Arc<OwnedFd>,
-    base: PathBuf,
+    base: &'a Path,
+    each: &'a (dyn Fn(&Path) + Sync),
     copied: Mutex<Writer>,
     /// How many more files may be held open.
     may_hold: AtomicU64,
@@ -172,14 +178,14 @@ struct Scan {
 
 /// One of these threads.
 struct Walker<'a> {
-    scan: &'a Scan,
+    scan: &'a Scan<'a>,
     /// A small file while it is copied.
     buffer: Vec<u8>,
     /// Others may be called for.
     alone: bool,
 }
 
-impl Scan {
+impl Scan<'_> {
     fn copied(&self) -> MutexGuard<'_, Writer> {
         self.copied.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,7 +201,13 @@ impl Scan {
     }
 
     fn error(&self, path: &Path, source: impl Into<io::Error>) -> DirError {
-        DirError { path: self.base.join(path), source: source.into() }
+        DirError { path: self.path(path), source: source.into() }
+    }
+
+    /// The path of something below the top.
+    fn path(&self, below: &Path) -> PathBuf {
+        // Nothing joined to a path would leave a slash at its end.
+        if below.as_os_str().is_empty() { self.base.to_owned() } else { self.base.join(below) }
     }
 
     fn by_path(&self, path: &Path, stat: &FileStat) -> Content {
@@ -207,7 +219,7 @@ impl Scan {
 type Listed = (CString, Option<Type>);
 
 impl<'a> Walker<'a> {
-    fn new(scan: &'a Scan, alone: bool) -> Self {
+    fn new(scan: &'a Scan<'a>, alone: bool) -> Self {
         Self { scan, buffer: vec![0; usize::try_from(SMALL + 1).unwrap_or_default()], alone }
     }
 
@@ -217,6 +229,7 @@ impl<'a> Walker<'a> {
             let source = io::Error::other(format!("more than {DEPTH} directories below one another"));
             return Err(self.scan.error(below, source));
         }
+        (self.scan.each)(&self.scan.path(below));
         let error = |errno: Errno| self.scan.error(below, errno);
         let stat = fstat(&fd).map_err(error)?;
         let (xattrs, marks) = xattrs(XattrsOf::Fd(fd.as_fd()));
@@ -472,9 +485,17 @@ mod tests {
         wanted.sort();
         let root = Arc::new(OwnedFd::from(File::open(dir.path()).unwrap()));
         let mut all = Vec::new();
-        shown(&tree(&root, dir.path()).unwrap(), "", &mut all);
+        let told = Mutex::new(Vec::new());
+        let each = |path: &Path| told.lock().unwrap().push(path.to_owned());
+        shown(&tree(&root, dir.path(), &each).unwrap(), "", &mut all);
         let plain: Vec<_> = all.iter().map(|(path, content, _)| (path.clone(), content.clone())).collect();
         assert_eq!(plain, wanted);
+        // Each directory was told of once, the top first.
+        let mut told = told.into_inner().unwrap();
+        assert_eq!(told[0], dir.path());
+        told.sort();
+        let subs = (0..2 * ALONE).step_by(8).map(|n| dir.path().join(format!("sub{n:04}")));
+        assert_eq!(told, std::iter::once(dir.path().to_owned()).chain(subs).collect::<Vec<_>>());
         // One file, one leaf; others have their own.
         let mut leaves: HashMap<u64, std::collections::HashSet<usize>> = HashMap::new();
         for (path, _, leaf) in all.iter().filter(|(.., leaf)| *leaf != 0) {
