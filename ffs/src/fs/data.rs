@@ -2,7 +2,7 @@
 //!
 //! Here the kernel asks for what its page cache lacks; files that it reads by itself are in `open`. The first read of a large
 //! file of a directory layer runs at 2.2 to 2.9 GB/s (1.3 to 1.7 before requests were as large as now and read ahead); read
-//! again, it comes from the page cache at 4 to 7 GB/s, as fast as from tmpfs and without a request.
+//! again, it comes from the page cache at 6 GB/s, as fast as from tmpfs and without a request.
 //!
 //! What is left of a first read is copies: out of the file (not of sealed memory, which the answer is written from), into
 //! the page cache, to the program. The one out of the file could be saved by a mapping, but then a file that is cut
