@@ -124,8 +124,8 @@ pub struct Switch {
     pub generation: Arc<Generation>,
     /// What changed, by path.
     pub changes: Arc<[Change]>,
-    /// Inodes of the directories that were there before and after.
-    kept: Arc<HashSet<u64>>,
+    /// For watchers.
+    news: News,
 }
 
 impl Mount {
@@ -321,6 +321,7 @@ impl Mount {
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = next.diff(&before);
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
+        let known = self.known(&diff);
         let together = self.epoch && many(&diff, &kept);
         if together {
             self.let_listings_pass(&diff, &kept);
@@ -341,7 +342,9 @@ impl Mount {
             dropped
         };
         self.invalidate(&diff, &kept, dropped);
-        Switch { generation: next, changes: diff.changes.into(), kept: Arc::new(kept) }
+        let changes: Arc<[Change]> = diff.changes.into();
+        let news = News { changes: changes.clone(), kept: Arc::new(kept), known: Arc::new(known) };
+        Switch { generation: next, changes, news }
     }
 
     /// Has watchers told of a switch, after those before it. Content comes before events, so this is a step of its own. Waits
@@ -349,7 +352,7 @@ impl Mount {
     /// also forgets the names, which keep the memory of their generation as long as it has them.
     pub fn tell_watchers(&self, switch: &Switch) {
         if let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) {
-            teller.tell(News { changes: switch.changes.clone(), kept: switch.kept.clone() });
+            teller.tell(switch.news.clone());
         }
     }
 
@@ -375,6 +378,15 @@ impl Mount {
         let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
         let told = twin.as_ref().err().map(|error| format!("no inotify events for changes ({error})"));
         told.into_iter().chain((!self.epoch).then(|| ONE_AFTER_ANOTHER.to_owned())).collect()
+    }
+
+    /// The inodes of what goes or is replaced that the kernel has.
+    fn known(&self, diff: &Diff) -> HashSet<u64> {
+        let gone = diff.changes.iter().filter_map(|change| match change.what {
+            What::Removed { ino: old } | What::Replaced { old, .. } => Some(old),
+            What::Added { .. } | What::Attributes { .. } => None,
+        });
+        gone.filter(|ino| self.shared.table.has(*ino)).collect()
     }
 
     /// Has no listing under way whose names the kernel would keep, in any directory that changes. It gives the names of a

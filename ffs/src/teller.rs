@@ -23,12 +23,14 @@ use crate::watch::{Place, Twin};
 pub(crate) const SOON: usize = 128;
 
 /// What a switch has to tell.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct News {
     /// What changed, in order.
     pub(crate) changes: Arc<[Change]>,
     /// Inodes of the directories that were there before and after.
     pub(crate) kept: Arc<HashSet<u64>>,
+    /// Inodes of what went or was replaced, of those that the kernel had at the switch: somebody had looked.
+    pub(crate) known: Arc<HashSet<u64>>,
 }
 
 struct Job {
@@ -123,7 +125,7 @@ impl Teller {
 
     /// Waits until all that was given so far is told, at most `patience`. Whether it is.
     pub(crate) fn is_done(&self, patience: Duration) -> bool {
-        let end = self.send(News { changes: Arc::new([]), kept: Arc::default() });
+        let end = self.send(News::default());
         end.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 
@@ -144,19 +146,20 @@ fn serve(
     notifier: &Notifier,
     behind: &Behind,
 ) {
-    while let Ok(Job { news: News { changes, kept }, number, _told }) = from.recv() {
+    while let Ok(Job { news, number, _told }) = from.recv() {
+        let changes = &news.changes;
         let mut place = Place::default();
         let mut failed = 0_usize;
         if changes.len() > SOON
             && let Some(shared) = shared.upgrade()
         {
-            Twin::forget(&changes, &shared, notifier);
+            Twin::forget(changes, &shared, notifier);
         }
         for change in changes.iter() {
             let again = behind.last().again(change, number);
             // Looked for each time, so that neither is kept from going away.
             let result = match (shared.upgrade(), twin.upgrade()) {
-                (Some(shared), Some(twin)) => twin.tell(change, again, &kept, &mut place, &shared, notifier),
+                (Some(shared), Some(twin)) => twin.tell(change, again, &news, &mut place, &shared, notifier),
                 _ => Ok(()),
             };
             behind.names.fetch_sub(1, Ordering::Relaxed);

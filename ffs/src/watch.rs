@@ -14,10 +14,11 @@
 //!
 //! That is what an atomic replacement by rename(2) looks like, which programs that watch
 //! configuration know. The source of the renames is a hidden directory, `.ffs`: nobody sees the other
-//! half. In it the names `old-N` (the inode N of an earlier generation) and `new-N` (a stand-in) exist
-//! for this thread alone; stand-ins are forgotten at once, and the next lookup finds the real inode.
+//! half. In it three kinds of names exist, for this thread alone: `old-N`, the inode N of an earlier generation;
+//! `now-N`, the file that is told of, as it is now, which the rename leaves in the kernel's cache under its
+//! name, where the watchers will look for it; and `newdir-N`, a stand-in for a directory, which cannot have a
+//! second name. Stand-ins are forgotten at once, and the next lookup finds the real inode.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +39,7 @@ use crate::diff::{Change, What};
 use crate::fs::Shared;
 use crate::merge::Node;
 use crate::sys;
+use crate::teller::News;
 
 /// The name of the hidden directory.
 pub(crate) const HIDDEN_NAME: &[u8] = b".ffs";
@@ -52,8 +54,10 @@ const TRIES: usize = 100;
 
 /// What a name in the hidden directory stands for.
 pub(crate) enum HiddenName {
-    /// A stand-in, and whether it is a directory.
-    New { ino: u64, dir: bool },
+    /// A stand-in for a directory.
+    NewDir(u64),
+    /// The file that is told of.
+    Now,
     /// An inode of an earlier generation.
     Old(u64),
 }
@@ -63,8 +67,8 @@ pub(crate) fn hidden_name(name: &[u8]) -> Option<HiddenName> {
     let (kind, number) = std::str::from_utf8(name).ok()?.split_once('-')?;
     let ino = number.parse().ok()?;
     match kind {
-        "new" => Some(HiddenName::New { ino, dir: false }),
-        "newdir" => Some(HiddenName::New { ino, dir: true }),
+        "now" => Some(HiddenName::Now),
+        "newdir" => Some(HiddenName::NewDir(ino)),
         "old" => Some(HiddenName::Old(ino)),
         _ => None,
     }
@@ -120,6 +124,12 @@ impl Replay {
     /// can be of another one than was meant, when that was replaced meanwhile.
     pub(crate) fn may(&self, pid: u32, parent: u64, name: &[u8]) -> bool {
         self.is(pid) && (parent == HIDDEN || self.pretence(parent, name).is_some())
+    }
+
+    /// The name that is told of: its directory and it.
+    pub(crate) fn told(&self) -> Option<(u64, Vec<u8>)> {
+        let pretence = self.name.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pretence.as_ref().map(|pretence| (pretence.parent, pretence.name.clone()))
     }
 
     fn pretend(&self, pretence: Option<Pretence>) {
@@ -194,8 +204,7 @@ impl Twin {
     }
 
     /// Lets watchers know of one change. Blocks until the kernel has taken it; must not be called by a thread that
-    /// answers the kernel. `kept` are the directories that were there before and after the switch; `place` keeps the
-    /// directory from one change to the next.
+    /// answers the kernel. `news` are those that it is of; `place` keeps the directory from one change to the next.
     ///
     /// What nobody can watch, since the kernel does not have its inode, is told to nobody: a watch holds it. Where a
     /// later change of the same name is still to be told, `again`, that one is for the watchers of the directory.
@@ -206,7 +215,7 @@ impl Twin {
         &self,
         change: &Change,
         again: bool,
-        kept: &HashSet<u64>,
+        news: &News,
         place: &mut Place,
         shared: &Shared,
         notifier: &Notifier,
@@ -226,9 +235,10 @@ impl Twin {
         let gone = gone.filter(|ino| known(*ino));
         // The listing of a directory that came or went has no watcher that was there before and is
         // still there: its own entry is told of.
-        let told = if !again && kept.contains(&change.parent) && known(change.parent) {
+        let told = if !again && news.kept.contains(&change.parent) && known(change.parent) {
             let Some(dir) = place.of(&self.root, change) else { return Ok(()) };
-            let told = self.tell_directory(change, come, gone, was_dir, dir, shared, notifier);
+            let had = matches!(change.what, What::Replaced { old, .. } if news.known.contains(&old));
+            let told = self.tell_directory(change, come, gone, was_dir, had, dir, shared, notifier);
             shared.replay.pretend(None);
             told?
         } else {
@@ -259,6 +269,7 @@ impl Twin {
         come: bool,
         gone: Option<u64>,
         was_dir: bool,
+        had: bool,
         dir: BorrowedFd<'_>,
         shared: &Shared,
         notifier: &Notifier,
@@ -271,23 +282,36 @@ impl Twin {
             let name = name.to_vec();
             shared.replay.pretend(Some(Pretence { parent: change.parent, name, is }));
         };
-        let stand_in = self.stand_ins.fetch_add(1, Ordering::Relaxed);
+        let next = || self.stand_ins.fetch_add(1, Ordering::Relaxed);
         let told = if come {
-            let kind = if change.dir { "newdir" } else { "new" };
-            let source = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(format!("{kind}-{stand_in}"));
-            let rename = |flags| renameat2(&self.root, &source, dir, name, flags);
+            let kind = if change.dir { "newdir" } else { "now" };
+            let rename = |flags| {
+                // Each try asks anew what it is now.
+                let source = format!("{kind}-{}", next());
+                let path = Path::new(OsStr::from_bytes(HIDDEN_NAME)).join(&source);
+                renameat2(&self.root, &path, dir, name, flags).inspect_err(|_| {
+                    let _ = notifier.inval_entry(INodeNo(HIDDEN), OsStr::new(&source));
+                })
+            };
             let dir_gone = |ino: &u64| matches!(shared.table.get(*ino), Some(Node::Dir(_)));
             let over = self.over.load(Ordering::Relaxed) && !change.dir;
-            if let Some(old) = gone.filter(|ino| over && !dir_gone(ino)) {
+            let told = if let Some(old) = gone.filter(|ino| over && !dir_gone(ino)) {
                 // One step for both.
                 pretend(Pretended::Old(old));
                 rename(RenameFlags::empty()).map(|()| true)
             } else {
                 pretend(Pretended::Nothing);
                 until_free(Errno::EEXIST, forget, || rename(RenameFlags::RENAME_NOREPLACE)).map(|()| false)
+            };
+            match told {
+                // Who had what was there finds this in its place. Of what nobody has looked at the cache is kept free.
+                Ok(_) if had && !change.dir => return told,
+                // Not there any more, or a directory: a later change, which is yet to be told.
+                Err(Errno::ENOENT) => Ok(false),
+                other => other,
             }
         } else {
-            pretend(Pretended::StandIn(stand_in, was_dir));
+            pretend(Pretended::StandIn(next(), was_dir));
             let flag = if was_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
             until_free(Errno::ENOENT, forget, || unlinkat(dir, name, flag)).map(|()| false)
         };

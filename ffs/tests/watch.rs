@@ -119,6 +119,12 @@ fn told(on: impl Fn(Mount) -> Mount) {
     let gone = inotify.add_watch(&point.join("d/0001"), AddWatchFlags::IN_DELETE_SELF).unwrap();
     assert_eq!(version("0001"), Some(0));
     for (number, layer) in layers.iter().enumerate().skip(1) {
+        // What the kernel had is put in its place when it is told, beside what it is asked meanwhile.
+        for i in (0..MANY).step_by(2) {
+            let name = format!("{i:04}");
+            let there = !i.is_multiple_of(3) || (number - 1).is_multiple_of(2);
+            assert_eq!(version(&name), there.then_some(number - 1), "{name}");
+        }
         let switch = mount.switch(|_| vec![layer.clone()]);
         assert_eq!(switch.changes.len(), MANY);
         mount.tell_watchers(&switch);

@@ -164,6 +164,18 @@ impl Shared {
         }
     }
 
+    /// Answers with the file that is told of, as it is now: the name that it gets stays in the cache as any other.
+    fn told(&self, reply: ReplyEntry) {
+        let dir = self.replay.told().and_then(|(parent, name)| Some((self.dir(INodeNo(parent)).ok()?, name)));
+        match dir.as_ref().and_then(|(dir, name)| dir.get(name)) {
+            Some(node @ Node::File(_)) => {
+                self.table.remember(node);
+                reply.entry(&FOREVER, &attr(node), ONE);
+            }
+            _ => reply.error(Errno::ENOENT),
+        }
+    }
+
     fn dir(&self, ino: INodeNo) -> Result<Arc<Dir>, Errno> {
         match self.table.get(ino.0) {
             Some(Node::Dir(dir)) => Ok(dir),
@@ -235,7 +247,8 @@ impl Filesystem for Ffs {
         }
         if parent.0 == HIDDEN {
             return match hidden_name(name.as_bytes()).filter(|_| replayed) {
-                Some(HiddenName::New { ino, dir }) => once(reply, &stand_in(ino, dir)),
+                Some(HiddenName::NewDir(ino)) => once(reply, &stand_in(ino, true)),
+                Some(HiddenName::Now) => self.0.told(reply),
                 Some(HiddenName::Old(ino)) => self.0.old(ino, reply),
                 None => reply.error(Errno::ENOENT),
             };
