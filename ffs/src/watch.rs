@@ -12,12 +12,14 @@
 //! | removed | `DELETE` name | `ATTRIB`, `DELETE_SELF` |
 //! | attributes | `ATTRIB` name | `ATTRIB` |
 //!
-//! That is what an atomic replacement by rename(2) looks like, which programs that watch
-//! configuration know. The source of the renames is a hidden directory, `.ffs`: nobody sees the other
-//! half. In it three kinds of names exist, for this thread alone: `old-N`, the inode N of an earlier generation;
-//! `now-N`, the file that is told of, as it is now, which the rename leaves in the kernel's cache under its
-//! name, where the watchers will look for it; and `newdir-N`, a stand-in for a directory, which cannot have a
-//! second name. Stand-ins are forgotten at once, and the next lookup finds the real inode.
+//! That is what an atomic replacement by rename(2) looks like, which programs that watch configuration
+//! know. Who watches the new file itself by then hears `MOVE_SELF`, as there. The source of the renames is
+//! a hidden directory, `.ffs`: nobody sees the other half. In it three kinds of names exist, for this
+//! thread alone: `old-N`, the inode N of an earlier generation; `now-N`, the file that is told of, as it
+//! is now; and `newdir-N`, a stand-in for a directory, which cannot have a second name. A file that had
+//! been looked at before the switch stays in the kernel's cache where the rename has put it, so that
+//! watchers find it without a request; all else is forgotten at once, and the next lookup finds what is
+//! there.
 
 use std::ffi::OsStr;
 use std::io;
