@@ -101,11 +101,22 @@ impl Following<'_> {
         }
     }
 
-    /// Ends with the tree.
+    /// Ends with the tree. Where that could not be read, `unread` says why: what was not reached is followed all the
+    /// same, for what stands in the way may go.
     ///
     /// # Errors
-    /// What `inotify_add_watch(2)` first returned; `ENOSPC` beyond `fs.inotify.max_user_watches`.
-    pub fn end(self) -> nix::Result<()> {
+    /// What `inotify_add_watch(2)` first returned, `ENOSPC` beyond `fs.inotify.max_user_watches`; what `unread` is where
+    /// not even the top was reached.
+    pub fn end(self, unread: Option<&io::Error>) -> nix::Result<()> {
+        if let Some(error) = unread {
+            let mut watched = locked(&self.follower.watched);
+            let root = self.begun.get().and_then(|()| watched.roots.get(self.layer).cloned());
+            // An error without a number says that the top is no directory.
+            let Some(root) = root else {
+                return Err(error.raw_os_error().map_or(Errno::ENOTDIR, Errno::from_raw));
+            };
+            watched.add(&self.follower.inotify, &root)?;
+        }
         self.failed.into_inner().map_or(Ok(()), Err)
     }
 }
@@ -257,6 +268,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_could_not_be_read_is_followed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("not/reached")).unwrap();
+        let (tx, rx) = channel();
+        let follower = Follower::start(move |layers| tx.send(layers).unwrap()).unwrap();
+        let unread = io::Error::from_raw_os_error(nix::libc::EIO);
+        assert_eq!(follower.follow("a").end(Some(&unread)), Err(Errno::EIO));
+        assert_eq!(follower.follow("a").end(Some(&io::ErrorKind::NotADirectory.into())), Err(Errno::ENOTDIR));
+        let following = follower.follow("a");
+        following.add(dir.path());
+        following.end(Some(&unread)).unwrap();
+        std::fs::write(dir.path().join("not/reached/file"), "").unwrap();
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap(), BTreeSet::from(["a".to_owned()]));
+    }
+
+    #[test]
     fn changes_are_told_by_layer_and_taken_together() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
@@ -269,7 +296,7 @@ mod tests {
             for dir in &dirs {
                 following.add(dir);
             }
-            following.end().unwrap();
+            following.end(None).unwrap();
         }
         let next = || rx.recv_timeout(Duration::from_secs(10)).unwrap();
         let only = |name: &str| BTreeSet::from([name.to_owned()]);

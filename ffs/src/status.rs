@@ -37,7 +37,8 @@ pub struct Status {
     /// The last outcome of each hook that ran.
     pub hooks: Vec<Outcome>,
     /// What works here, by name: `inotify` (watchers are told), `epoch` (all cached names are dropped at
-    /// once), `readdirplus` (listings bring attributes), `prefetch` (directories are listed in advance), `passthrough` (the kernel reads large files by itself),
+    /// once), `readdirplus` (listings bring attributes), `prefetch` (directories are listed in advance),
+    /// `passthrough` (the kernel reads large files by itself),
     /// `allow_other`, `device_events`, `follow_directories`.
     pub abilities: Vec<String>,
     /// What this kernel or these privileges do not allow, and what that means.

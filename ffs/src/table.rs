@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::merge::{Dir, Node, ROOT};
 
 /// Shards: enough that the threads of a mount rarely meet.
@@ -21,7 +23,8 @@ struct Known {
 }
 
 /// How the kernel comes by the content of a file: one way for all who have it open, or it refuses their opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Way {
     /// It asks for what its page cache lacks.
     Asked,

@@ -217,6 +217,32 @@ fn directories_are_followed() {
 }
 
 #[test]
+fn what_was_refused_leaves_directories_followed_where_they_are() {
+    needs_mount!("what_was_refused_leaves_directories_followed_where_they_are");
+    let base = tempfile::tempdir().unwrap();
+    let dir = |name: &str, text: &str| tree(&base.path().join(name), &[("a", text)]).display().to_string();
+    let (one, two, three) = (dir("one", "one"), dir("two", "two"), dir("three", "three"));
+    let mounted = Mounted::new(&["--layer", &format!("a=dir:{one}")]);
+    let changed = |at: &str, text: &str| {
+        std::fs::write(Path::new(at).join("a"), text).unwrap();
+        eventually("the change", || (mounted.read("a") == text).then_some(()));
+    };
+    let script = base.path().join("script");
+    std::fs::write(&script, format!("replace a=dir:{two}\nadd b=dir:/nonexistent\n")).unwrap();
+    refused(&mounted, &["layer", "apply", &point(&mounted), script.to_str().unwrap()], "nonexistent");
+    assert_eq!(mounted.read("a"), "one");
+    changed(&one, "one again");
+
+    done(&mounted, &["layer", "replace", &point(&mounted), &format!("a=dir:{two},priority=9")]);
+    done(&mounted, &["layer", "add", &point(&mounted), &format!("b=dir:{three}")]);
+    done(&mounted, &["layer", "replace", &point(&mounted), &format!("a=dir:{one},priority=9")]);
+    std::fs::remove_dir_all(&three).unwrap();
+    // The generation before has `a` in the other directory, which is read first, and needs one that is gone.
+    refused(&mounted, &["rollback", &point(&mounted)], "three");
+    changed(&one, "one at last");
+}
+
+#[test]
 fn an_image_over_the_memory_limit_is_refused_unread() {
     needs_mount!("an_image_over_the_memory_limit_is_refused_unread");
     let dir = tempfile::tempdir().unwrap();

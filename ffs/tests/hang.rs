@@ -6,10 +6,8 @@ mod common;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
 
-use common::{Mounted, eventually, tree, wait_for_disks};
+use common::{Mounted, eventually, in_time, tree, wait_for_disks};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Bytes of each large file: more than is copied, and several requests.
@@ -19,14 +17,6 @@ const FILES: usize = 8;
 
 fn large() -> Vec<u8> {
     (0..251).cycle().take(SIZE).collect()
-}
-
-/// Does something on a thread of its own, which may hang, and gives what comes of it.
-#[track_caller]
-fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tx, rx) = mpsc::channel();
-    std::thread::spawn(move || tx.send(work()));
-    rx.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what} hangs"))
 }
 
 /// Leaves nothing of a file in memory.

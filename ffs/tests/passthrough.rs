@@ -12,10 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
 
-use common::{Mounted, OnDrop, eventually, linux, succeeded, tree};
+use common::{Mounted, OnDrop, eventually, in_time, linux, succeeded, tree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -44,14 +42,6 @@ fn mounted(layers: &[(&str, &Path)]) -> Mounted {
     let mut args = vec!["--passthrough"];
     args.extend(layers.iter().flat_map(|layer| ["--layer", layer]));
     Mounted::new(&args)
-}
-
-/// Does something on a thread of its own, which may hang, and gives what comes of it.
-#[track_caller]
-fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tx, rx) = mpsc::channel();
-    std::thread::spawn(move || tx.send(work()));
-    rx.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what} hangs"))
 }
 
 /// Checks that a file is read to its end, and mapped, while the program answers nobody.

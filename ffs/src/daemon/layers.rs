@@ -17,7 +17,7 @@ use super::devices::device_name;
 use super::report::digest;
 use super::{Daemon, DaemonError};
 use crate::config::{LayerSpec, Source};
-use crate::dirs::{Follower, Following, same};
+use crate::dirs::{Follower, same};
 use crate::edit::{Desired, Op, plan};
 use crate::events::Step;
 use crate::follow::Hold;
@@ -63,7 +63,8 @@ impl Followed {
         let following = follower.map(|follower| follower.follow(&spec.name));
         let each = |dir: &Path| following.iter().for_each(|following| following.add(dir));
         let layer = dir::layer_telling(path, &spec.name, spec.priority.unwrap_or(0), &each);
-        match following.map(Following::end) {
+        let unread = layer.as_ref().err().map(|error| &error.source);
+        match following.map(|following| following.end(unread)) {
             Some(Err(error)) => drop(self.failed.insert(spec.name.clone(), error.to_string())),
             Some(Ok(())) => drop(self.failed.remove(&spec.name)),
             None => {}
@@ -240,7 +241,7 @@ impl Daemon {
             match self.load(spec) {
                 Ok(layer) => read.extend(layer.map(Arc::new)),
                 Err(error) => {
-                    self.follow_desired();
+                    self.follow_back(&plan.load.iter().map(|spec| spec.name.as_str()).collect());
                     return Err(error.to_string().into());
                 }
             }
@@ -296,25 +297,15 @@ impl Daemon {
             let kept = target.number;
             return Err(format!("generation {to} is not kept: only {kept}, the one before this").into());
         }
-        let mut layers = Vec::with_capacity(target.layers.len());
-        for layer in &target.layers {
-            let Some(path) = layer.origin.strip_prefix("dir:") else {
-                layers.push(layer.clone());
-                continue;
-            };
-            let watch = asked.layers.iter().all(|spec| spec.name != layer.name || spec.watch);
-            let (name, priority) = (layer.name.clone(), Some(layer.priority));
-            let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
-            let read = load(&spec, &self.limit, &self.trust, &mut self.followed)
-                .map_err(|error| error.to_string())?;
-            layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));
-        }
+        let layers = match self.read_before(&target, &asked) {
+            Ok(layers) => layers,
+            Err(reason) => {
+                self.follow_back(&target.layers.iter().map(|layer| layer.name.as_str()).collect());
+                return Err(reason.into());
+            }
+        };
         let current = self.mount.current();
         let stays = |layer: &Layer| layers.iter().any(|have| same(have, layer));
-        if layers.len() == current.layers.len() && current.layers.iter().all(|layer| stays(layer)) {
-            let reason = "the generation before differs only in what a directory held, which is not kept";
-            return Err(reason.to_owned().into());
-        }
         for layer in current.layers.iter().filter(|layer| !stays(layer)) {
             if let Some(digest) = digest(layer) {
                 let hold = Hold { generation: layer.generation, digest };
@@ -331,6 +322,38 @@ impl Daemon {
         self.switch("rollback", None, asked, layers);
         self.follow_desired();
         Ok(())
+    }
+
+    /// The layers of the generation before, directories as they are now; or why that is nothing to go back to.
+    fn read_before(&mut self, target: &Generation, asked: &Desired) -> Result<Vec<Arc<Layer>>, String> {
+        let mut layers = Vec::with_capacity(target.layers.len());
+        for layer in &target.layers {
+            let Some(path) = layer.origin.strip_prefix("dir:") else {
+                layers.push(layer.clone());
+                continue;
+            };
+            let watch = asked.layers.iter().all(|spec| spec.name != layer.name || spec.watch);
+            let (name, priority) = (layer.name.clone(), Some(layer.priority));
+            let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
+            let read = load(&spec, &self.limit, &self.trust, &mut self.followed)
+                .map_err(|error| error.to_string())?;
+            layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));
+        }
+        let current = self.mount.current();
+        let stays = |layer: &Layer| layers.iter().any(|have| same(have, layer));
+        if layers.len() == current.layers.len() && current.layers.iter().all(|layer| stays(layer)) {
+            return Err(
+                "the generation before differs only in what a directory held, which is not kept".to_owned()
+            );
+        }
+        Ok(layers)
+    }
+
+    /// After a request that was refused: follows the directories of layers that it tried where they were.
+    fn follow_back(&mut self, tried: &BTreeSet<&str>) {
+        let followed = |spec: &LayerSpec| spec.watch && matches!(spec.source, Source::Dir(_));
+        self.read_again(|spec| followed(spec) && tried.contains(spec.name.as_str()));
+        self.follow_desired();
     }
 
     /// Follows exactly the directories that are asked for.

@@ -38,7 +38,7 @@ use crate::fs::Shared;
 use crate::generation::Generation;
 use crate::merge::{Inodes, Node};
 use crate::mount::{Mount, Resumed};
-use crate::table::{Handles, Table, Way};
+use crate::table::{Handles, Table};
 use crate::watch::Twin;
 use state::{Connection, Fd, Kernel, StateError, Tree};
 
@@ -89,7 +89,7 @@ pub(crate) fn pack(
     let before = before.map(|(generation, desired)| (packer.generation(generation), desired.into()));
     let kernel = Kernel {
         known: known.iter().map(|(node, references)| (packer.node(node), *references)).collect(),
-        ways: shared.table.ways().into_iter().map(|(ino, way)| (ino, way.into())).collect(),
+        ways: shared.table.ways(),
         next_handle,
         open_dirs: open.iter().map(|(handle, dir)| (*handle, packer.dir(dir))).collect(),
         stale: shared.stale.load(std::sync::atomic::Ordering::Relaxed),
@@ -116,9 +116,8 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         Err(reason) => Err(reason.clone()),
     };
     let table = Table::resume(known);
-    for (ino, way) in &kernel.ways {
-        let way = Way::from(*way);
-        if table.settle(*ino, way) != Some(way) {
+    for &(ino, way) in &kernel.ways {
+        if table.settle(ino, way) != Some(way) {
             return Err(StateError::Wrong("a file is open that the kernel does not know, or in two ways"));
         }
     }
@@ -162,24 +161,6 @@ impl From<&Desired> for state::Desired {
 impl From<&state::Desired> for Desired {
     fn from(desired: &state::Desired) -> Self {
         Self { layers: desired.layers.clone(), ranks: desired.ranks.clone() }
-    }
-}
-
-impl From<Way> for state::Way {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::Asked => Self::Asked,
-            Way::Passed(number) => Self::Passed(number),
-        }
-    }
-}
-
-impl From<state::Way> for Way {
-    fn from(way: state::Way) -> Self {
-        match way {
-            state::Way::Asked => Self::Asked,
-            state::Way::Passed(number) => Self::Passed(number),
-        }
     }
 }
 

@@ -34,6 +34,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Config, LayerSpec};
 use crate::hooks::Outcome;
+use crate::table::Way;
 
 /// The only format so far.
 pub(crate) const FORMAT: u32 = 1;
@@ -270,14 +271,6 @@ pub(crate) struct Kernel {
     pub(crate) open_dirs: Vec<(u64, At)>,
     /// A directory layer was found to differ from its scan, and is yet to be read again.
     pub(crate) stale: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Way {
-    Asked,
-    /// It reads the file that it knows by this number.
-    Passed(u32),
 }
 
 /// What the loop knows.

@@ -7,6 +7,7 @@ use super::*;
 use crate::layer::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta};
 use crate::merge::{Dir, ROOT};
 use crate::sealed::Sealed;
+use crate::table::Way;
 
 fn leaf(content: Content, links: u32) -> LayerNode {
     let kind = if matches!(content, Content::Target(_)) { Kind::Symlink } else { Kind::File };
@@ -129,7 +130,7 @@ fn what_contradicts_itself_is_refused() {
         ask_opens: false,
         acls: false,
     };
-    let (ways, open_dirs) = (vec![(ROOT, state::Way::Passed(5))], vec![(3, tree.shown.root)]);
+    let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
     let kernel = Kernel { known, ways, next_handle: 7, open_dirs, stale: true };
     let good = unpack(&connection, &tree, &kernel).unwrap();
     assert_eq!(good.shared.table.ways(), [(ROOT, Way::Passed(5))]);
@@ -146,8 +147,8 @@ fn what_contradicts_itself_is_refused() {
         }),
         ("given out twice", |tree, _, _| tree.next_inode = 3),
         ("not in order", |tree, _, _| tree.dirs.last_mut().unwrap().entries.swap(0, 1)),
-        ("the kernel does not know", |_, kernel, _| kernel.ways.push((99, state::Way::Asked))),
-        ("in two ways", |_, kernel, _| kernel.ways.push((ROOT, state::Way::Asked))),
+        ("the kernel does not know", |_, kernel, _| kernel.ways.push((99, Way::Asked))),
+        ("in two ways", |_, kernel, _| kernel.ways.push((ROOT, Way::Asked))),
         ("does not know the root", |_, kernel, _| kernel.known.clear()),
         ("was not handed over", |_, _, connection| connection.fuse = 1_000_000),
     ];

@@ -78,6 +78,14 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Does something on a thread of its own, which may hang, and gives what comes of it.
+#[track_caller]
+pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tx, rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tx.send(work()));
+    rx.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
 /// Runs something however a scope ends, so that a failure ends the threads that wait for it too.
 pub struct OnDrop<F: FnMut()>(pub F);
 
