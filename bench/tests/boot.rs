@@ -41,7 +41,9 @@ fn boot(image: &Image, disks: &[(&str, &Path)], append: &str) -> String {
         "-cpu",
         "max,-la57",
     ]);
-    command.args(["-M", "q35", "-m", "768", "-smp", "2", "-nodefaults", "-display", "none", "-nic", "none"]);
+    // One processor: seen once with two, the emulator let one run into a breakpoint that the other had taken out of the
+    // kernel's code already (`Oops: int3` in a static branch), which is not what is tested here.
+    command.args(["-M", "q35", "-m", "768", "-smp", "1", "-nodefaults", "-display", "none", "-nic", "none"]);
     command
         .args(["-no-reboot", "-serial", "stdio", "-kernel"])
         .arg(image.kernel())
