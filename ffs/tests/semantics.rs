@@ -119,7 +119,7 @@ fn a_large_switch_shows_at_once_and_spoils_nothing() {
 #[test]
 fn a_large_switch_is_the_same_on_older_kernels() {
     needs_mount!("a_large_switch_is_the_same_on_older_kernels");
-    large_switch(Mount::without_epoch);
+    large_switch(Mount::as_on_older_kernels);
 }
 
 fn large_switch(on: impl Fn(Mount) -> Mount) {

@@ -121,6 +121,8 @@ enum Message {
     /// A door is closed, and the last one has left.
     AtRest,
     Stale,
+    /// Mounts came or went, somewhere on this machine.
+    Mounts,
     Stop,
     Reload,
     SessionEnded(io::Result<()>),
@@ -221,7 +223,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = Mount::watch_gone(number)?;
+        let gone = Mount::watch_gone(number, hear_of_mounts(&tx))?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -339,6 +341,12 @@ fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
     });
 }
 
+/// Hears of mounts that came or went.
+fn hear_of_mounts(tx: &Sender<Message>) -> impl Fn() + Send + 'static {
+    let tx = tx.clone();
+    move || drop(tx.send(Message::Mounts))
+}
+
 /// Lets commands in that come as extended attributes.
 fn take_commands(mount: &Mount, tx: &Sender<Message>, door: &Door) {
     let (tx, door) = (tx.clone(), door.clone());
@@ -426,6 +434,7 @@ impl Daemon {
                 let _ = answer.send(response);
             }
             Message::Stale => self.rescan(),
+            Message::Mounts => self.mount.uncover(),
             Message::Reload => {
                 // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
                 let (mono_ns, _) = crate::sys::clocks().unwrap_or_default();

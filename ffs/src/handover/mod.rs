@@ -33,6 +33,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::announced::Cover;
 use crate::edit::Desired;
 use crate::fs::Shared;
 use crate::generation::Generation;
@@ -74,9 +75,7 @@ pub(crate) fn pack(
         device,
         agreed: shared.agreed.get().copied().unwrap_or_default(),
         twin,
-        epoch: mount.abilities().epoch,
         ask_opens: shared.ask_opens,
-        acls: shared.acls,
     };
     // Held until the end: addresses stand for objects as long as these live.
     let (shown, known, (next_handle, open)) = (mount.current(), shared.table.known(), shared.dirs.all());
@@ -84,6 +83,7 @@ pub(crate) fn pack(
         .iter()
         .map(|(handle, dir)| (*handle, dir.lock().unwrap_or_else(PoisonError::into_inner).clone()))
         .collect();
+    let covered = shared.announced.all_covered();
     let mut packer = pack::Packer::default();
     let shown = packer.generation(&shown);
     let before = before.map(|(generation, desired)| (packer.generation(generation), desired.into()));
@@ -92,6 +92,13 @@ pub(crate) fn pack(
         ways: shared.table.ways(),
         next_handle,
         open_dirs: open.iter().map(|(handle, dir)| (*handle, packer.dir(dir))).collect(),
+        covered: covered
+            .iter()
+            .map(|((parent, name), cover)| {
+                let node = packer.node(&cover.node);
+                (*parent, state::Bytes(name.clone()), state::Bytes(cover.path.clone()), node)
+            })
+            .collect(),
         stale: shared.stale.load(std::sync::atomic::Ordering::Relaxed),
     };
     let (tree, files) = packer.finish(shown, before, inodes);
@@ -112,7 +119,9 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     let open = kernel.open_dirs.iter().map(|(handle, dir)| Ok((*handle, Mutex::new(objects.dir(*dir)?))));
     let open = open.collect::<Result<Vec<_>, StateError>>()?;
     let twin = match &connection.twin {
-        Ok(twin) => Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.epoch, twin.stand_in)),
+        Ok(twin) => {
+            Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.agreed.renames_over(), twin.stand_in))
+        }
         Err(reason) => Err(reason.clone()),
     };
     let table = Table::resume(known);
@@ -125,9 +134,13 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         objects.generation(&tree.shown)?,
         table,
         Handles::resume(kernel.next_handle, open),
-        connection.acls,
         connection.ask_opens,
     );
+    let covered = kernel.covered.iter().map(|(parent, name, path, node)| {
+        let cover = Cover { path: path.0.clone(), node: objects.node(*node)? };
+        Ok(((*parent, name.0.clone()), cover))
+    });
+    shared.announced.cover(covered.collect::<Result<_, StateError>>()?);
     let _ = shared.agreed.set(connection.agreed);
     shared.passthrough = shared.passes();
     shared.stale.store(kernel.stale, std::sync::atomic::Ordering::Relaxed);
@@ -138,7 +151,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     let connection = Resumed {
         fuse: unpack::descriptor(connection.fuse)?,
         agreed: connection.agreed,
-        epoch: connection.epoch,
+        number: connection.device,
         twin,
     };
     Ok(Resumable { shared, inodes: objects.inodes(tree)?, connection, before })

@@ -37,7 +37,7 @@ use crate::hooks::Outcome;
 use crate::table::Way;
 
 /// The only format so far.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// The number of a descriptor that is inherited.
 pub(crate) type Fd = RawFd;
@@ -83,10 +83,7 @@ pub(crate) struct Connection {
     pub(crate) agreed: Agreed,
     /// The private clone, or why there is none.
     pub(crate) twin: Result<Twin, String>,
-    /// Whether the kernel drops all names in one step.
-    pub(crate) epoch: bool,
     pub(crate) ask_opens: bool,
-    pub(crate) acls: bool,
 }
 
 /// What kernel and program told each other at the mount. The kernel asks once, so it holds for all
@@ -98,6 +95,13 @@ pub(crate) struct Agreed {
     pub(crate) minor: u32,
     /// `FUSE_*` flags that were asked for and granted.
     pub(crate) taken: u64,
+}
+
+impl Agreed {
+    /// Whether the kernel asks for the target of a rename whatever it has cached: FUSE 7.37, Linux 6.1.
+    pub(crate) fn renames_over(self) -> bool {
+        (self.major, self.minor) >= (7, 37)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,6 +273,9 @@ pub(crate) struct Kernel {
     pub(crate) next_handle: u64,
     /// Open directories by handle.
     pub(crate) open_dirs: Vec<(u64, At)>,
+    /// Names that changed while something was mounted on or below them: directory, name, path, and what the kernel has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) covered: Vec<(u64, Bytes, Bytes, Node)>,
     /// A directory layer was found to differ from its scan, and is yet to be read again.
     pub(crate) stale: bool,
 }

@@ -216,7 +216,7 @@ prop_compose! {
 prop_compose! {
     fn state()(
         point in bytes(),
-        (fuse, device, flags) in any::<(Fd, u64, (bool, bool, bool))>(),
+        (fuse, device, ask_opens) in any::<(Fd, u64, bool)>(),
         (major, minor, taken) in any::<(u32, u32, u64)>(),
         twin in prop_oneof![
             any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(Twin { root, stand_in })),
@@ -225,18 +225,18 @@ prop_compose! {
         tree in tree(),
         known in vec((node(), any::<u64>()), 0..4),
         ways in vec((any::<u64>(), prop_oneof![Just(Way::Asked), any::<u32>().prop_map(Way::Passed)]), 0..3),
+        covered in vec((any::<u64>(), bytes(), bytes(), node()), 0..3),
         kernel in (any::<u64>(), vec(any::<(u64, At)>(), 0..3), any::<bool>()),
         daemon in daemon(),
     ) -> State {
-        let (epoch, ask_opens, acls) = flags;
         let agreed = Agreed { major, minor, taken };
         let (next_handle, open_dirs, stale) = kernel;
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, twin, epoch, ask_opens, acls },
+            connection: Connection { fuse, device, agreed, twin, ask_opens },
             tree,
-            kernel: Kernel { known, ways, next_handle, open_dirs, stale },
+            kernel: Kernel { known, ways, next_handle, open_dirs, covered, stale },
             daemon,
         }
     }

@@ -126,12 +126,10 @@ fn what_contradicts_itself_is_refused() {
         device: 0,
         agreed: state::Agreed::default(),
         twin: Err("none".to_owned()),
-        epoch: false,
         ask_opens: false,
-        acls: false,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
-    let kernel = Kernel { known, ways, next_handle: 7, open_dirs, stale: true };
+    let kernel = Kernel { known, ways, next_handle: 7, open_dirs, covered: Vec::new(), stale: true };
     let good = unpack(&connection, &tree, &kernel).unwrap();
     assert_eq!(good.shared.table.ways(), [(ROOT, Way::Passed(5))]);
     assert_eq!((good.shared.table.len(), good.shared.dirs.all().0), (1, 7));

@@ -46,24 +46,13 @@ pub fn linux() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Checks what is said of a mount by root: all works but what this kernel lacks, and that is said.
+/// Checks what is said of a mount by root: all works.
 #[track_caller]
 pub fn assert_all_works(abilities: &[String], reduced: &[String]) {
-    let epoch = linux() >= (6, 16);
     let able = ["device_events", "follow_directories", "inotify", "readdirplus", "prefetch", "allow_other"];
-    let wanted: std::collections::BTreeSet<&str> = able.into_iter().chain(epoch.then_some("epoch")).collect();
+    let wanted = std::collections::BTreeSet::from(able);
     assert_eq!(abilities.iter().map(String::as_str).collect::<std::collections::BTreeSet<_>>(), wanted);
-    assert_reduced_by_the_kernel(reduced);
-}
-
-/// Checks that nothing is said to be reduced but what this kernel lacks, and that this is.
-#[track_caller]
-pub fn assert_reduced_by_the_kernel(reduced: &[String]) {
-    match reduced {
-        [] => assert!(linux() >= (6, 16), "what Linux {:?} lacks is not said", linux()),
-        [names] => assert!(names.contains("Linux 6.16") && linux() < (6, 16), "{names}"),
-        more => panic!("{more:?}"),
-    }
+    assert_eq!(reduced, [] as [String; 0]);
 }
 
 /// Waits until `check` gives something; fails after 20 s.
