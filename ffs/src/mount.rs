@@ -90,7 +90,7 @@ pub struct Mount {
     /// The kernel's end of the connection, for what the notifier cannot say.
     device: Arc<OwnedFd>,
     /// What is mounted on it.
-    covers: Mutex<Covers>,
+    covers: Arc<Mutex<Covers>>,
     /// The way to tell watchers; without it they are not told.
     twin: Mutex<Result<Arc<Twin>, String>>,
     teller: Option<Teller>,
@@ -156,18 +156,18 @@ impl Mount {
         (device, number): (Arc<OwnedFd>, u64),
         twin: Result<Twin, String>,
     ) -> Self {
+        let covers = Arc::new(Mutex::new(Covers::of(number)));
         let mut twin = twin.map(Arc::new);
         let mut teller = None;
         if let Ok(clone) = &twin {
             // Without it first lookups cost what they cost.
             let _ = Prefetch::start(&shared, clone.root());
-            match Teller::start(&shared, Arc::downgrade(clone), notifier.clone()) {
+            match Teller::start(&shared, &covers, Arc::downgrade(clone), notifier.clone()) {
                 Ok(started) => teller = Some(started),
                 Err(error) => twin = Err(error.to_string()),
             }
         }
         let twin = Mutex::new(twin);
-        let covers = Mutex::new(Covers::of(number));
         Self { point, shared, inodes, notifier, device, covers, twin, teller, switching: Mutex::new(()) }
     }
 

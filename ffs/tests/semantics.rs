@@ -189,32 +189,3 @@ fn memory_goes_with_its_last_user() {
     mount.unmount().unwrap();
     session.wait().unwrap();
 }
-
-#[test]
-fn access_control_lists_are_in_force() {
-    needs_mount!("access_control_lists_are_in_force");
-    let base = tempfile::tempdir().unwrap();
-    let layer = tree(&base.path().join("l"), &[("x", "for some")]);
-    // Everything above is open: the list alone decides.
-    for path in [base.path(), &layer] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    let set = std::process::Command::new("setfacl")
-        .args(["-m", "u:4711:r,g::-,o::-,m::r"])
-        .arg(layer.join("x"))
-        .status();
-    if !set.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED access_control_lists_are_in_force: no setfacl, or a file system without lists");
-        return;
-    }
-    let mounted = Mounted::new(&["--layer", &format!("l=dir:{}", layer.display())]);
-    std::fs::set_permissions(mounted.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .unwrap();
-    let reads = |user: u32| {
-        use std::os::unix::process::CommandExt;
-        let mut cat = std::process::Command::new("cat");
-        cat.uid(user).gid(user).arg(mounted.at("x")).stderr(std::process::Stdio::null());
-        cat.output().unwrap().stdout == b"for some"
-    };
-    assert!(reads(0) && reads(4711) && !reads(4712));
-}

@@ -144,6 +144,18 @@ impl Daemon {
             .filter(|layer| !current.layers.iter().any(|have| same(have, layer)))
             .map(Arc::new)
             .collect();
+        let news: Vec<Arc<Layer>> = news
+            .into_iter()
+            .filter(|layer| match self.trust.accept([&**layer]) {
+                Ok(()) => true,
+                // Another of its class came first.
+                Err(reason) => {
+                    let (origin, reason) = (layer.origin.clone(), reason.to_string());
+                    self.log.write(Step::Refused { origin, reason });
+                    false
+                }
+            })
+            .collect();
         let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
         let Some(first) = news.first() else { return };
         let generation = first.generation.filter(|_| news.len() == 1);
@@ -246,6 +258,10 @@ impl Daemon {
                 }
             }
         }
+        if let Err(reason) = self.trust.accept(read.iter().map(|layer| &**layer)) {
+            self.follow_back(&plan.load.iter().map(|spec| spec.name.as_str()).collect());
+            return Err(reason.to_string().into());
+        }
         let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
         let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
         let generation = read.first().and_then(|layer| layer.generation).filter(|_| ops.len() == 1);
@@ -319,6 +335,8 @@ impl Daemon {
             }
         }
         let asked = std::mem::replace(&mut self.desired, asked);
+        let back = layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer)));
+        self.trust.accept_rollback(back.map(|layer| &**layer));
         self.switch("rollback", None, asked, layers);
         self.follow_desired();
         Ok(())

@@ -29,6 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use ctx_format::ClassName;
 use ctx_format::ack::{Ack, Hook};
+use ctx_format::manifest::Sha256;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -215,6 +216,7 @@ pub(crate) struct Layer {
     pub(crate) origin: String,
     pub(crate) class: Option<ClassName>,
     pub(crate) generation: Option<u64>,
+    pub(crate) vouched: Option<Sha256>,
     pub(crate) root: At,
 }
 

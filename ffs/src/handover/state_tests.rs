@@ -80,8 +80,10 @@ prop_compose! {
         (name, origin) in ("\\PC{0,8}", "\\PC{0,8}"),
         (priority, generation, root) in any::<(u16, Option<u64>, At)>(),
         class in option::of(class()),
+        vouched in option::of("[0-9a-f]{64}"),
     ) -> Layer {
-        Layer { name, priority, origin, class, generation, root }
+        let vouched = vouched.map(|digest| digest.parse().unwrap());
+        Layer { name, priority, origin, class, generation, vouched, root }
     }
 }
 
@@ -292,8 +294,8 @@ proptest! {
 #[test]
 fn another_format_is_refused_by_its_first_line() {
     let read = |text: &str| State::read(text.as_bytes()).unwrap_err().to_string();
-    assert!(read("ffs state 2\nwhatever").contains("format 2"));
-    assert!(read("ffs state 2\nwhatever").contains("restart the mount"));
+    assert!(read("ffs state 1\nwhatever").contains("format 1"));
+    assert!(read("ffs state 1\nwhatever").contains("restart the mount"));
     assert!(read("{}").contains("not a state"));
     assert!(read("ffs state x\n{}").contains("not a state"));
     assert!(read(&format!("ffs state {FORMAT}\n{{}}")).contains("missing field"));

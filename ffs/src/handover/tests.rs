@@ -18,7 +18,7 @@ fn layer(name: &str, priority: u16, entries: Vec<(&str, LayerNode)>) -> Arc<Laye
     let entries = entries.into_iter().map(|(name, node)| (name.as_bytes().into(), node)).collect();
     let root = Arc::new(LayerDir { entries, ..LayerDir::new(Meta::bare_dir()) });
     let (name, origin) = (name.to_owned(), format!("iso:/{name}"));
-    Arc::new(Layer { name, priority, origin, class: None, generation: Some(1), root })
+    Arc::new(Layer { name, priority, origin, class: None, generation: Some(1), vouched: None, root })
 }
 
 fn layers() -> Vec<Arc<Layer>> {

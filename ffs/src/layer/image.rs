@@ -56,7 +56,7 @@ pub fn layer(
 ) -> Result<(Layer, Option<Claim>), ImageError> {
     let index = read::index(image.bytes())?;
     let image = Arc::new(image);
-    if let Some(Checked { manifest, .. }) = trust.admit(&index, image.bytes())? {
+    if let Some((Checked { manifest, .. }, vouched)) = trust.admit(&index, image.bytes())? {
         let empty = Entry { name: DATA_DIR.into(), ..empty_dir() };
         let data = index.root.get(DATA_DIR).unwrap_or(&empty);
         let layer = Layer {
@@ -65,6 +65,7 @@ pub fn layer(
             origin: origin.to_owned(),
             class: Some(manifest.class.clone()),
             generation: Some(manifest.generation),
+            vouched,
             root: tree(data, &image),
         };
         return Ok((layer, Some(Claim { class: manifest.class, generation: manifest.generation })));
@@ -76,6 +77,7 @@ pub fn layer(
         origin: origin.to_owned(),
         class: None,
         generation: None,
+        vouched: None,
         root: tree(&index.root, &image),
     };
     Ok((layer, None))
