@@ -17,13 +17,16 @@ use crate::diff::{Change, Diff, What};
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
+use crate::kernel::guard::{self, Guard};
+use crate::kernel::mounting;
+pub use crate::kernel::mounting::Restrictions;
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
 use crate::prefetch::Prefetch;
 use crate::projection::Projection;
 use crate::sys;
 use crate::teller::{News, Teller};
-use crate::watch::Twin;
+use crate::watch::PrivateMount;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
 /// ([`readers`](crate::readers)). The kernel wakes one at a time, so the others cost nothing.
@@ -39,6 +42,10 @@ const TOGETHER: usize = 2;
 /// What programs have to do with on kernels that cannot drop all names in one step, for `status`.
 const ONE_AFTER_ANOTHER: &str = "cached names are dropped one after the other, and not in one step as from Linux 6.16: during \
                                  a switch of several a program may see one as it is and then another as it was";
+
+/// What is to be known of a mount of an older program, for `status`.
+const WAS_WRITABLE: &str = "an older ffs made this mount, and for a moment it was writable: copies of it in other mount \
+                            namespaces may still be (unmount it and mount it again)";
 
 /// A name that nobody asks for, and that the kernel thus does not know. One that it knows makes it ask for the directory's
 /// attributes besides, which is a request of the first program that looks.
@@ -68,12 +75,14 @@ pub struct Abilities {
 }
 
 /// How a mount is made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// What is shown in place of the tree itself.
     pub projection: Option<Projection>,
     /// The kernel reads large files of directory layers by itself, where it can and we are root; each open is then a request.
     pub passthrough: bool,
+    /// What it forbids.
+    pub restrictions: Restrictions,
 }
 
 /// Why a mount failed.
@@ -108,7 +117,11 @@ pub struct Mount {
     /// Whether the kernel drops all names in one step.
     epoch: bool,
     /// The way to tell watchers; without it they are not told.
-    twin: Mutex<Result<Arc<Twin>, String>>,
+    private: Mutex<Result<Arc<PrivateMount>, String>>,
+    /// Keeps the mount read-only.
+    guard: Guard,
+    /// Whether it was so from the first moment.
+    never_writable: bool,
     teller: Option<Teller>,
     /// One switch at a time.
     switching: Mutex<()>,
@@ -153,27 +166,39 @@ impl Mount {
         if options.projection == Some(Projection::Kubernetes) {
             generation = generation.projected(&inodes, SystemTime::now());
         }
-        let shared = Arc::new(Shared::new(generation, options.passthrough));
-        let mut config = config();
-        config.mount_options = vec![
-            MountOption::FSName("ffs".to_owned()),
-            MountOption::Subtype("ffs".to_owned()),
-            MountOption::DefaultPermissions,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-            MountOption::NoAtime,
-        ];
         let error = |source| MountError::Mount { point: point.clone(), source };
-        let session = fuser::Session::new(Ffs(shared.clone()), &point, &config).map_err(error)?;
+        let everybody = config().acl == SessionACL::All;
+        let detached = mounting::make(&point, everybody, &options.restrictions);
+        let detached = match detached {
+            Err(source) if !matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::ENOSYS)) => {
+                return Err(error(source));
+            }
+            other => other,
+        };
+        let users_mount = detached.is_err() && !nix::unistd::geteuid().is_root();
+        let shared = Arc::new(Shared::new(generation, options.passthrough, users_mount));
+        let ffs = Ffs(shared.clone());
+        let (session, detached) = match detached {
+            Ok((fuse, detached)) => {
+                (fuser::Session::from_fd(ffs, fuse, config().acl, config()).map_err(error)?, Ok(detached))
+            }
+            Err(why) => {
+                let config = mounted_by_others(users_mount, &options.restrictions).map_err(error)?;
+                (fuser::Session::new(ffs, &point, &config).map_err(error)?, Err(no_private(users_mount, &why)))
+            }
+        };
         let notifier = session.notifier();
         let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
         let _ = shared.connection.set(device.clone());
         let epoch = sys::inc_epoch(&device).is_ok();
         let session = Session::run(session).map_err(error)?;
+        let private = match detached {
+            // Linux 6.16 has what came with 6.1.
+            Ok(detached) => Ok(PrivateMount::new(detached.attach(&point).map_err(error)?, epoch)),
+            Err(why) => Err(why),
+        };
         read_ahead(&point);
-        // Linux 6.16 has what came with 6.1.
-        let twin = Twin::of(&point, epoch).map_err(|error| error.to_string());
-        Ok((Self::of(point, shared, inodes, notifier, (device, epoch), twin), session))
+        Ok((Self::of(point, shared, inodes, notifier, (device, epoch), private, true), session))
     }
 
     fn of(
@@ -182,20 +207,37 @@ impl Mount {
         inodes: Inodes,
         notifier: Notifier,
         (device, epoch): (Arc<OwnedFd>, bool),
-        twin: Result<Twin, String>,
+        private: Result<PrivateMount, String>,
+        never_writable: bool,
     ) -> Self {
-        let mut twin = twin.map(Arc::new);
+        let mut private = private.map(Arc::new);
         let mut teller = None;
-        if let Ok(clone) = &twin {
+        if let Ok(mount) = &private {
             // Without it first lookups cost what they cost.
-            let _ = Prefetch::start(&shared, clone.root());
-            match Teller::start(&shared, Arc::downgrade(clone), notifier.clone()) {
+            let _ = Prefetch::start(&shared, mount.root());
+            match Teller::start(&shared, Arc::downgrade(mount), notifier.clone()) {
                 Ok(started) => teller = Some(started),
-                Err(error) => twin = Err(error.to_string()),
+                Err(error) => private = Err(error.to_string()),
             }
         }
-        let twin = Mutex::new(twin);
-        Self { point, shared, inodes, notifier, device, epoch, twin, teller, switching: Mutex::new(()) }
+        if let Err(error) = shared.refused.start(notifier.clone()) {
+            tracing::warn!(%error, "writes are refused, but what they leave in the cache is not dropped");
+        }
+        let private = Mutex::new(private);
+        let (guard, switching) = (Guard::default(), Mutex::new(()));
+        Self {
+            point,
+            shared,
+            inodes,
+            notifier,
+            device,
+            epoch,
+            private,
+            guard,
+            never_writable,
+            teller,
+            switching,
+        }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -208,7 +250,7 @@ impl Mount {
         inodes: Inodes,
         connection: Resumed,
     ) -> Result<(Self, Session), MountError> {
-        let Resumed { fuse, agreed, epoch, twin } = connection;
+        let Resumed { fuse, agreed, epoch, private, never_writable } = connection;
         let error = |source| MountError::Mount { point: point.clone(), source };
         let shared = Arc::new(shared);
         let fuse = Arc::new(fuse);
@@ -216,7 +258,7 @@ impl Mount {
         let session = handover::session(Ffs(shared.clone()), &fuse, &agreed, config()).map_err(error)?;
         let notifier = session.notifier();
         let session = Session::run(session).map_err(error)?;
-        Ok((Self::of(point, shared, inodes, notifier, (fuse, epoch), twin), session))
+        Ok((Self::of(point, shared, inodes, notifier, (fuse, epoch), private, never_writable), session))
     }
 
     /// What the handlers share, and the numbers that they gave out.
@@ -224,9 +266,19 @@ impl Mount {
         (&self.shared, &self.inodes)
     }
 
-    /// Runs something with the private clone, or why there is none.
-    pub(crate) fn with_twin<T>(&self, run: impl FnOnce(&Result<Arc<Twin>, String>) -> T) -> T {
-        run(&self.twin.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs something with the private mount, or why there is none.
+    pub(crate) fn with_private<T>(&self, run: impl FnOnce(&Result<Arc<PrivateMount>, String>) -> T) -> T {
+        run(&self.private.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether fusermount3 made it for a user: the kernel does not hold it read-only.
+    pub fn is_users(&self) -> bool {
+        self.shared.users_mount
+    }
+
+    /// Whether the mount that everybody sees was read-only from the first moment.
+    pub(crate) fn was_never_writable(&self) -> bool {
+        self.never_writable
     }
 
     /// The descriptor of the connection that nobody reads from.
@@ -238,9 +290,11 @@ impl Mount {
     #[must_use]
     pub fn without_epoch(mut self) -> Self {
         self.epoch = false;
-        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
-            twin.not_over();
-        }
+        self.with_private(|private| {
+            if let Ok(private) = private {
+                private.not_over();
+            }
+        });
         self
     }
 
@@ -254,32 +308,15 @@ impl Mount {
         self.shared.current.load_full()
     }
 
-    /// Blocks until nothing is mounted any more under this file system's device number, whoever
-    /// unmounted it: the clone for watchers would keep the session from ending by itself.
+    /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
+    /// that calls this, and until then makes read-only what somebody makes writable.
     ///
     /// # Errors
-    /// What reading `/proc/self/mountinfo` returns.
-    pub fn watch_gone(device: u64) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::io::{Read, Seek, SeekFrom};
-        let device = format!(" {}:{} ", nix::libc::major(device), nix::libc::minor(device));
-        let mut mounts = std::fs::File::open("/proc/self/mountinfo")?;
-        Ok(move || {
-            loop {
-                let mut text = String::new();
-                mounts.seek(SeekFrom::Start(0))?;
-                mounts.read_to_string(&mut text)?;
-                if !text.lines().any(|line| line.contains(&device)) {
-                    return Ok(());
-                }
-                // Mounts that came or went since the last read make this return (proc(5)).
-                let mut wait = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
-                match poll(&mut wait, PollTimeout::NONE) {
-                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        })
+    /// What opening the mount table returns.
+    pub fn watch_table(&self, device: u64) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+        // A user's mount is not the kernel's to hold read-only.
+        let guard = (!self.shared.users_mount).then(|| self.guard.clone());
+        guard::watch(device, guard)
     }
 
     /// Inodes that the kernel holds references to.
@@ -367,7 +404,7 @@ impl Mount {
             epoch: self.epoch,
             readdirplus: self.shared.readdirplus.load(std::sync::atomic::Ordering::Relaxed),
             prefetch: self.shared.prefetch.runs(),
-            events: self.twin.lock().unwrap_or_else(PoisonError::into_inner).is_ok(),
+            events: self.with_private(Result::is_ok),
             passthrough: self.shared.passes(),
             threads: THREADS,
         }
@@ -375,9 +412,15 @@ impl Mount {
 
     /// What this kernel or these privileges do not allow.
     pub fn reduced(&self) -> Vec<String> {
-        let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = twin.as_ref().err().map(|error| format!("no inotify events for changes ({error})"));
-        told.into_iter().chain((!self.epoch).then(|| ONE_AFTER_ANOTHER.to_owned())).collect()
+        let told = self.with_private(|private| {
+            private.as_ref().err().map(|error| format!("no inotify events for changes ({error})"))
+        });
+        let writable = (!self.never_writable && !self.shared.users_mount).then(|| WAS_WRITABLE.to_owned());
+        let epoch = (!self.epoch).then(|| ONE_AFTER_ANOTHER.to_owned());
+        let mut reduced: Vec<String> = told.into_iter().chain(epoch).chain(writable).collect();
+        reduced.extend(self.guard.reduced());
+        reduced.extend(self.shared.refused.reduced());
+        reduced
     }
 
     /// The inodes of what goes or is replaced that the kernel has.
@@ -481,8 +524,8 @@ impl Mount {
     /// # Errors
     /// [`MountError::Unmount`]; not when it is already unmounted.
     pub fn unmount(&self) -> Result<(), MountError> {
-        // The clone alone would keep the file system alive.
-        *self.twin.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
+        // The private mount alone would keep the file system alive.
+        *self.private.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
         // fuser 0.18.0 gives up on a busy mount and leaves a dead one behind: ours is always detached.
         let result = match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
             Err(nix::errno::Errno::EBUSY) => umount2(&self.point, MntFlags::MNT_DETACH),
@@ -510,7 +553,8 @@ pub(crate) struct Resumed {
     pub(crate) fuse: OwnedFd,
     pub(crate) agreed: Agreed,
     pub(crate) epoch: bool,
-    pub(crate) twin: Result<Twin, String>,
+    pub(crate) private: Result<PrivateMount, String>,
+    pub(crate) never_writable: bool,
 }
 
 /// How the kernel is answered.
@@ -521,6 +565,35 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
+}
+
+/// How fuser mounts where we cannot: for a user by fusermount3, or with mount(2), which attaches a mount at once, so that the file
+/// system itself must be read-only.
+fn mounted_by_others(users_mount: bool, restrictions: &Restrictions) -> io::Result<Config> {
+    let mut config = config();
+    config.mount_options = vec![
+        MountOption::FSName("ffs".to_owned()),
+        MountOption::Subtype("ffs".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+    ];
+    config.mount_options.extend((!users_mount).then_some(MountOption::RO));
+    config.mount_options.extend(restrictions.noexec.then_some(MountOption::NoExec));
+    if restrictions.nosymfollow {
+        let message = "`nosymfollow` needs Linux 5.14 and root: leave it out";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let labels = restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
+    config.mount_options.extend(labels);
+    Ok(config)
+}
+
+/// Why there is no private mount.
+fn no_private(users_mount: bool, why: &io::Error) -> String {
+    let held = if users_mount { "" } else { ", so the file system itself is read-only" };
+    format!("a second, private mount needs root and Linux 5.4: {why}{held}")
 }
 
 /// Whether so many names change that all are to be dropped. Those below a directory that came or went are reached through

@@ -17,7 +17,7 @@ use fuser::Notifier;
 use crate::diff::Change;
 use crate::fs::Shared;
 use crate::sys;
-use crate::watch::{Place, Twin};
+use crate::watch::{Place, PrivateMount};
 
 /// Up to so many names are told before the request that changed them is answered.
 pub(crate) const SOON: usize = 128;
@@ -99,7 +99,7 @@ impl Teller {
     ///
     /// # Errors
     /// What starting a thread returns.
-    pub(crate) fn start(shared: &Arc<Shared>, twin: Weak<Twin>, notifier: Notifier) -> std::io::Result<Self> {
+    pub(crate) fn start(shared: &Arc<Shared>, twin: Weak<PrivateMount>, notifier: Notifier) -> std::io::Result<Self> {
         let (to, from) = channel();
         let behind = Arc::new(Behind::default());
         let (shared, left) = (Arc::downgrade(shared), behind.clone());
@@ -142,7 +142,7 @@ impl Teller {
 fn serve(
     from: &Receiver<Job>,
     shared: &Weak<Shared>,
-    twin: &Weak<Twin>,
+    twin: &Weak<PrivateMount>,
     notifier: &Notifier,
     behind: &Behind,
 ) {
@@ -153,7 +153,7 @@ fn serve(
         if changes.len() > SOON
             && let Some(shared) = shared.upgrade()
         {
-            Twin::forget(changes, &shared, notifier);
+            PrivateMount::forget(changes, &shared, notifier);
         }
         for change in changes.iter() {
             let again = behind.last().again(change, number);

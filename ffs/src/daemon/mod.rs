@@ -210,7 +210,11 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let options = Options { projection: config.projection, passthrough: config.passthrough };
+    let options = Options {
+        projection: config.projection,
+        passthrough: config.passthrough,
+        restrictions: config.restrictions(),
+    };
     let (mount, session) = Mount::with(point, layers, options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
@@ -221,7 +225,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = Mount::watch_gone(number)?;
+        let gone = mount.watch_table(number)?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -396,6 +400,11 @@ impl Daemon {
     }
 
     fn session_ended(&self, result: io::Result<()>) -> Result<(), DaemonError> {
+        if result.is_err()
+            && let Err(error) = self.mount.unmount()
+        {
+            tracing::error!(%error, "a mount is left that nobody answers for");
+        }
         self.log.write(Step::Unmounted);
         result.map_err(|source| DaemonError::System { what: "the mount ended", source })
     }

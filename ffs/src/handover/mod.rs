@@ -39,7 +39,7 @@ use crate::generation::Generation;
 use crate::merge::{Inodes, Node};
 use crate::mount::{Mount, Resumed};
 use crate::table::{Handles, Table};
-use crate::watch::Twin;
+use crate::watch::PrivateMount;
 use state::{Connection, Fd, Kernel, StateError, Tree};
 
 pub(crate) use greet::session;
@@ -62,10 +62,10 @@ pub(crate) fn pack(
     device: u64,
 ) -> (Connection, Tree, Kernel, Vec<OwnedFd>) {
     let (shared, inodes) = mount.parts();
-    let twin = mount.with_twin(|twin| match twin {
-        Ok(twin) => Ok(state::Twin {
-            root: twin.root().upgrade().map_or(-1, |root| root.as_raw_fd()),
-            stand_in: twin.stand_in(),
+    let private = mount.with_private(|private| match private {
+        Ok(private) => Ok(state::PrivateMount {
+            root: private.root().upgrade().map_or(-1, |root| root.as_raw_fd()),
+            stand_in: private.stand_in(),
         }),
         Err(reason) => Err(reason.clone()),
     });
@@ -73,9 +73,10 @@ pub(crate) fn pack(
         fuse,
         device,
         agreed: shared.agreed.get().copied().unwrap_or_default(),
-        twin,
+        private,
         epoch: mount.abilities().epoch,
-        ask_opens: shared.ask_opens,
+        users_mount: shared.users_mount,
+        never_writable: mount.was_never_writable(),
         acls: shared.acls,
     };
     // Held until the end: addresses stand for objects as long as these live.
@@ -111,8 +112,11 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     }
     let open = kernel.open_dirs.iter().map(|(handle, dir)| Ok((*handle, Mutex::new(objects.dir(*dir)?))));
     let open = open.collect::<Result<Vec<_>, StateError>>()?;
-    let twin = match &connection.twin {
-        Ok(twin) => Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.epoch, twin.stand_in)),
+    let private = match &connection.private {
+        Ok(private) => {
+            let root = unpack::descriptor(private.root)?;
+            Ok(PrivateMount::resume(root, connection.epoch, private.stand_in))
+        }
         Err(reason) => Err(reason.clone()),
     };
     let table = Table::resume(known);
@@ -126,7 +130,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         table,
         Handles::resume(kernel.next_handle, open),
         connection.acls,
-        connection.ask_opens,
+        connection.users_mount,
     );
     let _ = shared.agreed.set(connection.agreed);
     shared.passthrough = shared.passes();
@@ -139,7 +143,8 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         fuse: unpack::descriptor(connection.fuse)?,
         agreed: connection.agreed,
         epoch: connection.epoch,
-        twin,
+        private,
+        never_writable: connection.never_writable,
     };
     Ok(Resumable { shared, inodes: objects.inodes(tree)?, connection, before })
 }

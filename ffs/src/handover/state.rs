@@ -7,7 +7,7 @@
 //!
 //! | part | holds |
 //! |---|---|
-//! | [`Connection`] | the kernel's end: `/dev/fuse`, the private clone, what was agreed on at the mount |
+//! | [`Connection`] | the kernel's end: `/dev/fuse`, the private mount, what was agreed on at the mount |
 //! | [`Tree`] | everything that layers and generations are made of, each object once |
 //! | [`Kernel`] | what the kernel knows: inodes with its references, open directories |
 //! | [`Daemon`] | what the loop knows: what was asked for, drives, deadlines, hooks, trust |
@@ -81,11 +81,18 @@ pub(crate) struct Connection {
     /// The number of the mounted device.
     pub(crate) device: u64,
     pub(crate) agreed: Agreed,
-    /// The private clone, or why there is none.
-    pub(crate) twin: Result<Twin, String>,
+    /// The private mount, or why there is none.
+    #[serde(rename = "twin")]
+    pub(crate) private: Result<PrivateMount, String>,
     /// Whether the kernel drops all names in one step.
     pub(crate) epoch: bool,
-    pub(crate) ask_opens: bool,
+    /// Whether fusermount3 mounted it for a user.
+    #[serde(rename = "ask_opens")]
+    pub(crate) users_mount: bool,
+    /// Whether the mount that everybody sees was read-only from the first moment; false where an
+    /// older program mounted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) never_writable: bool,
     pub(crate) acls: bool,
 }
 
@@ -102,7 +109,7 @@ pub(crate) struct Agreed {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Twin {
+pub(crate) struct PrivateMount {
     pub(crate) root: Fd,
     /// The number of the next stand-in.
     pub(crate) stand_in: u64,
@@ -405,9 +412,9 @@ impl State {
             Content::Held(fd, _) => Some(*fd),
             _ => None,
         });
-        let twin = connection.twin.as_ref().ok().map(|twin| twin.root);
+        let private = connection.private.as_ref().ok().map(|private| private.root);
         let port = daemon.ack.as_ref().and_then(|ack| ack.port.as_ref()).map(|port| port.fd);
-        let some = [twin, port, daemon.log, daemon.uevents, daemon.control.asker].into_iter().flatten();
+        let some = [private, port, daemon.log, daemon.uevents, daemon.control.asker].into_iter().flatten();
         let always = [connection.fuse, daemon.control.listener];
         always
             .into_iter()

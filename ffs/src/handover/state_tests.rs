@@ -216,10 +216,10 @@ prop_compose! {
 prop_compose! {
     fn state()(
         point in bytes(),
-        (fuse, device, flags) in any::<(Fd, u64, (bool, bool, bool))>(),
+        (fuse, device, flags) in any::<(Fd, u64, (bool, bool, bool, bool))>(),
         (major, minor, taken) in any::<(u32, u32, u64)>(),
-        twin in prop_oneof![
-            any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(Twin { root, stand_in })),
+        private in prop_oneof![
+            any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(PrivateMount { root, stand_in })),
             "\\PC{0,9}".prop_map(Err),
         ],
         tree in tree(),
@@ -228,13 +228,13 @@ prop_compose! {
         kernel in (any::<u64>(), vec(any::<(u64, At)>(), 0..3), any::<bool>()),
         daemon in daemon(),
     ) -> State {
-        let (epoch, ask_opens, acls) = flags;
+        let (epoch, users_mount, acls, never_writable) = flags;
         let agreed = Agreed { major, minor, taken };
         let (next_handle, open_dirs, stale) = kernel;
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, twin, epoch, ask_opens, acls },
+            connection: Connection { fuse, device, agreed, private, epoch, users_mount, never_writable, acls },
             tree,
             kernel: Kernel { known, ways, next_handle, open_dirs, stale },
             daemon,

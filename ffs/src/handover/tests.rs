@@ -125,9 +125,10 @@ fn what_contradicts_itself_is_refused() {
         fuse: fuse.as_raw_fd(),
         device: 0,
         agreed: state::Agreed::default(),
-        twin: Err("none".to_owned()),
+        private: Err("none".to_owned()),
         epoch: false,
-        ask_opens: false,
+        users_mount: false,
+        never_writable: true,
         acls: false,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);

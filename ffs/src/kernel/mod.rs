@@ -1,0 +1,11 @@
+//! What this program does with the kernel's mounts, apart from the FUSE session.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`mountinfo`] | the mount table, read as bytes; pure |
+//! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
+//! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
+
+pub(crate) mod guard;
+pub mod mountinfo;
+pub mod mounting;
