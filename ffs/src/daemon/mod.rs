@@ -400,12 +400,13 @@ impl Daemon {
     }
 
     fn session_ended(&self, result: io::Result<()>) -> Result<(), DaemonError> {
-        if result.is_err()
-            && let Err(error) = self.mount.unmount()
-        {
+        // Not unmounted by anybody: then it is for us to do, since nobody answers for it any more.
+        let cut = crate::kernel::guard::is_mounted(self.mount.point(), self.number);
+        if cut && let Err(error) = self.mount.unmount() {
             tracing::error!(%error, "a mount is left that nobody answers for");
         }
         self.log.write(Step::Unmounted);
+        let result = if cut { result.and(Err(io::Error::other("the kernel's connection was cut"))) } else { result };
         result.map_err(|source| DaemonError::System { what: "the mount ended", source })
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -84,7 +84,7 @@ pub(crate) fn watch(
     device: u64,
     guard: Option<Guard>,
 ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
-    let device = (nix::libc::major(device).into(), nix::libc::minor(device).into());
+    let device = numbers(device);
     let mut table = File::open("/proc/thread-self/mountinfo")?;
     Ok(move || {
         loop {
@@ -106,6 +106,19 @@ pub(crate) fn watch(
             }
         }
     })
+}
+
+/// Whether a file system is mounted at a place, and nothing over it, as this thread sees it. Does not ask the file system.
+pub(crate) fn is_mounted(point: &Path, device: u64) -> bool {
+    std::fs::read("/proc/thread-self/mountinfo").is_ok_and(|table| {
+        let top = mountinfo::parse(&table).filter(|entry| entry.point == point).last();
+        top.is_some_and(|entry| entry.device == numbers(device))
+    })
+}
+
+/// Major and minor number, as they are in the table.
+fn numbers(device: u64) -> (u64, u64) {
+    (nix::libc::major(device).into(), nix::libc::minor(device).into())
 }
 
 /// Makes one mount read-only and leaves its other flags as they are.
