@@ -113,6 +113,15 @@ pub(crate) struct MountArgs {
     /// the disk, without a copy in memory, and each open of any file slower (Linux 6.9, root).
     #[arg(long)]
     pub(crate) passthrough: bool,
+    /// Let no file of the mount be executed.
+    #[arg(long)]
+    pub(crate) noexec: bool,
+    /// Let no symbolic link of the mount be followed (Linux 5.14, root).
+    #[arg(long)]
+    pub(crate) nosymfollow: bool,
+    /// A mount option of a security module (`context=…`), as in mount(8).
+    #[arg(long = "label", value_name = "NAME=VALUE", hide = true, value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
     /// Append what happens, as JSON lines.
     #[arg(long, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,
@@ -121,6 +130,11 @@ pub(crate) struct MountArgs {
     pub(crate) foreground: bool,
     #[command(flatten)]
     pub(crate) at: At,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Args)]

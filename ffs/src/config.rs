@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ack::AckMode;
+use crate::kernel::mounting::Restrictions;
 use crate::layer::device::DEFAULT_LIMIT;
 use crate::projection::Projection;
 
@@ -56,6 +57,15 @@ pub struct Config {
     pub projection: Option<Projection>,
     /// The kernel reads large files of directory layers by itself (Linux 6.9, root), and asks for each open.
     pub passthrough: bool,
+    /// No file of the mount can be executed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub noexec: bool,
+    /// No symbolic link of the mount is followed (Linux 5.14, root).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nosymfollow: bool,
+    /// Mount options of a security module, like `context=…`; from mount(8) alone.
+    #[serde(skip)]
+    pub labels: Vec<(String, String)>,
 }
 
 impl Default for Config {
@@ -76,6 +86,9 @@ impl Default for Config {
             ack: AckMode::default(),
             projection: None,
             passthrough: false,
+            noexec: false,
+            nosymfollow: false,
+            labels: Vec::new(),
         }
     }
 }
@@ -150,6 +163,12 @@ impl Config {
     /// How long the layer of a device that is gone is still shown.
     pub fn keep_removed(&self) -> Option<Duration> {
         self.keep_removed_ms.map(Duration::from_millis)
+    }
+
+    /// What the mount forbids.
+    pub fn restrictions(&self) -> Restrictions {
+        let Self { noexec, nosymfollow, labels, .. } = self;
+        Restrictions { noexec: *noexec, nosymfollow: *nosymfollow, labels: labels.clone() }
     }
 
     /// Reads a configuration file.

@@ -20,6 +20,7 @@
 //! | `watch` | real inotify events for what changed |
 //! | `teller` | the thread that gives them, behind the switches |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
+//! | [`kernel`] | mounts: how they are made, watched and read from the mount table |
 //! | `attrs` | extended attributes that tell of the mount and take commands; pure |
 //! | [`fstab`] | what mount(8) tells its helper; pure |
 //! | [`hooks`] | what is run when paths change |
@@ -49,7 +50,7 @@ pub mod fstab;
 pub mod generation;
 mod handover;
 pub mod hooks;
-mod kernel;
+pub mod kernel;
 pub mod layer;
 pub mod memory;
 pub mod merge;

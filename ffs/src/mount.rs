@@ -19,14 +19,16 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
 use crate::kernel::covers::Covers;
-use crate::kernel::mountinfo::rows;
+use crate::kernel::guard::{self, Guard};
+use crate::kernel::mounting;
+pub use crate::kernel::mounting::Restrictions;
 use crate::layer::Layer;
 use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
 use crate::projection::Projection;
 use crate::sys;
 use crate::teller::Teller;
-use crate::watch::Twin;
+use crate::watch::PrivateMount;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
 /// ([`readers`](crate::readers)). The kernel wakes one at a time, so the others cost nothing.
@@ -52,12 +54,14 @@ pub struct Abilities {
 }
 
 /// How a mount is made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// What is shown in place of the tree itself.
     pub projection: Option<Projection>,
     /// The kernel reads large files of directory layers by itself, where it can and we are root; each open is then a request.
     pub passthrough: bool,
+    /// What it forbids.
+    pub restrictions: Restrictions,
 }
 
 /// Why a mount failed.
@@ -92,7 +96,9 @@ pub struct Mount {
     /// What is mounted on it.
     covers: Arc<Mutex<Covers>>,
     /// The way to tell watchers; without it they are not told.
-    twin: Mutex<Result<Arc<Twin>, String>>,
+    private: Mutex<Result<Arc<PrivateMount>, String>>,
+    /// Keeps the mount read-only.
+    guard: Guard,
     teller: Option<Teller>,
     /// One switch at a time.
     switching: Mutex<()>,
@@ -126,26 +132,43 @@ impl Mount {
         if options.projection == Some(Projection::Kubernetes) {
             generation = generation.projected(&inodes, SystemTime::now());
         }
-        let shared = Arc::new(Shared::new(generation, options.passthrough));
-        let mut config = config();
-        config.mount_options = vec![
-            MountOption::FSName("ffs".to_owned()),
-            MountOption::Subtype("ffs".to_owned()),
-            MountOption::DefaultPermissions,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-            MountOption::NoAtime,
-        ];
         let error = |source| MountError::Mount { point: point.clone(), source };
-        let session = fuser::Session::new(Ffs(shared.clone()), &point, &config).map_err(error)?;
+        let everybody = config().acl == SessionACL::All;
+        let detached = mounting::make(&point, everybody, &options.restrictions);
+        let detached = match detached {
+            Err(source) if !matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::ENOSYS)) => {
+                return Err(error(source));
+            }
+            other => other,
+        };
+        let users_mount = detached.is_err() && !nix::unistd::geteuid().is_root();
+        let shared = Arc::new(Shared::new(generation, options.passthrough, users_mount));
+        let ffs = Ffs(shared.clone());
+        let (session, detached) = match detached {
+            Ok((fuse, detached)) => {
+                (fuser::Session::from_fd(ffs, fuse, config().acl, config()).map_err(error)?, Ok(detached))
+            }
+            Err(why) => {
+                let config = mounted_by_others(users_mount, &options.restrictions).map_err(error)?;
+                (
+                    fuser::Session::new(ffs, &point, &config).map_err(error)?,
+                    Err(no_private(users_mount, &why)),
+                )
+            }
+        };
         let notifier = session.notifier();
         let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
         let _ = shared.connection.set(device.clone());
         let session = Session::run(session).map_err(error)?;
+        let private = match detached {
+            Ok(detached) => {
+                Ok(PrivateMount::new(detached.attach(&point).map_err(error)?, shared.renames_over()))
+            }
+            Err(why) => Err(why),
+        };
         read_ahead(&point);
-        let twin = Twin::of(&point, shared.renames_over()).map_err(|error| error.to_string());
         let number = std::fs::metadata(&point).map_err(error)?.dev();
-        Ok((Self::of(point, shared, inodes, notifier, (device, number), twin), session))
+        Ok((Self::of(point, shared, inodes, notifier, (device, number), private), session))
     }
 
     fn of(
@@ -154,21 +177,25 @@ impl Mount {
         inodes: Inodes,
         notifier: Notifier,
         (device, number): (Arc<OwnedFd>, u64),
-        twin: Result<Twin, String>,
+        private: Result<PrivateMount, String>,
     ) -> Self {
         let covers = Arc::new(Mutex::new(Covers::of(number)));
-        let mut twin = twin.map(Arc::new);
+        let mut private = private.map(Arc::new);
         let mut teller = None;
-        if let Ok(clone) = &twin {
+        if let Ok(mount) = &private {
             // Without it first lookups cost what they cost.
-            let _ = Prefetch::start(&shared, clone.root());
-            match Teller::start(&shared, &covers, Arc::downgrade(clone), notifier.clone()) {
+            let _ = Prefetch::start(&shared, mount.root());
+            match Teller::start(&shared, &covers, Arc::downgrade(mount), notifier.clone()) {
                 Ok(started) => teller = Some(started),
-                Err(error) => twin = Err(error.to_string()),
+                Err(error) => private = Err(error.to_string()),
             }
         }
-        let twin = Mutex::new(twin);
-        Self { point, shared, inodes, notifier, device, covers, twin, teller, switching: Mutex::new(()) }
+        if let Err(error) = shared.refused.start(notifier.clone()) {
+            tracing::warn!(%error, "writes are refused, but what they leave in the cache is not dropped");
+        }
+        let private = Mutex::new(private);
+        let (guard, switching) = (Guard::default(), Mutex::new(()));
+        Self { point, shared, inodes, notifier, device, covers, private, guard, teller, switching }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -181,7 +208,7 @@ impl Mount {
         inodes: Inodes,
         connection: Resumed,
     ) -> Result<(Self, Session), MountError> {
-        let Resumed { fuse, number, agreed, twin } = connection;
+        let Resumed { fuse, number, agreed, private } = connection;
         let error = |source| MountError::Mount { point: point.clone(), source };
         let shared = Arc::new(shared);
         let fuse = Arc::new(fuse);
@@ -189,7 +216,7 @@ impl Mount {
         let session = handover::session(Ffs(shared.clone()), &fuse, &agreed, config()).map_err(error)?;
         let notifier = session.notifier();
         let session = Session::run(session).map_err(error)?;
-        Ok((Self::of(point, shared, inodes, notifier, (fuse, number), twin), session))
+        Ok((Self::of(point, shared, inodes, notifier, (fuse, number), private), session))
     }
 
     /// What the handlers share, and the numbers that they gave out.
@@ -197,9 +224,14 @@ impl Mount {
         (&self.shared, &self.inodes)
     }
 
-    /// Runs something with the private clone, or why there is none.
-    pub(crate) fn with_twin<T>(&self, run: impl FnOnce(&Result<Arc<Twin>, String>) -> T) -> T {
-        run(&self.twin.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs something with the private mount, or why there is none.
+    pub(crate) fn with_private<T>(&self, run: impl FnOnce(&Result<Arc<PrivateMount>, String>) -> T) -> T {
+        run(&self.private.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether fusermount3 made it for a user: the kernel does not hold it read-only.
+    pub fn is_users(&self) -> bool {
+        self.shared.users_mount
     }
 
     /// The descriptor of the connection that nobody reads from.
@@ -210,9 +242,11 @@ impl Mount {
     /// Tells watchers as on a kernel before Linux 6.1, for tests.
     #[must_use]
     pub fn as_on_older_kernels(self) -> Self {
-        if let Ok(twin) = &*self.twin.lock().unwrap_or_else(PoisonError::into_inner) {
-            twin.not_over();
-        }
+        self.with_private(|private| {
+            if let Ok(private) = private {
+                private.not_over();
+            }
+        });
         self
     }
 
@@ -226,38 +260,19 @@ impl Mount {
         self.shared.current.load_full()
     }
 
-    /// Blocks until nothing is mounted any more under this file system's device number, whoever
-    /// unmounted it: the clone for watchers would keep the session from ending by itself.
-    ///
-    /// Calls `changed` whenever mounts came or went.
+    /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
+    /// that calls this, and until then makes read-only what somebody makes writable. It calls `changed` whenever mounts came or went.
     ///
     /// # Errors
-    /// What reading `/proc/self/mountinfo` returns.
-    pub fn watch_gone(
+    /// What opening the mount table returns.
+    pub fn watch_table(
+        &self,
         device: u64,
         changed: impl Fn() + Send + 'static,
     ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::io::{Read, Seek, SeekFrom};
-        let device = (u64::from(nix::libc::major(device)), u64::from(nix::libc::minor(device)));
-        let mut mounts = std::fs::File::open("/proc/self/mountinfo")?;
-        Ok(move || {
-            loop {
-                let mut table = Vec::new();
-                mounts.seek(SeekFrom::Start(0))?;
-                mounts.read_to_end(&mut table)?;
-                if !rows(&table).any(|row| row.device == device) {
-                    return Ok(());
-                }
-                changed();
-                // Mounts that came or went since the last read make this return (proc(5)).
-                let mut wait = [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)];
-                match poll(&mut wait, PollTimeout::NONE) {
-                    Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        })
+        // A user's mount is not the kernel's to hold read-only.
+        let guard = (!self.shared.users_mount).then(|| self.guard.clone());
+        guard::watch(device, guard, changed)
     }
 
     /// Inodes that the kernel holds references to.
@@ -307,7 +322,7 @@ impl Mount {
         Abilities {
             readdirplus: self.shared.readdirplus.load(std::sync::atomic::Ordering::Relaxed),
             prefetch: self.shared.prefetch.runs(),
-            events: self.twin.lock().unwrap_or_else(PoisonError::into_inner).is_ok(),
+            events: self.with_private(Result::is_ok),
             passthrough: self.shared.passes(),
             threads: THREADS,
         }
@@ -315,9 +330,13 @@ impl Mount {
 
     /// What this kernel or these privileges do not allow.
     pub fn reduced(&self) -> Vec<String> {
-        let twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = twin.as_ref().err().map(|error| format!("no inotify events for changes ({error})"));
-        told.into_iter().collect()
+        let told = self.with_private(|private| {
+            private.as_ref().err().map(|error| format!("no inotify events for changes ({error})"))
+        });
+        let mut reduced: Vec<String> = told.into_iter().collect();
+        reduced.extend(self.guard.reduced());
+        reduced.extend(self.shared.refused.reduced());
+        reduced
     }
 
     /// Unmounts. What is still open keeps working until the program ends.
@@ -325,8 +344,8 @@ impl Mount {
     /// # Errors
     /// [`MountError::Unmount`]; not when it is already unmounted.
     pub fn unmount(&self) -> Result<(), MountError> {
-        // The clone alone would keep the file system alive.
-        *self.twin.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
+        // The private mount alone would keep the file system alive.
+        *self.private.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
         // fuser 0.18.0 gives up on a busy mount and leaves a dead one behind: ours is always detached.
         let result = match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
             Err(nix::errno::Errno::EBUSY) => umount2(&self.point, MntFlags::MNT_DETACH),
@@ -352,10 +371,10 @@ impl Mount {
 /// What another program left of a connection with the kernel.
 pub(crate) struct Resumed {
     pub(crate) fuse: OwnedFd,
+    pub(crate) agreed: Agreed,
     /// Of the mounted device.
     pub(crate) number: u64,
-    pub(crate) agreed: Agreed,
-    pub(crate) twin: Result<Twin, String>,
+    pub(crate) private: Result<PrivateMount, String>,
 }
 
 /// How the kernel is answered.
@@ -366,6 +385,36 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
+}
+
+/// How fuser mounts where we cannot: for a user by fusermount3, or with mount(2), which attaches a mount at once, so that the file
+/// system itself must be read-only.
+fn mounted_by_others(users_mount: bool, restrictions: &Restrictions) -> io::Result<Config> {
+    let mut config = config();
+    config.mount_options = vec![
+        MountOption::FSName("ffs".to_owned()),
+        MountOption::Subtype("ffs".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+    ];
+    config.mount_options.extend((!users_mount).then_some(MountOption::RO));
+    config.mount_options.extend(restrictions.noexec.then_some(MountOption::NoExec));
+    if restrictions.nosymfollow {
+        let message = "`nosymfollow` needs Linux 5.14 and root: leave it out";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let labels =
+        restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
+    config.mount_options.extend(labels);
+    Ok(config)
+}
+
+/// Why there is no private mount.
+fn no_private(users_mount: bool, why: &io::Error) -> String {
+    let held = if users_mount { "" } else { ", so the file system itself is read-only" };
+    format!("a second, private mount needs root and Linux 5.4: {why}{held}")
 }
 
 /// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches

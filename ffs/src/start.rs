@@ -35,6 +35,9 @@ pub(crate) fn mount(args: MountArgs, command: &[OsString]) -> anyhow::Result<()>
     config.keep_removed_ms = args.keep_removed.or(config.keep_removed_ms);
     config.projection = args.projection.or(config.projection);
     config.passthrough |= args.passthrough;
+    config.noexec |= args.noexec;
+    config.nosymfollow |= args.nosymfollow;
+    config.labels.extend(args.labels);
     config.max_memory = args.max_memory.or(config.max_memory);
     config.check().map_err(anyhow::Error::msg)?;
     let Some(point) = args.mount.or_else(|| config.mount.clone()) else {

@@ -316,23 +316,6 @@ pub fn list(dir: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// A detached, private clone of a mount (`open_tree(2)` with `OPEN_TREE_CLONE`): the descriptor of
-/// its root. It is nowhere to be found by others and ends with the descriptor.
-///
-/// # Errors
-/// What `open_tree(2)` returns: `EPERM` without `CAP_SYS_ADMIN`, `ENOSYS` before Linux 5.2.
-pub fn clone_mount(point: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(point.as_os_str().as_bytes())?;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    // SAFETY: the path ends in NUL; the other arguments are integers.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    match i32::try_from(fd) {
-        // SAFETY: a new descriptor that nobody else owns.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// A descriptor of our own for what an inherited number stands for; the number itself stays open, so
 /// that another program can be given it again.
 ///

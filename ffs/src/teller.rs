@@ -18,7 +18,7 @@ use crate::diff::Change;
 use crate::fs::Shared;
 use crate::kernel::covers::Covers;
 use crate::sys;
-use crate::watch::{Place, Twin};
+use crate::watch::{Place, PrivateMount};
 
 /// Up to so many names are told before the request that changed them is answered.
 pub(crate) const SOON: usize = 128;
@@ -103,7 +103,7 @@ impl Teller {
     pub(crate) fn start(
         shared: &Arc<Shared>,
         covers: &Arc<Mutex<Covers>>,
-        twin: Weak<Twin>,
+        private: Weak<PrivateMount>,
         notifier: Notifier,
     ) -> std::io::Result<Self> {
         let (to, from) = channel();
@@ -114,7 +114,7 @@ impl Teller {
             if let Some(shared) = shared.upgrade() {
                 shared.replay.begin();
             }
-            serve(&from, &shared, &covers, &twin, &notifier, &left);
+            serve(&from, &shared, &covers, &private, &notifier, &left);
         })?;
         Ok(Self { to, behind })
     }
@@ -149,7 +149,7 @@ fn serve(
     from: &Receiver<Job>,
     shared: &Weak<Shared>,
     covers: &Mutex<Covers>,
-    twin: &Weak<Twin>,
+    private: &Weak<PrivateMount>,
     notifier: &Notifier,
     behind: &Behind,
 ) {
@@ -165,14 +165,14 @@ fn serve(
         if changes.len() > SOON
             && let Some(shared) = shared.upgrade()
         {
-            Twin::forget(changes.iter().filter(|change| !covered(change)), &shared, notifier);
+            PrivateMount::forget(changes.iter().filter(|change| !covered(change)), &shared, notifier);
         }
         for change in changes.iter() {
             let again = behind.last().again(change, number);
             // Looked for each time, so that neither is kept from going away.
-            let result = match (shared.upgrade(), twin.upgrade()) {
-                (Some(shared), Some(twin)) if !covered(change) => {
-                    twin.tell(change, again, &news, &mut place, &shared, notifier)
+            let result = match (shared.upgrade(), private.upgrade()) {
+                (Some(shared), Some(private)) if !covered(change) => {
+                    private.tell(change, again, &news, &mut place, &shared, notifier)
                 }
                 _ => Ok(()),
             };

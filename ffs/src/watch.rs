@@ -1,8 +1,8 @@
 //! Real inotify events for what a switch changed.
 //!
 //! inotify hears of what the VFS does, and a FUSE server's invalidations are not that. So the server
-//! does what a writer would do, on a private writable clone of the mount: inotify's marks sit on
-//! inodes, which the clone shares, while the mount that everybody sees is read-only. The operations
+//! does what a writer would do, on a private writable mount: inotify's marks sit on
+//! inodes, which both mounts share, while the mount that everybody sees is read-only. The operations
 //! come back to this server as requests of one known thread and change nothing: the new generation
 //! is shown, and the kernel has forgotten the old one, before the first event.
 //!
@@ -22,7 +22,6 @@
 //! there.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -32,7 +31,6 @@ use std::sync::{Arc, Mutex};
 use fuser::{INodeNo, Notifier};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::mount::MsFlags;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -40,7 +38,6 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::diff::{Change, What};
 use crate::fs::Shared;
 use crate::merge::Node;
-use crate::sys;
 use crate::teller::News;
 
 /// The name of the hidden directory.
@@ -158,9 +155,9 @@ impl Place {
     }
 }
 
-/// The private writable clone of a mount.
+/// The private mount: writable, and attached nowhere ([`mounting`](crate::kernel::mounting)). Changes are replayed on it.
 #[derive(Debug)]
-pub(crate) struct Twin {
+pub(crate) struct PrivateMount {
     root: Arc<OwnedFd>,
     /// Whether the kernel asks for the target of a rename whatever it has cached (Linux 6.1): what is renamed over is
     /// then what we say.
@@ -168,29 +165,18 @@ pub(crate) struct Twin {
     stand_ins: std::sync::atomic::AtomicU64,
 }
 
-impl Twin {
-    /// Clones a mount that was just made and is still writable, then makes it read-only for all.
-    ///
-    /// # Errors
-    /// What `open_tree(2)` (Linux 5.2, `CAP_SYS_ADMIN`) and mount(2) return.
-    pub(crate) fn of(point: &Path, over: bool) -> io::Result<Self> {
-        let root = sys::clone_mount(point)?;
-        let flags = MsFlags::MS_REMOUNT
-            | MsFlags::MS_BIND
-            | MsFlags::MS_RDONLY
-            | MsFlags::MS_NOSUID
-            | MsFlags::MS_NODEV
-            | MsFlags::MS_NOATIME;
-        nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>)?;
-        Ok(Self { root: Arc::new(root), over: over.into(), stand_ins: (HIDDEN + 1).into() })
-    }
-
+impl PrivateMount {
     /// Tells of what was replaced in two steps from now on, as before Linux 6.1.
     pub(crate) fn not_over(&self) {
         self.over.store(false, Ordering::Relaxed);
     }
 
-    /// The clone that another program made, and the number of the next stand-in.
+    /// The mount with this root. `over` is whether the kernel asks for the target of a rename (Linux 6.1).
+    pub(crate) fn new(root: OwnedFd, over: bool) -> Self {
+        Self::resume(root, over, HIDDEN + 1)
+    }
+
+    /// The mount that another program made, and the number of the next stand-in.
     pub(crate) fn resume(root: OwnedFd, over: bool, stand_in: u64) -> Self {
         Self { root: Arc::new(root), over: over.into(), stand_ins: stand_in.into() }
     }
@@ -200,7 +186,7 @@ impl Twin {
         self.stand_ins.load(Ordering::Relaxed)
     }
 
-    /// The root of the clone, for who wants it only as long as it is there.
+    /// Its root, for who wants it only as long as it is there.
     pub(crate) fn root(&self) -> std::sync::Weak<OwnedFd> {
         Arc::downgrade(&self.root)
     }

@@ -66,7 +66,7 @@ fn a_line_in_fstab_mounts() {
     }
     let lines: Vec<&str> = text.lines().collect();
     let pid = lines.iter().find_map(|line| line.strip_prefix("pid: ")).unwrap_or_else(|| panic!("{text}"));
-    let wanted = ["mount: 0", "from a", "x", "y", "fuse", &format!("pid: {pid}"), "umount: 0"];
+    let wanted = ["mount: 0", "from a", "x", "y", "fuse.ffs", &format!("pid: {pid}"), "umount: 0"];
     assert_eq!(lines, wanted, "{text}");
     // The program behind the mount ends with it.
     eventually("the end of ffs", || (!Path::new("/proc").join(pid).exists()).then_some(()));

@@ -227,6 +227,36 @@ fn it_ends_cleanly_by_signal_and_on_request() {
     assert_eq!(mounted.wait(), Some(0));
 }
 
+/// Cuts the connection between the kernel and the program, as an administrator does with a file system that hangs.
+fn abort(mounted: &Mounted) {
+    use std::os::unix::fs::MetadataExt;
+    let control = tempfile::tempdir().unwrap();
+    let (none, kind) = (None::<&str>, Some("fusectl"));
+    nix::mount::mount(none, control.path(), kind, nix::mount::MsFlags::empty(), none).unwrap();
+    let number = nix::libc::minor(mounted.at("").metadata().unwrap().dev());
+    let aborted = std::fs::write(control.path().join(number.to_string()).join("abort"), "1");
+    nix::mount::umount(control.path()).unwrap();
+    aborted.unwrap();
+}
+
+#[test]
+fn a_connection_that_is_cut_leaves_no_dead_mount() {
+    needs_mount!("a_connection_that_is_cut_leaves_no_dead_mount");
+    let dir = tempfile::tempdir().unwrap();
+    let layer = tree(dir.path(), &[("x", "1")]);
+    let spec = format!("l=dir:{}", layer.display());
+    let mut mounted = Mounted::new(&["--layer", &spec]);
+    abort(&mounted);
+    assert_eq!(mounted.wait(), Some(1));
+    assert!(!mounted.is_mounted());
+    // The same where another program had taken over.
+    let mut mounted = Mounted::new(&["--layer", &spec]);
+    common::succeeded(&mounted.upgrade(None));
+    abort(&mounted);
+    assert_eq!(mounted.wait(), Some(1));
+    assert!(!mounted.is_mounted());
+}
+
 #[test]
 fn bad_input_is_refused_before_anything_is_mounted() {
     let run = |args: &[&str]| {

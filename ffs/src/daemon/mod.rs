@@ -216,7 +216,11 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let news = || shown.iter().map(|layer: &Arc<Layer>| &**layer);
     // Of one class there may be two.
     trust.may_show(news()).map_err(|reason| TrustError::Together(reason.to_string()))?;
-    let options = Options { projection: config.projection, passthrough: config.passthrough };
+    let options = Options {
+        projection: config.projection,
+        passthrough: config.passthrough,
+        restrictions: config.restrictions(),
+    };
     let (mount, session) = Mount::with(point, layers, options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
@@ -228,7 +232,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = Mount::watch_gone(number, hear_of_mounts(&tx))?;
+        let gone = mount.watch_table(number, hear_of_mounts(&tx))?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -409,7 +413,14 @@ impl Daemon {
     }
 
     fn session_ended(&self, result: io::Result<()>) -> Result<(), DaemonError> {
+        // Not unmounted by anybody: then it is for us to do, since nobody answers for it any more.
+        let cut = crate::kernel::guard::is_mounted(self.mount.point(), self.number);
+        if cut && let Err(error) = self.mount.unmount() {
+            tracing::error!(%error, "a mount is left that nobody answers for");
+        }
         self.log.write(Step::Unmounted);
+        let result =
+            if cut { result.and(Err(io::Error::other("the kernel's connection was cut"))) } else { result };
         result.map_err(|source| DaemonError::System { what: "the mount ended", source })
     }
 

@@ -71,12 +71,14 @@ fn of_mount(mount: &Mount, config: &Config, abilities: &mut Vec<String>, reduced
     reduced.extend(mount.reduced());
     if nix::unistd::geteuid().is_root() {
         abilities.push("allow_other".to_owned());
-    } else {
+    } else if mount.is_users() {
         reduced.push(
             "not root: only this user sees the mount, and writing is refused by this program and not by the \
              kernel"
                 .to_owned(),
         );
+    } else {
+        reduced.push("not root: only this user sees the mount".to_owned());
     }
 }
 

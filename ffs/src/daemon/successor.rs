@@ -186,7 +186,8 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
     let (hooks, outcomes) = (daemon.config.hooks.clone(), daemon.hooks.outcomes);
     let hooks =
         Hooks::start(hooks, &point, log.clone(), works.clone(), outcomes, waiting).map_err(unmount_on)?;
-    Mount::watch_gone(connection.device, super::hear_of_mounts(&tx))
+    mount
+        .watch_table(connection.device, super::hear_of_mounts(&tx))
         .and_then(|gone| threads::start(&tx, &doors, &signals, session, uevents.clone(), gone))
         .map_err(unmount_on)?;
     super::hear_of_stale(&mount, &tx);

@@ -122,6 +122,8 @@ impl Daemon {
         if !self.mount.all_told(PATIENCE) {
             return "watchers are still being told of a switch: try again".to_owned();
         }
+        // Nor does the kernel wait for an answer to a refused write, which it would do uninterruptibly.
+        let _refused = self.mount.parts().0.refused.rest();
         // The thread that tells the host rests until this is dropped.
         let rest = self.teller.as_ref().and_then(crate::ack::Teller::rest);
         let acks = rest.as_ref().map(|(acks, _)| acks);
@@ -170,7 +172,7 @@ impl Daemon {
 
     /// The root of the file system, whatever else is mounted on its place now.
     fn root(&self) -> io::Result<OwnedFd> {
-        if let Some(root) = self.mount.with_twin(|twin| twin.as_ref().ok()?.root().upgrade()) {
+        if let Some(root) = self.mount.with_private(|private| private.as_ref().ok()?.root().upgrade()) {
             return root.try_clone();
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -11,6 +11,7 @@ mod attr;
 mod data;
 mod listing;
 mod open;
+mod refused;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -23,8 +24,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
 use crate::announced::Announced;
@@ -37,6 +38,7 @@ use crate::readers::Readers;
 use crate::table::{Handles, Table};
 use crate::watch::{ALIAS, ALIAS_NAME, HIDDEN, HIDDEN_NAME, HiddenName, Pretended, Replay, hidden_name};
 use attr::{BLOCK, attr, hidden, stand_in};
+use refused::Refused;
 
 /// As good as forever; the kernel clamps what its clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
@@ -71,9 +73,11 @@ pub(crate) struct Shared {
     pub(crate) readers: Readers,
     /// Whether the kernel takes attributes with listings.
     pub(crate) readdirplus: AtomicBool,
-    /// Whether opens are asked for: on a user's mount, which the kernel does not hold read-only, those
-    /// for writing are to be refused.
-    pub(crate) ask_opens: bool,
+    /// Whether fusermount3 made the mount for a user: the kernel does not hold it read-only. So opens are
+    /// asked for, and those for writing are refused; and its owner gives commands by extended attribute.
+    pub(crate) users_mount: bool,
+    /// Writes, which are refused.
+    pub(crate) refused: Refused,
     /// Whether the kernel is to read large files by itself.
     pub(crate) passthrough: bool,
     /// The kernel's end of the connection, of which nobody reads here.
@@ -90,11 +94,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(generation: Generation, passthrough: bool) -> Self {
+    pub(crate) fn new(generation: Generation, passthrough: bool, users_mount: bool) -> Self {
         let table = Table::new(generation.root.clone());
         table.remember(&hidden(HIDDEN));
         let root = nix::unistd::geteuid().is_root();
-        Self { passthrough: passthrough && root, ..Self::with(generation, table, Handles::default(), !root) }
+        Self {
+            passthrough: passthrough && root,
+            ..Self::with(generation, table, Handles::default(), users_mount)
+        }
     }
 
     /// With what the kernel knows already.
@@ -102,7 +109,7 @@ impl Shared {
         generation: Generation,
         table: Table,
         dirs: Handles<Mutex<Arc<Dir>>>,
-        ask_opens: bool,
+        users_mount: bool,
     ) -> Self {
         Self {
             gate: RwLock::new(()),
@@ -110,7 +117,8 @@ impl Shared {
             table,
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
-            ask_opens,
+            users_mount,
+            refused: Refused::default(),
             passthrough: false,
             connection: OnceLock::new(),
             prefetch: Prefetch::default(),
@@ -328,7 +336,8 @@ impl Filesystem for Ffs {
         }
     }
 
-    // What the kernel refuses by itself where the mount is read-only; on a user's mount it asks.
+    // The kernel refuses these by itself where the mount is read-only. It asks on a user's mount, and where root has made a
+    // mount writable.
 
     fn mknod(
         &self,
@@ -419,8 +428,9 @@ impl Filesystem for Ffs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match flags.acc_mode() {
-            OpenAccMode::O_RDONLY => self.0.open(ino, reply),
+        // All that is not for reading alone, the fourth way (ioctls only, open(2)) too.
+        match flags.0 & nix::libc::O_ACCMODE {
+            nix::libc::O_RDONLY => self.0.open(ino, reply),
             _ => reply.error(Errno::EROFS),
         }
     }
@@ -437,6 +447,35 @@ impl Filesystem for Ffs {
         reply: ReplyData,
     ) {
         self.0.read(ino, offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: fuser::WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+        self.0.refused.wrote(ino.0);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
     }
 
     fn lseek(

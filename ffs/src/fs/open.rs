@@ -33,7 +33,7 @@ impl Shared {
     /// Opens a file for reading.
     pub(super) fn open(self: &Arc<Self>, ino: INodeNo, reply: ReplyOpen) {
         if !self.passes() {
-            return if self.ask_opens {
+            return if self.users_mount {
                 opened(reply, Way::Asked);
             } else {
                 // ENOSYS is how FUSE says "never ask again".

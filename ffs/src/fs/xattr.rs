@@ -47,8 +47,8 @@ impl Shared {
         answer(&names, size, reply);
     }
 
-    /// Reaches us only on a mount that the kernel does not hold read-only: that of a user who is not
-    /// root.
+    /// Commands, on a user's mount and from its owner alone. Root's mount takes none: whoever the kernel lets through there
+    /// has a writable copy of it, which nobody should have.
     pub(super) fn setxattr(
         &self,
         req: &Request,
@@ -57,10 +57,10 @@ impl Shared {
         value: &[u8],
         reply: ReplyEmpty,
     ) {
-        if !matches!(ino.0, HIDDEN | ALIAS) {
+        if !self.users_mount || !matches!(ino.0, HIDDEN | ALIAS) {
             return reply.error(Errno::EROFS);
         }
-        if req.uid() != 0 && req.uid() != nix::unistd::geteuid().as_raw() {
+        if req.uid() != nix::unistd::geteuid().as_raw() {
             return reply.error(Errno::EPERM);
         }
         let request = attrs::command(name.as_bytes(), value, &self.current.load());

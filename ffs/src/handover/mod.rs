@@ -40,7 +40,7 @@ use crate::generation::Generation;
 use crate::merge::{Inodes, Node};
 use crate::mount::{Mount, Resumed};
 use crate::table::{Handles, Table};
-use crate::watch::Twin;
+use crate::watch::PrivateMount;
 use state::{Connection, Fd, Kernel, StateError, Tree};
 
 pub(crate) use greet::session;
@@ -63,10 +63,10 @@ pub(crate) fn pack(
     device: u64,
 ) -> (Connection, Tree, Kernel, Vec<OwnedFd>) {
     let (shared, inodes) = mount.parts();
-    let twin = mount.with_twin(|twin| match twin {
-        Ok(twin) => Ok(state::Twin {
-            root: twin.root().upgrade().map_or(-1, |root| root.as_raw_fd()),
-            stand_in: twin.stand_in(),
+    let private = mount.with_private(|private| match private {
+        Ok(private) => Ok(state::PrivateMount {
+            root: private.root().upgrade().map_or(-1, |root| root.as_raw_fd()),
+            stand_in: private.stand_in(),
         }),
         Err(reason) => Err(reason.clone()),
     });
@@ -74,8 +74,8 @@ pub(crate) fn pack(
         fuse,
         device,
         agreed: shared.agreed.get().copied().unwrap_or_default(),
-        twin,
-        ask_opens: shared.ask_opens,
+        private,
+        users_mount: shared.users_mount,
     };
     // Held until the end: addresses stand for objects as long as these live.
     let (shown, known, (next_handle, open)) = (mount.current(), shared.table.known(), shared.dirs.all());
@@ -118,9 +118,10 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     }
     let open = kernel.open_dirs.iter().map(|(handle, dir)| Ok((*handle, Mutex::new(objects.dir(*dir)?))));
     let open = open.collect::<Result<Vec<_>, StateError>>()?;
-    let twin = match &connection.twin {
-        Ok(twin) => {
-            Ok(Twin::resume(unpack::descriptor(twin.root)?, connection.agreed.renames_over(), twin.stand_in))
+    let private = match &connection.private {
+        Ok(private) => {
+            let root = unpack::descriptor(private.root)?;
+            Ok(PrivateMount::resume(root, connection.agreed.renames_over(), private.stand_in))
         }
         Err(reason) => Err(reason.clone()),
     };
@@ -134,7 +135,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         objects.generation(&tree.shown)?,
         table,
         Handles::resume(kernel.next_handle, open),
-        connection.ask_opens,
+        connection.users_mount,
     );
     let covered = kernel.covered.iter().map(|(parent, name, path, node)| {
         let cover = Cover { path: path.0.clone(), node: objects.node(*node)? };
@@ -152,7 +153,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         fuse: unpack::descriptor(connection.fuse)?,
         agreed: connection.agreed,
         number: connection.device,
-        twin,
+        private,
     };
     Ok(Resumable { shared, inodes: objects.inodes(tree)?, connection, before })
 }

@@ -7,7 +7,7 @@
 //!
 //! | part | holds |
 //! |---|---|
-//! | [`Connection`] | the kernel's end: `/dev/fuse`, the private clone, what was agreed on at the mount |
+//! | [`Connection`] | the kernel's end: `/dev/fuse`, the private mount, what was agreed on at the mount |
 //! | [`Tree`] | everything that layers and generations are made of, each object once |
 //! | [`Kernel`] | what the kernel knows: inodes with its references, open directories |
 //! | [`Daemon`] | what the loop knows: what was asked for, drives, deadlines, hooks, trust |
@@ -82,9 +82,10 @@ pub(crate) struct Connection {
     /// The number of the mounted device.
     pub(crate) device: u64,
     pub(crate) agreed: Agreed,
-    /// The private clone, or why there is none.
-    pub(crate) twin: Result<Twin, String>,
-    pub(crate) ask_opens: bool,
+    /// The private mount, or why there is none.
+    pub(crate) private: Result<PrivateMount, String>,
+    /// Whether fusermount3 mounted it for a user.
+    pub(crate) users_mount: bool,
 }
 
 /// What kernel and program told each other at the mount. The kernel asks once, so it holds for all
@@ -107,7 +108,7 @@ impl Agreed {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Twin {
+pub(crate) struct PrivateMount {
     pub(crate) root: Fd,
     /// The number of the next stand-in.
     pub(crate) stand_in: u64,
@@ -414,9 +415,9 @@ impl State {
             Content::Held(fd, _) => Some(*fd),
             _ => None,
         });
-        let twin = connection.twin.as_ref().ok().map(|twin| twin.root);
+        let private = connection.private.as_ref().ok().map(|private| private.root);
         let port = daemon.ack.as_ref().and_then(|ack| ack.port.as_ref()).map(|port| port.fd);
-        let some = [twin, port, daemon.log, daemon.uevents, daemon.control.asker].into_iter().flatten();
+        let some = [private, port, daemon.log, daemon.uevents, daemon.control.asker].into_iter().flatten();
         let always = [connection.fuse, daemon.control.listener];
         always
             .into_iter()

@@ -218,10 +218,10 @@ prop_compose! {
 prop_compose! {
     fn state()(
         point in bytes(),
-        (fuse, device, ask_opens) in any::<(Fd, u64, bool)>(),
+        (fuse, device, users_mount) in any::<(Fd, u64, bool)>(),
         (major, minor, taken) in any::<(u32, u32, u64)>(),
-        twin in prop_oneof![
-            any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(Twin { root, stand_in })),
+        private in prop_oneof![
+            any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(PrivateMount { root, stand_in })),
             "\\PC{0,9}".prop_map(Err),
         ],
         tree in tree(),
@@ -236,7 +236,7 @@ prop_compose! {
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, twin, ask_opens },
+            connection: Connection { fuse, device, agreed, private, users_mount },
             tree,
             kernel: Kernel { known, ways, next_handle, open_dirs, covered, stale },
             daemon,

@@ -125,8 +125,8 @@ fn what_contradicts_itself_is_refused() {
         fuse: fuse.as_raw_fd(),
         device: 0,
         agreed: state::Agreed::default(),
-        twin: Err("none".to_owned()),
-        ask_opens: false,
+        private: Err("none".to_owned()),
+        users_mount: false,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
     let kernel = Kernel { known, ways, next_handle: 7, open_dirs, covered: Vec::new(), stale: true };

@@ -4,10 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Component;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::mountinfo::{Row, rows};
+use super::mountinfo::{self, Entry};
 
 /// Paths from the root of the mount, without a leading slash.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,16 +28,17 @@ impl Paths {
 
     /// What is mounted on the mounts of a device.
     fn of(table: &[u8], device: (u64, u64)) -> Self {
-        let rows: Vec<Row> = rows(table).collect();
-        let own: HashMap<u64, &Row> =
+        let rows: Vec<Entry> = mountinfo::parse(table).collect();
+        let own: HashMap<u64, &Entry> =
             rows.iter().filter(|row| row.device == device).map(|row| (row.id, row)).collect();
         let covers = rows.iter().filter_map(|row| {
             let parent = own.get(&row.parent)?;
-            let below = row.point.strip_prefix(&parent.point[..])?;
-            let path = [&parent.root[..], b"/", below].concat();
-            let parts: Vec<&[u8]> =
-                path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()).collect();
-            Some(parts.join(&b'/')).filter(|path| !path.is_empty())
+            let path = parent.root.join(row.point.strip_prefix(&parent.point).ok()?);
+            let names = path.components().filter_map(|part| match part {
+                Component::Normal(name) => Some(name.as_bytes()),
+                _ => None,
+            });
+            Some(names.collect::<Vec<_>>().join(&b'/')).filter(|path| !path.is_empty())
         });
         Self(covers.collect())
     }

@@ -245,8 +245,8 @@ impl Mounted {
 
     pub fn is_mounted(&self) -> bool {
         let point = self.dir.path().join("mnt");
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+        let table = std::fs::read("/proc/self/mountinfo").unwrap();
+        ffs::kernel::mountinfo::parse(&table).any(|entry| entry.point == point)
     }
 }
 

@@ -1,0 +1,342 @@
+//! Nobody writes and nobody commands, from wherever the mount is seen: `attack.py` tries it all from each place.
+
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{Mounted, eventually, image, in_time, succeeded, tree};
+use nix::mount::{MsFlags, mount};
+
+/// A user who owns a file of the layer and has no other rights.
+const OWNER: u32 = 65534;
+
+/// The content, which is as long as a page at least.
+fn content() -> String {
+    "server = good.example\n".repeat(400)
+}
+
+/// A mount namespace of this thread's own in which the place of temporary folders is shared with others, as everything is where
+/// systemd is process 1.
+fn shared_place() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let (none, tmp) = (None::<&str>, std::env::temp_dir());
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some(&tmp), &tmp, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &tmp, none, MsFlags::MS_SHARED, none).unwrap();
+}
+
+/// Another mount namespace, which receives what is mounted here.
+struct Elsewhere(Child);
+
+impl Elsewhere {
+    /// `unshare` are its options besides.
+    fn new(unshare: &[&str]) -> Self {
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--propagation", "slave"])
+            .args(unshare)
+            .args(["sh", "-c", "echo there; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "there\n");
+        Self(child)
+    }
+
+    /// The command that runs another one there.
+    fn enter(&self) -> Vec<String> {
+        let pid = self.0.id().to_string();
+        ["nsenter", "--target", &pid, "--mount"].map(str::to_owned).into()
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a container's process 1 has at most: root's number and no capability.
+fn powerless() -> Vec<String> {
+    let words = "setpriv --bounding-set -all --inh-caps -all --ambient-caps -all --no-new-privs";
+    words.split(' ').map(str::to_owned).collect()
+}
+
+fn as_owner() -> Vec<String> {
+    let id = OWNER.to_string();
+    ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"].map(str::to_owned).into()
+}
+
+/// Runs something behind the words that bring it to its place, which takes 20 s at most.
+fn run(place: &[String], command: &[&str]) -> std::process::Output {
+    Command::new("timeout").arg("20").args(place).args(command).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What came of each way to attack a file at the top of a mount.
+#[track_caller]
+fn attack(place: &[String], point: &Path, name: &str) -> BTreeMap<String, String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/attack.py");
+    // The folder of the build may be closed to others.
+    let open = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(open.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = open.path().join("attack.py");
+    std::fs::copy(script, &copy).unwrap();
+    let output = run(place, &["/usr/bin/python3", copy.to_str().unwrap(), point.to_str().unwrap(), name]);
+    succeeded(&output);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let result = |line: &str| line.split_once(' ').map(|(what, result)| (what.to_owned(), result.to_owned()));
+    let results: BTreeMap<_, _> = text.lines().map(|line| result(line).unwrap()).collect();
+    assert!(results.len() > 25, "{results:?}");
+    results
+}
+
+/// Checks that nothing can be done from a place, and that the daemon goes on.
+#[track_caller]
+fn assert_withstands(mounted: &Mounted, place: &[String]) {
+    // Whose file it is may write to it.
+    let name = if place.ends_with(&as_owner()) { "own" } else { "conf" };
+    for (what, result) in attack(place, &mounted.at(""), name) {
+        // What is opened for ioctl(2) alone can be neither read nor written, and is open on any read-only mount.
+        assert!(result == "EROFS" || what == "open-ioctl", "{what} by {place:?}: {result}");
+    }
+    assert_unchanged(mounted, name);
+    assert!(mounted.status().reduced.iter().all(|line| !line.contains("writ")), "{:?}", mounted.status());
+}
+
+#[track_caller]
+fn assert_unchanged(mounted: &Mounted, name: &str) {
+    let path = mounted.at(name);
+    let seen = in_time("a read", move || std::fs::read_to_string(path).unwrap());
+    assert!(seen == content() || seen == content().repeat(20), "{}", &seen[..40]);
+    let status = mounted.status();
+    assert_eq!((status.layers.len(), status.generation), (1, 0));
+}
+
+/// A layer with a file of root's and one that a user owns.
+fn layer(at: &Path, content: &str) -> String {
+    let layer = tree(&at.join("layer"), &[("conf", content), ("own", content), ("dir/x", "")]);
+    std::os::unix::fs::chown(layer.join("own"), Some(OWNER), Some(OWNER)).unwrap();
+    for open in [at, &layer] {
+        std::fs::set_permissions(open, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    format!("a=dir:{}", layer.display())
+}
+
+/// Lets others into the folder that the mount is in.
+fn let_in(mounted: &Mounted) {
+    std::fs::set_permissions(mounted.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// The flags of the mount in a namespace.
+fn flags_in(elsewhere: &Elsewhere, point: &Path) -> MsFlags {
+    let table = std::fs::read(format!("/proc/{}/mountinfo", elsewhere.0.id())).unwrap();
+    let found = ffs::kernel::mountinfo::parse(&table).find(|entry| entry.point == point);
+    found.expect("the mount was propagated").flags
+}
+
+#[test]
+fn nobody_writes_from_any_namespace_also_after_an_upgrade() {
+    needs_mount!("nobody_writes_from_any_namespace_also_after_an_upgrade");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Elsewhere::new(&[]);
+    let contained = Elsewhere::new(&["--user", "--map-root-user"]);
+    let mounted = Mounted::new(&["--layer", &layer(dir.path(), &content())]);
+    let_in(&mounted);
+    let after = Elsewhere::new(&[]);
+    let point = mounted.dir.path().join("mnt");
+    for elsewhere in [&before, &after, &contained] {
+        let flags = flags_in(elsewhere, &point);
+        assert!(flags.contains(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV), "{flags:?}");
+    }
+    let places = [
+        vec![],
+        before.enter(),
+        after.enter(),
+        powerless(),
+        [before.enter(), powerless()].concat(),
+        [after.enter(), powerless()].concat(),
+        as_owner(),
+        [before.enter(), as_owner()].concat(),
+        [contained.enter(), vec!["--user".to_owned(), "--preserve-credentials".to_owned()]].concat(),
+    ];
+    // The first reader is answered that opens need not be asked for.
+    assert_eq!(mounted.read("conf"), content());
+    for place in &places {
+        assert_withstands(&mounted, place);
+    }
+    // Root of a container cannot make its copy writable.
+    let there = [contained.enter(), vec!["--user".to_owned(), "--preserve-credentials".to_owned()]].concat();
+    let remount = ["mount", "-i", "-o", "remount,bind,rw", point.to_str().unwrap()];
+    assert!(!run(&there, &remount).status.success());
+    assert!(flags_in(&contained, &point).contains(MsFlags::MS_RDONLY));
+
+    succeeded(&mounted.upgrade(None));
+    assert_eq!(mounted.status().taken_over, 1);
+    assert!(mounted.status().abilities.iter().any(|able| able == "inotify"), "the private mount goes along");
+    for place in &places {
+        assert_withstands(&mounted, place);
+    }
+    // A copy of a copy is not writable either.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    mount(Some(&point), &copy, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    assert_eq!(attack(&powerless(), &copy, "conf")["open-both"], "EROFS");
+    nix::mount::umount(&copy).unwrap();
+}
+
+#[test]
+fn a_signed_or_verified_image_is_as_safe() {
+    needs_mount!("a_signed_or_verified_image_is_as_safe");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("i.iso");
+    std::fs::write(&path, image("i", 1, 1, &[("conf", &content()), ("dir/x", "")])).unwrap();
+    let before = Elsewhere::new(&[]);
+    let mounted = Mounted::new(&["--layer", &format!("i=iso:{}", path.display())]);
+    assert_eq!(mounted.read("conf"), content());
+    assert_withstands(&mounted, &[before.enter(), powerless()].concat());
+}
+
+#[test]
+fn nobody_writes_to_what_the_kernel_reads_by_itself() {
+    needs_mount!("nobody_writes_to_what_the_kernel_reads_by_itself");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let spec = layer(dir.path(), &content().repeat(20));
+    let before = Elsewhere::new(&[]);
+    let mounted = Mounted::new(&["--passthrough", "--layer", &spec]);
+    let_in(&mounted);
+    assert_eq!(mounted.read("conf"), content().repeat(20));
+    for place in [vec![], before.enter(), [before.enter(), powerless()].concat(), as_owner()] {
+        assert_withstands(&mounted, &place);
+    }
+    let below = std::fs::read_to_string(dir.path().join("layer/own")).unwrap();
+    assert_eq!(below, content().repeat(20), "the layer's own file");
+}
+
+#[test]
+fn what_root_writes_after_a_remount_elsewhere_is_refused_and_dropped() {
+    needs_mount!("what_root_writes_after_a_remount_elsewhere_is_refused_and_dropped");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    for passthrough in [false, true] {
+        let spec = layer(dir.path(), &content().repeat(if passthrough { 20 } else { 1 }));
+        let elsewhere = Elsewhere::new(&[]);
+        let args: &[&str] = if passthrough { &["--passthrough"] } else { &[] };
+        let mounted = Mounted::new(&[args, &["--layer", &spec]].concat());
+        let shown = mounted.read("conf");
+        let point = mounted.dir.path().join("mnt");
+        let remount = ["mount", "-i", "-o", "remount,bind,rw", point.to_str().unwrap()];
+        succeeded(&run(&elsewhere.enter(), &remount));
+        assert!(!flags_in(&elsewhere, &point).contains(MsFlags::MS_RDONLY));
+        for round in 0..2 {
+            let results = attack(&elsewhere.enter(), &point, "conf");
+            for (what, result) in &results {
+                // The kernel opens by itself, unless opens are asked for; what comes of it is refused.
+                let opens =
+                    ["open-write", "open-both", "open-append", "open-direct", "open-ioctl", "open-again"];
+                let may = !passthrough && (opens.contains(&what.as_str()) || what == "store");
+                assert!(may || result != "DONE", "{what}: {results:?}");
+            }
+            for what in [
+                "write",
+                "ftruncate",
+                "chmod",
+                "create",
+                "unlink",
+                "rename",
+                "command-layers",
+                "command-reload",
+            ] {
+                assert_eq!(results[what], "EROFS", "{what}: {results:?}");
+            }
+            eventually("the layer's content", || (mounted.read("conf") == shown).then_some(()));
+            assert_unchanged(&mounted, "conf");
+            let said = mounted.status().reduced.iter().any(|line| line.contains("writable copy"));
+            assert_eq!(said, !passthrough, "{:?}", mounted.status().reduced);
+            if round == 0 {
+                succeeded(&mounted.upgrade(None));
+            }
+        }
+        // The mount that everybody else sees is as it was.
+        for (what, result) in attack(&[], &point, "conf") {
+            assert!(result == "EROFS" || what == "open-ioctl", "{what}: {result}");
+        }
+    }
+}
+
+#[test]
+fn a_remount_here_is_undone() {
+    needs_mount!("a_remount_here_is_undone");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(&["--noexec", "--layer", &layer(dir.path(), &content())]);
+    let point = mounted.dir.path().join("mnt");
+    let flags = || {
+        let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
+        let found = ffs::kernel::mountinfo::parse(&table).find(|entry| entry.point == point);
+        found.unwrap().flags
+    };
+    let at_first = flags();
+    let remount =
+        ["mount", "-i", "-o", "remount,bind,rw,noexec,nosuid,nodev,noatime", point.to_str().unwrap()];
+    for time in 1..=2 {
+        succeeded(&run(&[], &remount));
+        eventually("read-only again", || (flags() == at_first).then_some(()));
+        let said = format!("read-only again: {time} times");
+        eventually("the status", || {
+            mounted.status().reduced.iter().any(|line| line.contains(&said)).then_some(())
+        });
+        if time == 1 {
+            assert_eq!(attack(&[], &point, "conf")["store"], "EROFS");
+        }
+    }
+    // Also where another program has taken over, and for copies that were made here.
+    succeeded(&mounted.upgrade(None));
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    let none = None::<&str>;
+    mount(Some(&point), &copy, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &copy, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, none).unwrap();
+    eventually("read-only again", || {
+        let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
+        let read_only = ffs::kernel::mountinfo::parse(&table)
+            .filter(|entry| entry.point == copy || entry.point == point)
+            .all(|entry| entry.is_read_only());
+        read_only.then_some(())
+    });
+    nix::mount::umount(&copy).unwrap();
+    assert_unchanged(&mounted, "conf");
+}
+
+#[test]
+fn noexec_and_nosymfollow_are_obeyed() {
+    needs_mount!("noexec_and_nosymfollow_are_obeyed");
+    let dir = tempfile::tempdir().unwrap();
+    let layer = tree(dir.path(), &[("x", "1")]);
+    std::fs::copy("/bin/true", layer.join("prog")).unwrap();
+    std::os::unix::fs::symlink("x", layer.join("link")).unwrap();
+    let spec = format!("a=dir:{}", layer.display());
+    let denied = |mounted: &Mounted| {
+        let runs = Command::new(mounted.at("prog")).status().err().and_then(|error| error.raw_os_error());
+        let follows = std::fs::read(mounted.at("link")).err().and_then(|error| error.raw_os_error());
+        (runs, follows)
+    };
+    let (access, loops) = (Some(nix::libc::EACCES), Some(nix::libc::ELOOP));
+    assert_eq!(denied(&Mounted::new(&["--layer", &spec])), (None, None));
+    assert_eq!(denied(&Mounted::new(&["--noexec", "--layer", &spec])), (access, None));
+    assert_eq!(denied(&Mounted::new(&["--nosymfollow", "--layer", &spec])), (None, loops));
+    let both = Mounted::with_config(&["--layer", &spec], "noexec = true\nnosymfollow = true\n");
+    assert_eq!(denied(&both), (access, loops));
+    succeeded(&both.upgrade(None));
+    assert_eq!(denied(&both), (access, loops));
+}
