@@ -212,10 +212,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let shown = layers.clone();
-    let news = || shown.iter().map(|layer: &Arc<Layer>| &**layer);
-    // Of one class there may be two.
-    trust.may_show(news()).map_err(|reason| TrustError::Together(reason.to_string()))?;
+    let together = |reason: crate::trust::Reason| TrustError::Together(reason.to_string());
+    trust.may_show(layers.iter().map(|layer| &**layer)).map_err(together)?;
     let options = Options {
         projection: config.projection,
         passthrough: config.passthrough,
@@ -227,7 +225,10 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = mount.unmount();
         error
     };
-    trust.accept(news()).map_err(|reason| unmount_on(TrustError::Together(reason.to_string()).into()))?;
+    let shown = mount.current();
+    let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer));
+    drop(shown);
+    accepted.map_err(|reason| unmount_on(together(reason).into()))?;
     let server = Server::start(socket, doors.clone(), to_loop(&tx))
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
