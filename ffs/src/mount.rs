@@ -184,7 +184,10 @@ impl Mount {
             }
             Err(why) => {
                 let config = mounted_by_others(users_mount, &options.restrictions).map_err(error)?;
-                (fuser::Session::new(ffs, &point, &config).map_err(error)?, Err(no_private(users_mount, &why)))
+                (
+                    fuser::Session::new(ffs, &point, &config).map_err(error)?,
+                    Err(no_private(users_mount, &why)),
+                )
             }
         };
         let notifier = session.notifier();
@@ -585,7 +588,8 @@ fn mounted_by_others(users_mount: bool, restrictions: &Restrictions) -> io::Resu
         let message = "`nosymfollow` needs Linux 5.14 and root: leave it out";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let labels = restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
+    let labels =
+        restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
     config.mount_options.extend(labels);
     Ok(config)
 }

@@ -99,7 +99,11 @@ impl Teller {
     ///
     /// # Errors
     /// What starting a thread returns.
-    pub(crate) fn start(shared: &Arc<Shared>, twin: Weak<PrivateMount>, notifier: Notifier) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        twin: Weak<PrivateMount>,
+        notifier: Notifier,
+    ) -> std::io::Result<Self> {
         let (to, from) = channel();
         let behind = Arc::new(Behind::default());
         let (shared, left) = (Arc::downgrade(shared), behind.clone());

@@ -242,11 +242,21 @@ fn what_root_writes_after_a_remount_elsewhere_is_refused_and_dropped() {
             let results = attack(&elsewhere.enter(), &point, "conf");
             for (what, result) in &results {
                 // The kernel opens by itself, unless opens are asked for; what comes of it is refused.
-                let opens = ["open-write", "open-both", "open-append", "open-direct", "open-ioctl", "open-again"];
+                let opens =
+                    ["open-write", "open-both", "open-append", "open-direct", "open-ioctl", "open-again"];
                 let may = !passthrough && (opens.contains(&what.as_str()) || what == "store");
                 assert!(may || result != "DONE", "{what}: {results:?}");
             }
-            for what in ["write", "ftruncate", "chmod", "create", "unlink", "rename", "command-layers", "command-reload"] {
+            for what in [
+                "write",
+                "ftruncate",
+                "chmod",
+                "create",
+                "unlink",
+                "rename",
+                "command-layers",
+                "command-reload",
+            ] {
                 assert_eq!(results[what], "EROFS", "{what}: {results:?}");
             }
             eventually("the layer's content", || (mounted.read("conf") == shown).then_some(()));
@@ -277,12 +287,15 @@ fn a_remount_here_is_undone() {
         found.unwrap().flags
     };
     let at_first = flags();
-    let remount = ["mount", "-i", "-o", "remount,bind,rw,noexec,nosuid,nodev,noatime", point.to_str().unwrap()];
+    let remount =
+        ["mount", "-i", "-o", "remount,bind,rw,noexec,nosuid,nodev,noatime", point.to_str().unwrap()];
     for time in 1..=2 {
         succeeded(&run(&[], &remount));
         eventually("read-only again", || (flags() == at_first).then_some(()));
         let said = format!("read-only again: {time} times");
-        eventually("the status", || mounted.status().reduced.iter().any(|line| line.contains(&said)).then_some(()));
+        eventually("the status", || {
+            mounted.status().reduced.iter().any(|line| line.contains(&said)).then_some(())
+        });
         if time == 1 {
             assert_eq!(attack(&[], &point, "conf")["store"], "EROFS");
         }

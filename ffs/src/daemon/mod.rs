@@ -406,7 +406,8 @@ impl Daemon {
             tracing::error!(%error, "a mount is left that nobody answers for");
         }
         self.log.write(Step::Unmounted);
-        let result = if cut { result.and(Err(io::Error::other("the kernel's connection was cut"))) } else { result };
+        let result =
+            if cut { result.and(Err(io::Error::other("the kernel's connection was cut"))) } else { result };
         result.map_err(|source| DaemonError::System { what: "the mount ended", source })
     }
 

@@ -6,6 +6,6 @@
 //! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
 
-pub(crate) mod guard;
+pub mod guard;
 pub mod mountinfo;
 pub mod mounting;

@@ -24,8 +24,8 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 /// What a mount forbids besides writing, set-id bits and device files, and the labels that its files get.
@@ -68,7 +68,11 @@ pub(crate) struct Detached {
 ///
 /// # Errors
 /// What fsopen(2), fsconfig(2) and fsmount(2) return: `EPERM` without `CAP_SYS_ADMIN`, `ENOSYS` before Linux 5.2.
-pub(crate) fn make(point: &Path, everybody: bool, restrictions: &Restrictions) -> io::Result<(OwnedFd, Detached)> {
+pub(crate) fn make(
+    point: &Path,
+    everybody: bool,
+    restrictions: &Restrictions,
+) -> io::Result<(OwnedFd, Detached)> {
     let fuse: OwnedFd = File::options().read(true).write(true).open("/dev/fuse").map_err(no_device)?.into();
     let mode = std::fs::metadata(point)?.permissions().mode();
     let context = || context(&fuse, mode, everybody, &restrictions.labels);
@@ -133,7 +137,8 @@ fn clone_in_namespace(public: OwnedFd, point: &Path) -> io::Result<(OwnedFd, Own
         let none = None::<&str>;
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         attach(&public, &point)?;
-        let clone = || open_tree(CWD, &point, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        let clone =
+            || open_tree(CWD, &point, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
         let read_only = clone()?;
         let flags = MsFlags::MS_REMOUNT
             | MsFlags::MS_BIND
@@ -190,7 +195,9 @@ mod tests {
     }
 
     fn table() -> impl Iterator<Item = mountinfo::Entry> {
-        mountinfo::parse(&std::fs::read("/proc/thread-self/mountinfo").unwrap()).collect::<Vec<_>>().into_iter()
+        mountinfo::parse(&std::fs::read("/proc/thread-self/mountinfo").unwrap())
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 
     #[test]
