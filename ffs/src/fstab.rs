@@ -13,41 +13,116 @@ pub const SYSTEM: u8 = 2;
 /// mount(8): the mount failed.
 pub const FAILURE: u8 = 32;
 
-/// Options that ask for what is so anyway, or that are addressed to others.
-const IGNORED: [&str; 18] = [
-    "defaults",
-    "ro",
-    "nosuid",
-    "nodev",
-    "noexec",
-    "exec",
-    "noatime",
-    "relatime",
-    "nodiratime",
-    "async",
-    "auto",
-    "noauto",
-    "user",
-    "nouser",
-    "users",
-    "nofail",
-    "_netdev",
-    "allow_other",
-];
-/// Options that ask for what cannot be had.
-const REFUSED: [(&str, &str); 3] = [
-    ("rw", "ffs is read-only: leave `rw` out or write `ro`"),
-    ("suid", "set-id bits never count here: leave `suid` out"),
-    ("dev", "device files never work here: leave `dev` out"),
-];
+/// What an option of mount(8) means here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// It is so anyway, it is about another program, or it cannot matter to a file system that nobody writes to.
+    Ignored,
+    /// `noexec` or `exec`: the last one counts.
+    Noexec(bool),
+    /// `nosymfollow` or `symfollow`.
+    Nosymfollow(bool),
+    /// For a security module of the kernel.
+    Label,
+    /// Change the flags of a mount that exists.
+    Remount,
+    /// It asks for what cannot be had.
+    Refused(&'static str),
+}
+
+const OWNERS: &str = "owners and permissions are those of the layers";
+
+/// The options of mount(8) that hold for all file systems, and those of libmount and systemd. mount(8) sends `rw` for
+/// `defaults` and for a line that says nothing, so `rw` cannot be told from a wish to write; nor do `suid` and `dev`, which
+/// `defaults` stands for, give anybody anything: set-id bits and device files never work here.
+const OPTIONS: [(&str, Meaning); 57] = {
+    use Meaning::{Ignored, Label, Noexec, Nosymfollow, Refused, Remount};
+    [
+        ("defaults", Ignored),
+        ("ro", Ignored),
+        ("rw", Ignored),
+        ("suid", Ignored),
+        ("nosuid", Ignored),
+        ("dev", Ignored),
+        ("nodev", Ignored),
+        ("exec", Noexec(false)),
+        ("noexec", Noexec(true)),
+        ("symfollow", Nosymfollow(false)),
+        ("nosymfollow", Nosymfollow(true)),
+        // Users may mount: mount(8) has these imply nosuid and nodev, and two of them noexec.
+        ("user", Noexec(true)),
+        ("users", Noexec(true)),
+        ("owner", Ignored),
+        ("group", Ignored),
+        ("nouser", Ignored),
+        ("nousers", Ignored),
+        ("noowner", Ignored),
+        ("nogroup", Ignored),
+        ("async", Ignored),
+        ("sync", Ignored),
+        ("dirsync", Ignored),
+        ("atime", Ignored),
+        ("noatime", Ignored),
+        ("diratime", Ignored),
+        ("nodiratime", Ignored),
+        ("relatime", Ignored),
+        ("norelatime", Ignored),
+        ("strictatime", Ignored),
+        ("nostrictatime", Ignored),
+        ("lazytime", Ignored),
+        ("nolazytime", Ignored),
+        ("iversion", Ignored),
+        ("noiversion", Ignored),
+        ("mand", Ignored),
+        ("nomand", Ignored),
+        ("silent", Ignored),
+        ("loud", Ignored),
+        ("auto", Ignored),
+        ("noauto", Ignored),
+        ("nofail", Ignored),
+        ("_netdev", Ignored),
+        ("_rnetdev", Ignored),
+        ("comment", Ignored),
+        ("helper", Ignored),
+        ("uhelper", Ignored),
+        // Of FUSE: both are so for root, and neither can be for others.
+        ("allow_other", Ignored),
+        ("default_permissions", Ignored),
+        ("context", Label),
+        ("fscontext", Label),
+        ("defcontext", Label),
+        ("rootcontext", Label),
+        ("seclabel", Ignored),
+        ("remount", Remount),
+        ("uid", Refused(OWNERS)),
+        ("gid", Refused(OWNERS)),
+        ("umask", Refused(OWNERS)),
+    ]
+};
+
+fn meaning(name: &str) -> Option<Meaning> {
+    // For other programs: `x-systemd.…`, `X-mount.…`.
+    if name.starts_with("x-") || name.starts_with("X-") {
+        return Some(Meaning::Ignored);
+    }
+    OPTIONS.iter().find(|(option, _)| *option == name).map(|(_, meaning)| *meaning)
+}
 
 /// A call of the helper, understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Call {
     /// The words after `ffs` that do it.
     pub command: Vec<OsString>,
     /// Only pretend.
     pub fake: bool,
+    /// Change the flags of a mount that exists, and nothing else.
+    pub remount: bool,
+    /// No file can be executed.
+    pub noexec: bool,
+    /// No symbolic link is followed.
+    pub nosymfollow: bool,
+    /// Where.
+    pub point: OsString,
 }
 
 /// Understands the words after `mount.ffs`.
@@ -55,8 +130,8 @@ pub struct Call {
 /// # Errors
 /// A sentence that names the word.
 pub fn parse(words: &[OsString]) -> Result<Call, String> {
-    let mut command: Vec<OsString> = vec!["mount".into()];
-    let (mut plain, mut options, mut fake, mut sloppy) = (Vec::new(), Vec::new(), false, false);
+    let mut call = Call { command: vec!["mount".into()], ..Call::default() };
+    let (mut plain, mut options, mut sloppy) = (Vec::new(), Vec::new(), false);
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let mut value = |of: &str| words.next().ok_or_else(|| format!("`{of}` of what?"));
@@ -66,7 +141,7 @@ pub fn parse(words: &[OsString]) -> Result<Call, String> {
             [b'-', flags @ ..] if !flags.is_empty() => {
                 for flag in flags {
                     match flag {
-                        b'f' => fake = true,
+                        b'f' => call.fake = true,
                         b's' => sloppy = true,
                         b'n' | b'v' | b'r' => {}
                         _ => return Err(format!("`{}` is not an option of mount", word.to_string_lossy())),
@@ -80,73 +155,89 @@ pub fn parse(words: &[OsString]) -> Result<Call, String> {
         return Err("usage: mount.ffs SPEC POINT [-sfnv] [-o OPTIONS]".to_owned());
     };
     if spec.as_bytes().contains(&b'=') {
-        command.extend(["--layer".into(), spec.clone()]);
+        call.command.extend(["--layer".into(), spec.clone()]);
     }
     for option in options {
-        option_words(&option, sloppy, &mut command)?;
+        call.take(&option, sloppy)?;
     }
-    command.push(point.clone());
-    Ok(Call { command, fake })
+    let flags = [(call.noexec, "--noexec"), (call.nosymfollow, "--nosymfollow")];
+    call.command.extend(flags.into_iter().filter(|(asked, _)| *asked).map(|(_, flag)| flag.into()));
+    // Whatever it is called.
+    call.command.extend(["--".into(), point.clone()]);
+    call.point = point.clone();
+    Ok(call)
 }
 
-fn option_words(option: &[u8], sloppy: bool, command: &mut Vec<OsString>) -> Result<(), String> {
-    let text = String::from_utf8_lossy(option);
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value)),
-        None => (&*text, None),
-    };
-    let mut pass = |flag: &str| {
-        let value = value.filter(|value| !value.is_empty());
-        // From the bytes: a path need not be UTF-8.
-        let bytes = value.and_then(|_| option.get(name.len() + 1..)).ok_or(format!("`{name}` of what?"))?;
-        command.extend([flag.into(), OsString::from_vec(bytes.to_vec())]);
-        Ok(())
-    };
-    match name {
-        "layer" => pass("--layer"),
-        "config" => pass("--config"),
-        "keep_removed" => pass("--keep-removed"),
-        "max_memory" => pass("--max-memory"),
-        "event_log" => pass("--event-log"),
-        "socket" => pass("--socket"),
-        "projection" => pass("--projection"),
-        "auto_device" => pass("--auto-device"),
-        // `auto` and `noauto` are mount's own words, for when it mounts.
-        "drives" => {
-            command.push("--auto".into());
+impl Call {
+    fn take(&mut self, option: &[u8], sloppy: bool) -> Result<(), String> {
+        let text = String::from_utf8_lossy(option);
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (&*text, None),
+        };
+        let mut pass = |flag: &str| {
+            let value = value.filter(|value| !value.is_empty());
+            // From the bytes: a path need not be UTF-8.
+            let bytes =
+                value.and_then(|_| option.get(name.len() + 1..)).ok_or(format!("`{name}` of what?"))?;
+            self.command.extend([flag.into(), OsString::from_vec(bytes.to_vec())]);
             Ok(())
+        };
+        match name {
+            "layer" => pass("--layer"),
+            "config" => pass("--config"),
+            "keep_removed" => pass("--keep-removed"),
+            "max_memory" => pass("--max-memory"),
+            "event_log" => pass("--event-log"),
+            "socket" => pass("--socket"),
+            "projection" => pass("--projection"),
+            "auto_device" => pass("--auto-device"),
+            // `auto` and `noauto` are mount's own words, for when it mounts.
+            "drives" => {
+                self.command.push("--auto".into());
+                Ok(())
+            }
+            "passthrough" => {
+                self.command.push("--passthrough".into());
+                Ok(())
+            }
+            _ => {
+                match meaning(name) {
+                    Some(Meaning::Ignored) => {}
+                    Some(Meaning::Noexec(noexec)) => self.noexec = noexec,
+                    Some(Meaning::Nosymfollow(nosymfollow)) => self.nosymfollow = nosymfollow,
+                    Some(Meaning::Remount) => self.remount = true,
+                    Some(Meaning::Label) => {
+                        let label = value.unwrap_or_default().trim_matches('"');
+                        self.command.extend(["--label".into(), format!("{name}={label}").into()]);
+                    }
+                    Some(Meaning::Refused(reason)) => return Err(format!("{reason}: leave `{name}` out")),
+                    None if sloppy => {}
+                    None => {
+                        return Err(format!(
+                            "`{text}` is not an option of ffs: there are `layer=NAME=SOURCE`, `drives`, `auto_device=`, \
+                         `config=`, `keep_removed=`, `max_memory=`, `event_log=`, `passthrough`, `projection=` and \
+                         `socket=`, besides those of mount(8)"
+                        ));
+                    }
+                }
+                Ok(())
+            }
         }
-        "passthrough" => {
-            command.push("--passthrough".into());
-            Ok(())
-        }
-        _ => match REFUSED.iter().find(|(refused, _)| *refused == name) {
-            Some((_, reason)) => Err((*reason).to_owned()),
-            None if sloppy || IGNORED.contains(&name) || is_comment(name) => Ok(()),
-            None => Err(format!(
-                "`{text}` is not an option of ffs: there are `layer=NAME=SOURCE`, `drives`, `auto_device=`, \
-                 `config=`, `keep_removed=`, `max_memory=`, `event_log=`, `passthrough`, `projection=` and `socket=`"
-            )),
-        },
     }
-}
-
-/// Options for other programs: `x-systemd.…`, `X-mount.…`, `comment=…`.
-fn is_comment(name: &str) -> bool {
-    name.starts_with("x-") || name.starts_with("X-") || name == "comment"
 }
 
 /// Splits options at commas; `\,` is a comma in an option and `\\` a backslash. The `,priority=N` and
-/// `,watch=…` after a layer belong to it.
+/// `,watch=…` after a layer belong to it, and so do commas between the quotes of a label.
 fn split(options: &[u8]) -> Vec<Vec<u8>> {
-    let mut parts = vec![Vec::new()];
+    let mut parts: Vec<Vec<u8>> = vec![Vec::new()];
     let mut bytes = options.iter().copied();
     while let Some(byte) = bytes.next() {
         // There is always one.
         let Some(last) = parts.last_mut() else { break };
         match byte {
             b'\\' => last.extend(bytes.next()),
-            b',' => parts.push(Vec::new()),
+            b',' if !is_open_label(last) => parts.push(Vec::new()),
             _ => last.push(byte),
         }
     }
@@ -164,6 +255,14 @@ fn split(options: &[u8]) -> Vec<Vec<u8>> {
         }
     }
     whole
+}
+
+/// Whether this is the beginning of a label in quotes: `context="a:b:c:s0:c1`.
+fn is_open_label(part: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(part) else { return false };
+    text.split_once('=').is_some_and(|(name, value)| {
+        meaning(name) == Some(Meaning::Label) && value.starts_with('"') && value.matches('"').count() == 1
+    })
 }
 
 #[cfg(test)]
@@ -194,20 +293,20 @@ mod tests {
             "--auto",
             "--passthrough",
         ];
-        assert_eq!(words.unwrap(), [&wanted[..], &["/mnt/context"]].concat());
+        assert_eq!(words.unwrap(), [&wanted[..], &["--", "/mnt/context"]].concat());
     }
 
     #[test]
     fn the_spec_may_be_a_layer() {
         let words = call(&["a=dir:/x", "/mnt", "-o", "config=/etc/ffs.toml"]).unwrap();
-        assert_eq!(words, ["mount", "--layer", "a=dir:/x", "--config", "/etc/ffs.toml", "/mnt"]);
+        assert_eq!(words, ["mount", "--layer", "a=dir:/x", "--config", "/etc/ffs.toml", "--", "/mnt"]);
     }
 
     #[test]
     fn what_is_not_understood_is_refused_and_named() {
         for (words, says) in [
             (&["ffs"][..], "usage"),
-            (&["ffs", "/mnt", "-o", "rw"], "read-only"),
+            (&["ffs", "/mnt", "-o", "uid=1000"], "leave `uid` out"),
             (&["ffs", "/mnt", "-o", "layers=a"], "`layers=a`"),
             (&["ffs", "/mnt", "-o", "layer"], "of what"),
             (&["ffs", "/mnt", "-x"], "`-x`"),
@@ -223,5 +322,32 @@ mod tests {
     fn fake_is_understood_in_a_bundle() {
         let words: Vec<OsString> = ["ffs", "/mnt", "-vf"].iter().map(Into::into).collect();
         assert!(parse(&words).unwrap().fake);
+    }
+
+    #[test]
+    fn the_options_of_mount_are_obeyed_or_ignored() {
+        for (options, wanted) in [
+            ("defaults", &[][..]),
+            ("rw", &[]),
+            ("rw,suid,dev,exec,auto,nouser,async", &[]),
+            ("noexec", &["--noexec"]),
+            ("noexec,exec", &[]),
+            ("user", &["--noexec"]),
+            ("users,exec", &[]),
+            ("exec,user=somebody", &["--noexec"]),
+            ("owner", &[]),
+            ("group,noexec", &["--noexec"]),
+            ("nosymfollow,noexec", &["--noexec", "--nosymfollow"]),
+            ("nosymfollow,symfollow", &[]),
+            ("ro,sync,dirsync,lazytime,strictatime,nodiratime,mand,iversion,silent,_netdev,noauto", &[]),
+            ("x-systemd.requires=/a,X-mount.mkdir,comment=a b,nofail", &[]),
+            ("context=\"u:r:t:s0:c1,c2\",noexec", &["--label", "context=u:r:t:s0:c1,c2", "--noexec"]),
+        ] {
+            let words = call(&["ffs", "/mnt", "-o", options]).unwrap();
+            assert_eq!(words, [&["mount"], wanted, &["--", "/mnt"]].concat(), "{options}");
+        }
+        let words = ["ffs", "/mnt", "-o", "remount,noexec,rw"].map(OsString::from);
+        let call = parse(&words).unwrap();
+        assert!(call.remount && call.noexec && !call.nosymfollow && call.point == "/mnt");
     }
 }

@@ -84,11 +84,17 @@ fn helper(words: &[OsString]) -> ExitCode {
     if call.fake {
         return ExitCode::SUCCESS;
     }
-    match start::mount(command, &call.command) {
+    let done = if call.remount {
+        ffs::kernel::guard::remount(Path::new(&call.point), call.noexec, call.nosymfollow)
+            .with_context(|| format!("cannot remount `{}`", Path::new(&call.point).display()))
+    } else {
+        start::mount(command, &call.command)
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say("mount.ffs", &error);
-            let system = error.chain().any(<dyn std::error::Error>::is::<std::io::Error>);
+            let system = !call.remount && error.chain().any(<dyn std::error::Error>::is::<std::io::Error>);
             ExitCode::from(if system { fstab::SYSTEM } else { fstab::FAILURE })
         }
     }

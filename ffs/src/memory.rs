@@ -4,6 +4,8 @@
 //! what is held at that moment by all generations; an image that would go over it is refused before
 //! it is read, and what was shown stays.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::layer::device::DeviceError;
@@ -13,7 +15,8 @@ use crate::sealed;
 /// lower. Images are not all that a machine has memory for.
 pub fn default_limit() -> u64 {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    // Names of groups are bytes.
+    let groups = std::fs::read("/proc/self/cgroup").unwrap_or_default();
     let group = group_path(&groups).and_then(|path| {
         let limits = Path::new("/sys/fs/cgroup").join(path).join("memory.max");
         // `max` stands for no limit, and is no number.
@@ -31,8 +34,9 @@ fn total(meminfo: &str) -> Option<u64> {
 }
 
 /// The path of the control group, version 2, by `/proc/self/cgroup` (cgroups(7)).
-fn group_path(groups: &str) -> Option<&str> {
-    groups.lines().find_map(|line| line.strip_prefix("0::/"))
+fn group_path(groups: &[u8]) -> Option<&Path> {
+    let path = groups.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
+    Some(Path::new(OsStr::from_bytes(path)))
 }
 
 /// What images may hold, in bytes.
@@ -81,8 +85,10 @@ mod tests {
     fn what_the_kernel_says_is_read() {
         assert_eq!(total("MemTotal:        2048 kB\nMemFree: 1 kB\n"), Some(2 << 20));
         assert_eq!(total("MemFree: 1 kB\n"), None);
-        assert_eq!(group_path("1:cpu:/x\n0::/system.slice/ffs.service\n"), Some("system.slice/ffs.service"));
-        assert_eq!(group_path("1:cpu:/x\n"), None);
+        let path = Path::new("system.slice/ffs.service");
+        assert_eq!(group_path(b"1:cpu:/x\n0::/system.slice/ffs.service\n"), Some(path));
+        assert_eq!(group_path(b"1:cpu:/\xff\n0::/a\xfe\n"), Some(Path::new(OsStr::from_bytes(b"a\xfe"))));
+        assert_eq!(group_path(b"1:cpu:/x\n"), None);
         assert!(default_limit() > 1 << 20);
     }
 

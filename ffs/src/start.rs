@@ -58,8 +58,10 @@ fn in_background(command: &[OsString]) -> anyhow::Result<()> {
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     let mut child = Command::new(std::env::current_exe()?)
-        .args(command)
+        // First comes `mount`; behind a `--` it would be no option.
+        .args(command.first())
         .arg("--foreground")
+        .args(command.iter().skip(1))
         .env("NOTIFY_SOCKET", format!("@{name}"))
         .env(ffs::daemon::BACKGROUND, "1")
         .stdin(Stdio::null())

@@ -81,7 +81,7 @@ fn the_exit_codes_are_those_of_mount() {
     let point = dir.path().to_str().unwrap();
     for (args, code, says) in [
         (&["ffs"][..], 1, "usage"),
-        (&["ffs", point, "-o", "rw"], 1, "read-only"),
+        (&["ffs", point, "-o", "umask=077"], 1, "leave `umask` out"),
         (&["ffs", point, "-o", "layer=a=nfs:/x"], 1, "dir:PATH"),
         (&["ffs", "/does/not/exist", "-o", "layer=a=dir:/etc"], 32, "/does/not/exist"),
         (&["ffs", point, "-o", "layer=a=dir:/does/not/exist"], 32, "layer `a`"),
@@ -91,4 +91,63 @@ fn the_exit_codes_are_those_of_mount() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output));
         assert!(text(&output).contains(says), "{args:?}: {}", text(&output));
     }
+}
+
+/// Lines of fstab, and the flags of the mount that mount(8) makes of each.
+#[test]
+fn the_options_that_mount_passes_are_obeyed() {
+    needs_mount!("the_options_that_mount_passes_are_obeyed");
+    let always = "ro,nosuid,nodev,noatime";
+    let noexec = "ro,nosuid,nodev,noexec,noatime";
+    let lines = [
+        ("defaults", always),
+        ("rw", always),
+        ("ro,noexec", noexec),
+        ("noexec,exec", always),
+        ("user", noexec),
+        ("users,exec", always),
+        ("group", always),
+        ("owner,noexec", noexec),
+        ("suid,dev,exec,async,atime", always),
+        ("noatime,nodiratime,relatime,strictatime,lazytime", always),
+        ("sync,dirsync,mand,iversion,silent", always),
+        ("noauto,nofail,_netdev,x-systemd.automount,X-mount.mkdir,comment=x", always),
+        ("nosymfollow", "ro,nosuid,nodev,noatime,nosymfollow"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let layer = tree(&dir.path().join("a"), &[("x", "from a\n")]);
+    let (mut fstab, mut wanted) = (String::new(), String::new());
+    for (number, (options, flags)) in lines.iter().enumerate() {
+        let layer = layer.display();
+        let own = format!("layer=a=dir:{layer},socket={at}/socket{number}");
+        fstab += &format!("ffs {at}/mnt/{number} ffs {options},{own} 0 0\n");
+        std::fs::create_dir_all(dir.path().join(format!("mnt/{number}"))).unwrap();
+        wanted += &format!("{options}: 0 {flags}\n");
+    }
+    // Flags alone change; what is not said is as it was at first, as with other file systems.
+    wanted += &format!("remount: 0 {noexec}\nremount,rw: 0 {always}\nof another: 32 {always}\n");
+    let script = format!(
+        r#"
+        show() {{ echo "$1: $2 $(findmnt -n -o VFS-OPTIONS "$DIR/mnt/$3")"; }}
+        number=0
+        for options in {}; do
+            mount "$DIR/mnt/$number" 2>&1; show "$options" $? $number
+            number=$((number + 1))
+        done
+        mount -o remount,noexec "$DIR/mnt/0"; show remount $? 0
+        mount -o remount,rw "$DIR/mnt/0"; show remount,rw $? 0
+        mount -t ffs -o remount ffs "$DIR/a" 2> /dev/null; show "of another" $? 0
+        umount "$DIR"/mnt/*
+        "#,
+        lines.map(|(options, _)| options).join(" ")
+    );
+    let text = text(&in_namespace(dir.path(), &fstab, &script));
+    if text.contains("NO-OVERLAY") {
+        eprintln!(
+            "SKIPPED the_options_that_mount_passes_are_obeyed: no overlayfs to put mount.ffs into /sbin with"
+        );
+        return;
+    }
+    assert_eq!(text, wanted);
 }

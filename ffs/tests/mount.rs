@@ -227,6 +227,56 @@ fn it_ends_cleanly_by_signal_and_on_request() {
     assert_eq!(mounted.wait(), Some(0));
 }
 
+/// A folder whose name is not UTF-8.
+fn odd(dir: &std::path::Path) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let odd = dir.join(std::ffi::OsStr::from_bytes(b"odd \xff"));
+    std::fs::create_dir(&odd).unwrap();
+    odd
+}
+
+#[test]
+fn an_unmount_is_noticed_beside_a_mount_whose_path_is_not_text() {
+    needs_mount!("an_unmount_is_noticed_beside_a_mount_whose_path_is_not_text");
+    let dir = tempfile::tempdir().unwrap();
+    let layer = tree(&dir.path().join("a"), &[("x", "1")]);
+    let beside = odd(dir.path());
+    let none = None::<&str>;
+    nix::mount::mount(none, &beside, Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    let _unmount = common::OnDrop(|| nix::mount::umount(&beside).unwrap());
+    let mut mounted = Mounted::new(&["--layer", &format!("l=dir:{}", layer.display())]);
+    assert!(mounted.is_mounted());
+    nix::mount::umount(&mounted.dir.path().join("mnt")).unwrap();
+    assert_eq!(mounted.wait(), Some(0));
+}
+
+#[test]
+fn a_mount_point_need_not_be_text() {
+    needs_mount!("a_mount_point_need_not_be_text");
+    let dir = tempfile::tempdir().unwrap();
+    let layer = tree(&dir.path().join("a"), &[("x", "1")]);
+    let (point, socket) = (odd(dir.path()), dir.path().join("socket"));
+    let ffs = |words: &[&std::ffi::OsStr]| {
+        let program = env!("CARGO_BIN_EXE_ffs");
+        std::process::Command::new(program).args(words).arg("--socket").arg(&socket).output().unwrap()
+    };
+    let (at, spec) = (point.as_os_str(), format!("l=dir:{}", layer.display()));
+    common::succeeded(&ffs(&["mount".as_ref(), at, "--layer".as_ref(), spec.as_ref()]));
+    assert_eq!(std::fs::read_to_string(point.join("x")).unwrap(), "1");
+    let status = ffs(&["status".as_ref(), "--json".as_ref(), at]);
+    common::succeeded(&status);
+    let status: ffs::control::Status = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status.mount.file_name(), Some("odd \u{fffd}".as_ref()));
+    let program = env!("CARGO_BIN_EXE_ffs");
+    common::succeeded(&ffs(&["upgrade".as_ref(), at, "--program".as_ref(), program.as_ref()]));
+    assert_eq!(std::fs::read_to_string(point.join("x")).unwrap(), "1");
+    common::succeeded(&ffs(&["umount".as_ref(), at]));
+    eventually("the end of ffs", || {
+        (!std::path::Path::new("/proc").join(status.pid.to_string()).exists()).then_some(())
+    });
+    assert_eq!(std::fs::read_dir(&point).unwrap().count(), 0);
+}
+
 /// Cuts the connection between the kernel and the program, as an administrator does with a file system that hangs.
 fn abort(mounted: &Mounted) {
     use std::os::unix::fs::MetadataExt;

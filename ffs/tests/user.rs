@@ -162,7 +162,10 @@ fn a_user_mounts_changes_and_unmounts() {
     assert_eq!(home.status().layers.len(), 1);
 
     // Commands by attribute, which the kernel lets through on a mount that it does not hold read-only.
-    let b = tree(&home.at("b"), &[("x", "b")]);
+    let b = tree(&home.at("b"), &[("x", "b"), ("dir/x", "")]);
+    for path in [b.clone(), b.join("x"), b.join("dir")] {
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
     assert_eq!(home.set("user.ffs.layers", &format!("@1 +<b=dir:{}", b.display())), Some(nix::libc::EBUSY));
     assert_eq!(home.set("user.ffs.layers", &format!("@2 +<b=dir:{}", b.display())), None);
     assert_eq!(home.cat("x"), "b");
@@ -181,19 +184,35 @@ fn a_user_mounts_changes_and_unmounts() {
         assert_eq!(home.set(name, value), Some(errno), "{name}={value}");
     }
 
+    // Whatever a program of its owner tries: all but the commands is refused, by this program and not by the kernel.
+    let attack = |args: &[&str]| {
+        let script = home.at("attack.py");
+        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/attack.py"), &script).unwrap();
+        let words = [&["20", "/usr/bin/python3", script.to_str().unwrap(), &point, "x"], args].concat();
+        let output = home.run("timeout", &words);
+        assert!(output.status.success(), "{output:?}");
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            // The hidden name is not there for others than the replay, and temporary files are not had at all.
+            let other = ["replay ENOENT", "create-temporary ENOTSUP"].contains(&line);
+            assert!(line.ends_with(" EROFS") || other, "{line}");
+        }
+        assert_eq!(home.cat("x"), "b");
+    };
+    attack(&["no-commands"]);
+
     // Another program takes over, also without root.
     let before = home.status();
     home.ffs(&["upgrade", &point]);
     let after = home.status();
     assert_eq!((after.pid, after.taken_over, after.generation), (before.pid, 1, before.generation));
-    assert_eq!(home.cat("x"), "b");
+    attack(&["no-commands"]);
     assert_eq!(home.set("user.mergerfs.branches", "=a:b"), None);
     assert_eq!(home.cat("x"), "a");
 
     let pid = home.status().pid;
     home.ffs(&["umount", &point]);
     eventually("the end of ffs", || (!Path::new("/proc").join(pid.to_string()).exists()).then_some(()));
-    assert!(!std::fs::read_to_string("/proc/thread-self/mounts").unwrap().contains(&point));
+    assert!(!String::from_utf8_lossy(&std::fs::read("/proc/thread-self/mounts").unwrap()).contains(&point));
     assert!(!socket.exists());
 }
 

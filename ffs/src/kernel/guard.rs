@@ -126,28 +126,39 @@ fn numbers(device: u64) -> (u64, u64) {
 
 /// Makes one mount read-only and leaves its other flags as they are.
 fn make_read_only(entry: &Entry) -> io::Result<()> {
+    change(entry, entry.flags | MsFlags::MS_RDONLY)
+}
+
+/// Changes what the mount of an ffs forbids, and nothing else (`mount -o remount`).
+///
+/// # Errors
+/// That no ffs is mounted there; what mount(2) returns.
+pub fn remount(point: &Path, noexec: bool, nosymfollow: bool) -> io::Result<()> {
+    let point = point.canonicalize()?;
+    let table = std::fs::read("/proc/thread-self/mountinfo")?;
+    let top = mountinfo::parse(&table).filter(|entry| entry.point == point).last();
+    let Some(entry) = top.filter(|entry| entry.kind == b"fuse.ffs") else {
+        return Err(io::Error::other("no ffs is mounted there"));
+    };
+    let mut flags = entry.flags;
+    flags.set(MsFlags::MS_NOEXEC, noexec);
+    flags.set(mountinfo::NOSYMFOLLOW, nosymfollow);
+    change(&entry, flags)
+}
+
+/// Gives a mount other flags.
+fn change(entry: &Entry, mut flags: MsFlags) -> io::Result<()> {
     let mount = open_mount(entry)?;
-    let mut flags = entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    flags |= MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
     if !flags.intersects(MsFlags::MS_NOATIME | MsFlags::MS_RELATIME) {
         flags |= MsFlags::MS_STRICTATIME;
     }
-    change(&mount, flags)
-}
-
-/// Changes the flags of a mount.
-///
-/// # Errors
-/// What mount(2) returns: `EBUSY` while a file is open for writing through it.
-pub(crate) fn change(mount: &OwnedFd, flags: MsFlags) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     Ok(nix::mount::mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
 }
 
 /// Opens the root of a mount, and no other one that is at the same place.
-///
-/// # Errors
-/// What open(2) returns; that another mount is there.
-pub(crate) fn open_mount(entry: &Entry) -> io::Result<OwnedFd> {
+fn open_mount(entry: &Entry) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mount = open(&entry.point, flags, Mode::empty())?;
     let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", mount.as_raw_fd()))?;

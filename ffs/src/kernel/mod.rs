@@ -5,9 +5,9 @@
 //! | [`mountinfo`] | the mount table, read as bytes; pure |
 //! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
-//! | [`covers`] | what is mounted on a mount of ours |
+//! | `covers` | what is mounted on a mount of ours |
 
 pub(crate) mod covers;
-pub(crate) mod guard;
+pub mod guard;
 pub mod mountinfo;
 pub mod mounting;

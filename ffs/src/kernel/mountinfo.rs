@@ -9,6 +9,9 @@ use std::path::PathBuf;
 
 use nix::mount::MsFlags;
 
+/// `MS_NOSYMFOLLOW` (linux/mount.h), which nix does not have.
+pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -60,8 +63,6 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 fn flags(options: &[u8]) -> MsFlags {
-    /// Not in nix: `MS_NOSYMFOLLOW` (linux/mount.h).
-    const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
     let mut flags = MsFlags::empty();
     for option in options.split(|byte| *byte == b',') {
         flags |= match option {
