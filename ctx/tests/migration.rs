@@ -160,8 +160,8 @@ async fn a_guest_that_migrated_gets_the_data_of_the_host_it_came_to() {
 
     let record = async {
         loop {
-            if let Ok(records) = Record::read_log(&log)
-                && let Some(record) = records.into_iter().next()
+            if let Ok(read) = Record::read_log(&log)
+                && let Some(record) = read.records.into_iter().next()
             {
                 return record;
             }
