@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Kibibytes.
@@ -32,6 +32,8 @@ pub const ANSWER: u64 = 64 * MIB;
 pub const XML: u64 = 16 * MIB;
 /// The most that is read of an image in one piece: 4 GiB.
 pub const IMAGE: u64 = 4096 * MIB;
+/// How much is shown of the end of a program's log: 64 KiB.
+pub const TAIL: u64 = 64 * KIB;
 /// The most that is read of a log of records: 4 GiB.
 pub const LOG: u64 = 4096 * MIB;
 
@@ -84,6 +86,19 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// As [`read`], and [`io::ErrorKind::InvalidData`] for what is not UTF-8.
 pub fn read_to_string(path: &Path, limit: u64) -> io::Result<String> {
     text(read(path, limit)?)
+}
+
+/// Reads the last `most` bytes of a text, what is not UTF-8 replaced: what a program said last in its log.
+///
+/// # Errors
+/// What opening and reading return.
+pub fn tail(path: &Path, most: u64) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Reads at most `limit` bytes to the end.
@@ -144,6 +159,15 @@ mod tests {
         assert!(error.contains("1 MiB"), "{error}");
         let error = read_line(io::BufReader::new(io::repeat(b'x')), 4 * KIB).unwrap_err().to_string();
         assert!(error.contains("4 KiB"), "{error}");
+    }
+
+    #[test]
+    fn a_tail_is_the_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "ä12345").unwrap();
+        assert_eq!(tail(file.path(), 5).unwrap(), "12345");
+        assert_eq!(tail(file.path(), 6).unwrap(), "\u{fffd}12345");
+        assert_eq!(tail(file.path(), 100).unwrap(), "ä12345");
     }
 
     #[test]

@@ -1,7 +1,14 @@
 //! Writing where a directory cannot be synced.
 
 // Of what several crates' tests share, not everything is used here.
-#![allow(missing_docs, clippy::unwrap_used, clippy::pedantic, unreachable_pub, dead_code)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::pedantic,
+    clippy::print_stderr,
+    unreachable_pub,
+    dead_code
+)]
 
 #[path = "support/nosync.rs"]
 mod nosync;
