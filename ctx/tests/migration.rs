@@ -5,7 +5,7 @@
 //! its events, keepalive, the loss of the connection.
 
 // Helpers outside of `#[test]` functions fail their test by panicking too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
 
