@@ -160,7 +160,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the place in the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG)
             .map_err(|error| ConfigError::at(path, "", None, format!("cannot be read: {error}")))?;
         Self::parse(path, &text)
     }

@@ -1,6 +1,8 @@
 //! What a switch costs on a real mount, until the new content is read; what reading a directory layer
 //! costs. Needs root and `/dev/fuse`; without them nothing is measured.
 
+#![allow(clippy::print_stderr)] // Why it is skipped.
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -4,8 +4,11 @@
 //! The socket is `/run/ffs/NAME.sock`, NAME being the mount point with `-` for `/`
 //! (`/mnt/context` → `mnt-context`), so that no state is needed to find it; for users other than root
 //! it is below `$XDG_RUNTIME_DIR`.
+//!
+//! A request has at most 16 MiB and [`MOST`] operations, an answer at most 64 MiB; the client refuses what is more before it
+//! connects, and the server whatever comes.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,17 +19,17 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ctx_io::accept::Backoff;
+use ctx_io::bounded::{self, Size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
 use crate::door::Door;
-use crate::edit::Op;
+use crate::edit::{EditError, MOST, Op};
 pub use crate::status::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 
-/// The longest request, in bytes.
-const REQUEST_MAX: u64 = 1 << 16;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,6 +66,29 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The request as a line.
+    ///
+    /// # Errors
+    /// A sentence that names the limit that it exceeds.
+    fn to_line(&self) -> Result<Vec<u8>, String> {
+        if let Self::Apply { ops, .. } = self
+            && ops.len() > MOST
+        {
+            return Err(EditError::TooMany(ops.len()).to_string());
+        }
+        let mut line = serde_json::to_vec(self).map_err(|error| error.to_string())?;
+        if line.len() as u64 > bounded::REQUEST {
+            return Err(format!(
+                "the request has more than {}, the limit: make several of it",
+                Size(bounded::REQUEST)
+            ));
+        }
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -95,17 +121,21 @@ pub(crate) fn mount_name(point: &Path) -> String {
 /// Asks a mounted `ffs`.
 ///
 /// # Errors
-/// What connecting, writing and reading return; [`io::ErrorKind::InvalidData`] for an answer that
-/// cannot be understood.
+/// [`io::ErrorKind::FileTooLarge`] for a request beyond the limits, before anything is asked; what connecting, writing and
+/// reading return; [`io::ErrorKind::InvalidData`] for an answer that cannot be understood.
 pub fn ask(socket: &Path, request: &Request) -> io::Result<Response> {
+    let line = request.to_line().map_err(|what| io::Error::new(io::ErrorKind::FileTooLarge, what))?;
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    Ok(serde_json::from_str(&answer)?)
+    stream.set_write_timeout(Some(PATIENCE))?;
+    // One that refuses the request may answer before it has read it.
+    let written = stream.write_all(&line);
+    let answer = bounded::read_line(BufReader::new(stream), bounded::ANSWER)
+        .map_err(|error| io::Error::new(error.kind(), format!("the answer cannot be read: {error}")))?;
+    if answer.is_empty() {
+        written?;
+    }
+    Ok(serde_json::from_slice(&answer)?)
 }
 
 /// How a request is handed on: with the way to answer it and, where another program may be the one
@@ -169,6 +199,7 @@ impl Server {
         let (listens, woken, stop) = (listener.clone(), wake.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             crate::sys::short_turns_or_say();
+            let mut backoff = Backoff::new("the control socket");
             loop {
                 let mut wait = [listens.as_fd(), woken.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
                 match poll(&mut wait, PollTimeout::NONE) {
@@ -178,17 +209,21 @@ impl Server {
                 if stop.load(Ordering::Acquire) {
                     return;
                 }
-                let _inside = door.enter();
+                let inside = door.enter();
                 // One after the other: requests are rare and quick.
-                let served = match listens.accept() {
-                    Ok((stream, _)) => serve(stream, &*handle),
-                    Err(error) => Err(error),
-                };
-                match served {
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                        tracing::debug!(%error, "control connection");
+                match listens.accept() {
+                    Ok((stream, _)) => {
+                        backoff.accepted();
+                        if let Err(error) = serve(stream, &*handle) {
+                            tracing::debug!(%error, "control connection");
+                        }
                     }
-                    _ => {}
+                    Err(error) => {
+                        drop(inside);
+                        let wait = PollTimeout::try_from(backoff.failed(&error)).unwrap_or(PollTimeout::MAX);
+                        // An end is not waited for; what poll(2) has to say, it says above.
+                        let _ = poll(&mut [PollFd::new(woken.as_fd(), PollFlags::POLLIN)], wait);
+                    }
                 }
             }
         })?;
@@ -209,10 +244,17 @@ impl Server {
 fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
     // On Linux it waits, although its listener does not (accept(2)).
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
+    // Nor does one who does not read the answer hold up the others.
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    let line = match bounded::read_line(BufReader::new(&stream), bounded::REQUEST) {
+        Ok(line) => line,
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            return respond(&mut stream, &Response::Error(format!("the request cannot be taken: {error}")));
+        }
+        Err(error) => return Err(error),
+    };
     let (answer, answers) = channel();
-    match serde_json::from_str(&line) {
+    match serde_json::from_slice(&line) {
         Err(error) => {
             respond(&mut stream, &Response::Error(format!("cannot understand the request: {error}")))
         }
@@ -240,6 +282,10 @@ fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
 /// What writing returns.
 pub(crate) fn respond(stream: &mut UnixStream, response: &Response) -> io::Result<()> {
     let mut line = serde_json::to_vec(response)?;
+    if line.len() as u64 > bounded::ANSWER {
+        let reason = format!("done, but the answer has more than {}, the limit", Size(bounded::ANSWER));
+        line = serde_json::to_vec(&Response::Error(reason))?;
+    }
     line.push(b'\n');
     stream.write_all(&line)
 }

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use ctx_format::ClassName;
 use ctx_format::check::{CheckError, Checked, Claim, check};
 use ctx_format::manifest::Sha256;
 use ctx_format::read::Image;
 use ctx_format::sign::{KeyError, PublicKey, Ring};
-use ctx_format::{ClassName, write_atomically};
+use ctx_io::{bounded, durable};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, matches};
@@ -360,7 +361,7 @@ fn default_state(point: &Path) -> PathBuf {
 }
 
 fn read_ledger(path: &Path) -> Result<Ledger, TrustError> {
-    match std::fs::read(path) {
+    match bounded::read(path, bounded::STATE) {
         Ok(json) => serde_json::from_slice(&json)
             .map_err(|source| TrustError::State { path: path.to_owned(), source }),
         // No directory either: whether one can be made is found out at the first image.
@@ -377,14 +378,14 @@ fn write_ledger(path: &Path, ledger: &Ledger) -> io::Result<()> {
     }
     let mut json = serde_json::to_vec_pretty(ledger)?;
     json.push(b'\n');
-    write_atomically(path, &json)
+    durable::write(path, &json)
 }
 
 /// The keys of all files that the patterns name. Empty lines and those that start with `#` are skipped.
 fn ring(patterns: &[String]) -> Result<Ring, TrustError> {
     let mut keys = Vec::new();
     for path in expand(patterns)? {
-        let text = std::fs::read_to_string(&path)
+        let text = bounded::read_to_string(&path, bounded::KEYS)
             .map_err(|source| TrustError::Read { path: path.clone(), source })?;
         for (index, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
+use ctx_io::{errln, outln};
 
 use super::{Ended, programs};
 use crate::doctor::{self, Requirement, Subject, Unmet};
@@ -25,7 +26,7 @@ pub(super) struct ProbeArguments {
 /// Does one task and prints what it found.
 pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<Ended> {
     let task: Task = serde_json::from_str(&arguments.task).context("the task cannot be read")?;
-    println!("{}", serde_json::to_string(&task.run()?)?);
+    outln!("{}", serde_json::to_string(&task.run()?)?);
     Ok(Ended::Done)
 }
 
@@ -51,13 +52,13 @@ pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
     let (ffs, linux) = (programs.join("ffs"), drive::layers::linux());
     for arm in &scenario.design.arms {
         if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &ffs), &linux) {
-            println!("{arm} will be absent: {why}.");
+            outln!("{arm} will be absent: {why}.");
         }
     }
     match doctor::require(&doctor::probe(), &needs(scenario)) {
         Ok(()) => Ok(Ended::Done),
         Err(unmet) => {
-            eprintln!("{}", installable(&unmet));
+            errln!("{}", installable(&unmet));
             Ok(Ended::Degraded)
         }
     }

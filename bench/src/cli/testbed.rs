@@ -5,13 +5,14 @@
 //! recognised for what it is, whatever ended the process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use ctx_io::{bounded, outln};
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
@@ -74,12 +75,12 @@ fn record_path() -> anyhow::Result<PathBuf> {
 
 /// The record of a testbed that is up.
 fn running(path: &Path) -> anyhow::Result<Option<Record>> {
-    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let Ok(file) = File::open(path) else { return Ok(None) };
     if file.try_lock_shared().is_ok() {
         return Ok(None);
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = bounded::read_text_from(file, bounded::STATE)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(serde_json::from_str(&text).ok())
 }
 
@@ -104,13 +105,15 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
-            return Err(error.context(std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned()));
+            return Err(
+                error.context(bounded::tail(&log, bounded::TAIL).unwrap_or_default().trim().to_owned())
+            );
         }
     };
     file.set_len(0)?;
     file.rewind()?;
     file.write_all(serde_json::to_string(&Record { holder: holder.id(), ssh_config })?.as_bytes())?;
-    println!("The testbed is up: `bench testbed ssh a`, `bench testbed down`.");
+    outln!("The testbed is up: `bench testbed ssh a`, `bench testbed down`.");
     Ok(Ended::Done)
 }
 
@@ -120,7 +123,7 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
         let line = line?;
         match line.strip_prefix("ready ") {
             Some(rest) => return Ok(rest.to_owned()),
-            None => println!("{line}"),
+            None => outln!("{line}"),
         }
     }
     bail!("the testbed did not come up")
@@ -136,14 +139,14 @@ fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended>
         let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
         let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
-            println!(
+            outln!(
                 "{}: up after {:.1} s on {}",
                 node.name(),
                 node.boot_time.as_secs_f64(),
                 node.accelerator.name()
             );
         }
-        println!("ready {}", testbed.keys.config().display());
+        outln!("ready {}", testbed.keys.config().display());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         terminate.recv().await;
         testbed.down().await;
@@ -176,7 +179,7 @@ fn first_process(holder: u32) -> anyhow::Result<u32> {
 fn down() -> anyhow::Result<Ended> {
     let path = record_path()?;
     match running(&path)? {
-        None => println!("No testbed is up."),
+        None => outln!("No testbed is up."),
         Some(record) => {
             // SIGKILL to `unshare` takes all the rest along: that is what its --kill-child is for.
             let holder = nix::unistd::Pid::from_raw(i32::try_from(record.holder)?);
@@ -184,7 +187,7 @@ fn down() -> anyhow::Result<Ended> {
                 .with_context(|| format!("cannot stop process {holder}"))?;
             // The lock goes when the last process has: that is the event to wait for.
             File::open(&path)?.lock_shared()?;
-            println!("The testbed is down.");
+            outln!("The testbed is down.");
         }
     }
     let _ = std::fs::remove_file(&path);

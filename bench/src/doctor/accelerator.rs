@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ctx_io::{bounded, durable};
 use serde::{Deserialize, Serialize};
 
 use super::run::{self, Outcome};
@@ -161,7 +162,7 @@ pub(super) fn probe(cache: &Path, qemu: &str, afresh: bool) -> Virtualization {
     };
     let path = cache.join("virtualization.json");
     if !afresh
-        && let Ok(text) = fs::read(&path)
+        && let Ok(text) = bounded::read(&path, bounded::STATE)
         && let Ok(known) = serde_json::from_slice::<Known>(&text)
         && known.key == key
     {
@@ -196,11 +197,7 @@ struct Known {
 fn remember(path: &Path, known: &Known) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec_pretty(known)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    durable::write(path, &serde_json::to_vec_pretty(known)?)
 }
 
 /// Digest and folder of the image of a recipe, when it is in the cache.

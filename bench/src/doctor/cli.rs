@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use ctx_io::{outln, output};
 
 use super::{Options, Report, Status, probe_with};
 
@@ -21,9 +22,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> ExitCode {
     let report = probe_with(&Options { afresh: arguments.afresh, cache: None });
     if arguments.json {
-        println!("{}", json(&report));
+        outln!("{}", json(&report));
     } else {
-        print!("{}", text(&report));
+        output::text(&text(&report));
     }
     let possible = report.findings.iter().all(|finding| finding.status != Status::Missing);
     if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -63,13 +63,13 @@ fn end(child: &mut Child) -> io::Result<Option<ExitStatus>> {
 }
 
 fn spawn_reader(
-    mut stream: impl io::Read + Send + 'static,
+    stream: impl io::Read + Send + 'static,
     ended: mpsc::Sender<()>,
 ) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         // What was read before an error is still worth showing.
-        let _ = stream.read_to_end(&mut bytes);
+        let _ = io::Read::read_to_end(&mut stream.take(ctx_io::bounded::STATE), &mut bytes);
         let _ = ended.send(());
         String::from_utf8_lossy(&bytes).into_owned()
     })

@@ -250,7 +250,7 @@ impl Cache {
 /// The manifest in a folder; nothing when the folder is not there or one of its files has not the size it should have.
 fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
     let path = folder.join("image.json");
-    let text = match fs::read(&path) {
+    let text = match ctx_io::bounded::read(&path, ctx_io::bounded::STATE) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", &path)(error)),

@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, env};
 
 use super::*;
+#[allow(clippy::pedantic, unreachable_pub, clippy::print_stderr)] // Shared with other crates.
+#[path = "../../../ctx/io/tests/support/nosync.rs"]
+mod nosync;
 use crate::synthetic::{Machine, scenario};
 
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -50,6 +53,23 @@ fn everything_derived_is_made_again_byte_for_byte() {
         assert!(first.invalid > 0);
         keep(&format!("report-{}.html", file.replace('/', "-")), &first.html);
     }
+}
+
+#[test]
+fn a_run_is_stored_and_reported_where_a_directory_cannot_be_synced() {
+    let Some(mounted) =
+        nosync::Mounted::new("a_run_is_stored_and_reported_where_a_directory_cannot_be_synced")
+    else {
+        return;
+    };
+    let path = Machine::new("kvm", "tcg", 2.0)
+        .run(&mounted.path(), &scenario("paper/migration-kvm.toml", Some("quick")));
+    let made = report(&[&path], None).unwrap();
+    assert!(made.html.is_file());
+    assert_eq!(store::verify(&path).unwrap(), []);
+    let left =
+        files(&path).into_keys().filter(|path| path.file_name().is_some_and(ctx_io::durable::is_leftover));
+    assert_eq!(left.count(), 0);
 }
 
 #[test]

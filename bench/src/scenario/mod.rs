@@ -494,7 +494,7 @@ impl Scenario {
     /// to do.
     pub fn load(path: &Path, profile: Option<&str>) -> Result<Self, ScenarioError> {
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG)
             .map_err(|source| ScenarioError::unreadable(file.clone(), &source))?;
         Self::parse(&file, &text, profile)
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::drive::arrivals::{Arrivals, arrivals};
 use crate::exec::{Exec, ExecError, Output};
+use ctx_io::bounded;
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -86,7 +87,7 @@ impl Keys {
                 return Err(SshError::Keys(String::from_utf8_lossy(&out.stderr).trim().to_owned()));
             }
         }
-        let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(fail);
+        let read = |name: &str| bounded::read_to_string(&folder.join(name), bounded::KEYS).map_err(fail);
         let keys = Keys {
             folder: folder.to_owned(),
             client_public: read("client.pub")?,
@@ -261,7 +262,7 @@ async fn open(
 /// Why a command failed, with what ssh itself has said last of the connection.
 fn broke(error: &openssh::Error, session: &Session) -> String {
     let log = session.control_socket().with_file_name("log");
-    let said = std::fs::read_to_string(log).unwrap_or_default();
+    let said = bounded::tail(&log, bounded::TAIL).unwrap_or_default();
     match said.trim().lines().last() {
         Some(line) => format!("{} (ssh: {line})", chain(error)),
         None => chain(error),

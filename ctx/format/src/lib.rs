@@ -49,4 +49,4 @@ pub use class::{ClassName, Priority};
 pub use data::{ContextData, File};
 pub use manifest::{InstanceId, Manifest, Mode};
 pub use path::RelPath;
-pub use write::{ImageOptions, Label, write_atomically, write_iso, write_signed_iso};
+pub use write::{ImageOptions, Label, write_iso, write_signed_iso};

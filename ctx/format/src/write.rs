@@ -5,8 +5,6 @@
 //! `/.ctx/manifest.json` and `/data/**`; everything belongs to root, directories are 0700, and all
 //! times are one fixed time, so an image can be compared, cached and signed by its digest.
 
-use std::io;
-
 use hadris_fs::{Content, NoClock, Node, Owner, PathError, Permissions, SetAttr, Tree};
 use hadris_iso::{IsoId, IsoLevel};
 
@@ -185,49 +183,8 @@ fn attrs(mode: u16) -> SetAttr {
     SetAttr::new().with_permissions(Permissions::new(mode.into())).with_owner(Owner::new(0, 0))
 }
 
-/// Writes `bytes` to `path` so that `path` is at any time, a power cut included, either what it was
-/// or all of `bytes`: a new file of mode 0600 beside it, fsync, rename, fsync of the directory.
-///
-/// # Errors
-/// Whatever the file system answers; `path` is then unchanged and the temporary file removed.
-pub fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
-    use std::fs::{self, File, OpenOptions};
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => std::path::Path::new("."),
-    };
-    // Hidden, and unlike any finished name: a cleaner can tell leftovers of a crash by `.tmp`.
-    let mut temporary_name = std::ffi::OsString::from(".");
-    temporary_name.push(name);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    temporary_name.push(format!(".{}.{count}.tmp", std::process::id()));
-    let temporary = parent.join(temporary_name);
-
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(parent)?.sync_all()
-    })();
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use crate::class::Priority;
     use crate::data::File;
@@ -274,26 +231,5 @@ mod tests {
     fn a_file_below_a_file_is_refused() {
         let error = write_iso(&data(&[("a", ""), ("a/b", "")]), &ImageOptions::default()).unwrap_err();
         assert!(matches!(error, WriteError::Tree(_)), "{error}");
-    }
-
-    #[test]
-    fn an_atomic_write_leaves_the_new_file_alone_and_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.iso");
-        for bytes in [&b"old"[..], b"new"] {
-            write_atomically(&path, bytes).unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        }
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_atomic_write_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        std::fs::create_dir(&path).unwrap();
-        assert!(write_atomically(&path, b"x").is_err());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -132,6 +132,16 @@ impl Mounted {
 
     /// With this program in place of the one that was built.
     pub fn of(program: &Path, args: &[&str], config: &str) -> Self {
+        Self::prepared(program, args, config, |_, _| {})
+    }
+
+    /// Lets the test change the command, and put files into its directory, before it runs.
+    pub fn prepared(
+        program: &Path,
+        args: &[&str],
+        config: &str,
+        prepare: impl FnOnce(&mut Command, &Path),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         // Not where the machine's own ffs has it, unless a test says so.
@@ -141,7 +151,8 @@ impl Mounted {
             format!("ack = \"file:{}\"\n", dir.path().join("ack.json").display())
         };
         std::fs::write(dir.path().join("ffs.toml"), ack + config).unwrap();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("mount")
             .arg("--foreground")
             .arg("--config")
@@ -152,9 +163,9 @@ impl Mounted {
             .arg(dir.path().join("events"))
             .args(args)
             .arg(dir.path().join("mnt"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stdin(Stdio::null());
+        prepare(&mut command, dir.path());
+        let child = command.spawn().unwrap();
         let mut mounted = Self { dir, child };
         eventually("ready", || {
             assert!(mounted.child.try_wait().unwrap().is_none(), "ffs ended early");

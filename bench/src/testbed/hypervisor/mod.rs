@@ -143,7 +143,7 @@ impl Hypervisor {
         let (Hypervisor::Xen, GuestType::Pv) = (self, kind) else { return Ok(()) };
         let image = host.manifest.name.clone();
         let config = host.hypervisor_config().unwrap_or_default();
-        match std::fs::read_to_string(config) {
+        match ctx_io::bounded::read_to_string(&config, ctx_io::bounded::CONFIG) {
             Ok(config) if xen::shadow_paging(&config) => Ok(()),
             Ok(_) => Err(Immovable::NoShadowPaging { image }),
             Err(error) => Err(Immovable::Unreadable { image, reason: error.to_string() }),
