@@ -8,14 +8,14 @@ use clap::Args;
 use ctx_io::{errln, outln};
 
 use super::{Ended, programs};
-use crate::doctor::{self, Requirement, Subject, Unmet};
+use crate::doctor::{self, Requirement, Subject};
 use crate::drive;
 use crate::drive::run::Summary;
 use crate::plan::Plan;
 use crate::scenario::{Arm, Scenario};
 use crate::store::RunFolder;
 use crate::testbed::namespace;
-use crate::workload::layers::{peer, task::Task};
+use crate::workload::layers::task::Task;
 
 #[derive(Debug, Args)]
 pub(super) struct ProbeArguments {
@@ -30,18 +30,14 @@ pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<Ended> {
     Ok(Ended::Done)
 }
 
-/// What the arms of a scenario need on this machine.
+/// What a scenario needs on this machine. The programs of peers are not among it: an arm whose program is missing is absent
+/// from the run, which says so.
 fn needs(scenario: &Scenario) -> Vec<Requirement> {
     let mut needed = vec![Requirement::Works(Subject::Namespaces)];
     let arms = &scenario.design.arms;
     if arms.iter().any(|arm| !matches!(arm, Arm::Native | Arm::Overlayfs)) {
         needed.push(Requirement::Works(Subject::Fuse));
     }
-    needed.extend(
-        arms.iter()
-            .filter_map(|arm| peer::package(*arm))
-            .map(|(program, package)| Requirement::program(program, package)),
-    );
     needed.push(Requirement::Memory(drive::layers::memory(&scenario.layers.clone().unwrap_or_default())));
     needed
 }
@@ -51,14 +47,14 @@ pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
     let programs = programs()?;
     let (ffs, linux) = (programs.join("ffs"), drive::layers::linux());
     for arm in &scenario.design.arms {
-        if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &ffs), &linux) {
+        if let (_, Some(why)) = drive::layers::look(*arm, &ffs, &linux) {
             outln!("{arm} will be absent: {why}.");
         }
     }
     match doctor::require(&doctor::probe(), &needs(scenario)) {
         Ok(()) => Ok(Ended::Done),
         Err(unmet) => {
-            errln!("{}", installable(&unmet));
+            errln!("{unmet}");
             Ok(Ended::Degraded)
         }
     }
@@ -76,12 +72,7 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
     }
     let mut needed = needs(scenario);
     needed.push(Requirement::Writable(results.to_owned()));
-    doctor::require(&doctor::probe(), &needed).map_err(|unmet| anyhow::anyhow!("{}", installable(&unmet)))
-}
-
-/// The peers are what `ci/setup --tests` installs, not what `ci/setup` alone does.
-fn installable(unmet: &Unmet) -> String {
-    unmet.to_string().replace("run ci/setup, or", "run ci/setup --tests, or")
+    Ok(doctor::require(&doctor::probe(), &needed)?)
 }
 
 /// Inside: the trials.

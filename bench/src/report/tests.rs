@@ -188,3 +188,33 @@ fn file_systems_stand_side_by_side_and_beside_the_goals() {
     }
     keep("report-peers.html", &made.html);
 }
+
+#[test]
+fn of_what_was_not_measured_nobody_says_that_it_cannot() {
+    let root = tempfile::tempdir().unwrap();
+    let what = scenario("beyond/ffs-peers.toml", Some("quick"));
+    let path = Machine::new("none", "none", 1.0).run(root.path(), &what);
+    let mut stored = StoredRun::read(&path).unwrap();
+    // No other program can swap a layer than mergerfs, and it is not installed.
+    let peers = &mut stored.manifest.peers;
+    for arm in ["mergerfs", "mergerfs-passthrough"] {
+        stored.samples.retain(|sample| sample.arm != arm);
+        peers.get_mut(arm).unwrap().absent = Some("the program mergerfs is not installed".into());
+    }
+    let said = |runs: &[StoredRun]| {
+        let analysis = analyse(&[("", &runs[0].samples)]);
+        let summary = peers::summary(runs, &analysis).join("\n");
+        let goals = serde_json::to_string(&peers::goals(runs, &analysis)).unwrap();
+        (summary, goals)
+    };
+    let absent = said(std::slice::from_ref(&stored));
+    assert!(!absent.0.contains("alone does"), "{}", absent.0);
+    assert!(absent.1.contains("none was measured") && !absent.1.contains("nobody can"), "{}", absent.1);
+    // Where it was measured and had no value, it cannot.
+    for arm in ["mergerfs", "mergerfs-passthrough"] {
+        stored.manifest.peers.get_mut(arm).unwrap().absent = None;
+    }
+    let measured = said(std::slice::from_ref(&stored));
+    assert!(measured.0.contains("ffs alone does: swap →"), "{}", measured.0);
+    assert!(measured.1.contains("nobody can"), "{}", measured.1);
+}
