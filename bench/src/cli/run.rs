@@ -234,7 +234,7 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
     let summary = if is_local(scenario) {
-        local::run(&folder, scenario, plan, &Cache::location()?)?
+        local::run(&folder, scenario, plan)?
     } else {
         let images = images(scenario.testbed.hypervisor)?;
         let spec = setup::spec(
@@ -242,7 +242,7 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
             accelerator(scenario.testbed.hypervisor),
             &Programs::beside(&programs()?)?,
         )?;
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
     };
     let path = folder.finish()?;

@@ -36,7 +36,8 @@ pub(super) enum Command {
     },
     /// Open a shell on a machine, or run a command there
     Ssh {
-        /// Name of the machine: a, b, server-remote, server-local, guest
+        /// Name of the machine
+        #[arg(value_parser = ["a", "b", "server-remote", "server-local", "guest"])]
         machine: String,
         /// Command and arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -52,7 +53,7 @@ struct Record {
     /// The `unshare` process, in the user's PID namespace; killing it ends everything.
     holder: u32,
     /// The client's SSH configuration, inside.
-    ssh_config: PathBuf,
+    ssh_config: String,
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
@@ -100,7 +101,7 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped()).stderr(stderr);
     let mut holder = holder.spawn().context("cannot run unshare")?;
     let ssh_config = match follow(&mut holder) {
-        Ok(line) => PathBuf::from(line),
+        Ok(line) => line,
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
@@ -130,11 +131,11 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
 fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
         let accelerator = super::run::accelerator(hypervisor);
         let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
-        let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
+        let testbed = crate::testbed::up::up(&spec, &images, &state, state.path().as_ref()).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
             println!(
                 "{}: up after {:.1} s on {}",
@@ -143,7 +144,7 @@ fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended>
                 node.accelerator.name()
             );
         }
-        println!("ready {}", testbed.keys.config().display());
+        println!("ready {}", testbed.keys.config());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         terminate.recv().await;
         testbed.down().await;
@@ -160,7 +161,8 @@ fn ssh(machine: &str, command: &[String]) -> anyhow::Result<Ended> {
         .args(namespace::nsenter_flags(inside))
         .args(["--", "ssh", "-F"])
         .arg(&record.ssh_config)
-        .arg(machine)
+        // What comes after is no option of ssh, before the machine's name or behind it.
+        .args(["--", machine])
         .args(command)
         .exec();
     Err(error).context("cannot run nsenter")

@@ -242,23 +242,20 @@ fn boot_sector(accelerator: &[&str], limit: Duration) -> Boot {
     let mut image = SECTOR.to_vec();
     image.resize(510, 0);
     image.extend([0x55, 0xaa]);
-    let file = tempfile::NamedTempFile::new().and_then(|mut file| file.write_all(&image).map(|()| file));
-    let file = match file {
-        Ok(file) => file,
+    let folder = tempfile::tempdir().and_then(|folder| {
+        fs::write(folder.path().join("sector"), &image)?;
+        Ok(folder)
+    });
+    let folder = match folder {
+        Ok(folder) => folder,
         Err(error) => return Boot::Impossible { reason: format!("no temporary file: {error}") },
     };
     let outcome = run::limited(
         machine(accelerator, 64)
-            .args([
-                "-serial",
-                "none",
-                "-boot",
-                "a",
-                "-device",
-                "isa-debug-exit,iobase=0xf4,iosize=1",
-                "-drive",
-            ])
-            .arg(format!("if=floppy,format=raw,readonly=on,file={}", file.path().display())),
+            // Files by name, from their folder: QEMU splits a path at its commas.
+            .current_dir(&folder)
+            .args(["-serial", "none", "-boot", "a", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+            .args(["-drive", "if=floppy,format=raw,readonly=on,file=sector"]),
         limit,
     );
     judge(payload, limit, outcome, |outcome| {
@@ -288,19 +285,11 @@ fn boot_kernel(image: &Path) -> Boot {
 /// Xen, with the kernel and the initramfs of its image as its first domain, without a disk: Xen says on the console what its
 /// guests can have, and the initramfs that the first one has come up.
 fn boot_xen(image: &Path, accelerator: &[&str], limit: Duration) -> Boot {
-    let file = |name: &str| image.join(name).display().to_string();
-    let modules = format!("{} console=hvc0 quiet panic=-1 bench.wait=0,{}", file("vmlinuz"), file("initrd"));
     let outcome = run::limited(
         machine(accelerator, 512)
-            .args([
-                "-serial",
-                "stdio",
-                "-append",
-                "console=com1 dom0_mem=256M",
-                "-kernel",
-                &file("hypervisor"),
-            ])
-            .args(["-initrd", &modules]),
+            .current_dir(image)
+            .args(["-serial", "stdio", "-append", "console=com1 dom0_mem=256M", "-kernel", "hypervisor"])
+            .args(["-initrd", "vmlinuz console=hvc0 quiet panic=-1 bench.wait=0,initrd"]),
         limit,
     );
     judge("Xen with its first domain", limit, outcome, |outcome| {

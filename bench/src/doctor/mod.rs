@@ -90,7 +90,8 @@ pub struct Facts {
     pub memory_available: u64,
     /// Bytes of memory in all.
     pub memory_total: u64,
-    /// The cache folder.
+    /// The cache folder; in JSON with replacement characters where it is not UTF-8.
+    #[serde(serialize_with = "lossy")]
     pub cache: PathBuf,
     /// Bytes that are free there.
     pub cache_free: u64,
@@ -100,6 +101,10 @@ pub struct Facts {
     pub kernel: String,
     /// Whether the bench runs as root.
     pub root: bool,
+}
+
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// What this machine can do.

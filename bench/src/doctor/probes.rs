@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -226,14 +227,21 @@ fn mount_fuse(device: &fs::File) -> Result<(), String> {
 
 fn libvirt() -> Finding {
     // The program is linked against it, so a program that runs has it; its file name has its version.
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let loaded =
-        maps.lines().filter_map(|line| line.rsplit('/').next()).find(|file| file.starts_with("libvirt.so"));
-    match loaded.map(str::to_owned).or_else(|| said(Command::new("virsh").arg("--version"))) {
+    match loaded(&fs::read("/proc/self/maps").unwrap_or_default(), b"libvirt.so")
+        .or_else(|| said(Command::new("virsh").arg("--version")))
+    {
         Some(version) => finding(Subject::Libvirt, Status::Ok, version),
         None => finding(Subject::Libvirt, Status::Missing, "the library libvirt.so is not there")
             .so("hosts cannot be talked to", format!("{SETUP} libvirt0")),
     }
+}
+
+/// The name of the file in a process's memory map that begins with `name`. Paths in it are any bytes.
+fn loaded(maps: &[u8], name: &[u8]) -> Option<String> {
+    maps.split(|byte| *byte == b'\n')
+        .filter_map(|line| line.rsplit(|byte| *byte == b'/').next())
+        .find(|file| file.starts_with(name))
+        .map(|file| String::from_utf8_lossy(file).into_owned())
 }
 
 fn image_tools(root: bool) -> Finding {
@@ -336,11 +344,11 @@ fn processor(text: &str) -> String {
 
 /// What the control group that we are in, or one above, still lets us take; nothing without a limit.
 fn cgroup_headroom() -> Option<u64> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let own = fs::read("/proc/self/cgroup").ok()?;
+    let path = own.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
     let root = Path::new("/sys/fs/cgroup");
     let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = root.join(path.trim_start_matches('/'));
+    let group = root.join(std::ffi::OsStr::from_bytes(path));
     group
         .ancestors()
         .take_while(|folder| folder.starts_with(root))

@@ -74,7 +74,10 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
     let (inodes, bytes) = Usage::of(tree)?.layout();
     let at = |range: std::ops::Range<usize>| identity.get(range).unwrap_or("0");
     let uuid = [at(0..8), at(8..12), at(12..16), at(16..20), at(20..32)].join("-");
+    // By its name alone: in a path mke2fs takes what follows a `?` for options.
+    let (folder, file) = (out.parent().unwrap_or(Path::new("/")), out.file_name().unwrap_or_default());
     let output = as_root("mke2fs")
+        .current_dir(folder)
         .args([
             "-q",
             "-F",
@@ -92,7 +95,7 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
         .args(["-E", &format!("hash_seed={uuid},nodiscard"), "-U", &uuid])
         .args(["-N", &inodes.to_string(), "-d"])
         .arg(tree)
-        .arg(out)
+        .arg(file)
         .arg(format!("{}k", bytes / 1024))
         .stdin(Stdio::null())
         .output()
