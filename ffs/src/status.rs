@@ -1,6 +1,6 @@
 //! How a mount is, as `ffs status --json` prints it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,8 @@ use crate::hooks::Outcome;
 /// How a mount is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The mount point.
+    /// The mount point; in JSON with replacement characters where it is not UTF-8.
+    #[serde(serialize_with = "lossy")]
     pub mount: PathBuf,
     /// The version of the program.
     pub version: String,
@@ -43,6 +44,10 @@ pub struct Status {
     pub abilities: Vec<String>,
     /// What this kernel or these privileges do not allow, and what that means.
     pub reduced: Vec<String>,
+}
+
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// One layer.
