@@ -11,7 +11,7 @@ use crate::drive;
 use crate::drive::lab::DriveError;
 use crate::drive::run::Summary;
 use crate::drive::setup::{self, Programs};
-use crate::gate::Verdict;
+use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
@@ -66,8 +66,8 @@ pub(super) struct GateArguments {
     /// The folder of the new run
     run: PathBuf,
     /// The smallest worsening that matters, in percent
-    #[arg(long, default_value_t = 25.0)]
-    margin: f64,
+    #[arg(long, default_value = "25", allow_negative_numbers = true)]
+    margin: Margin,
 }
 
 /// Reads a scenario; a wrong one has told where and why.
@@ -124,7 +124,7 @@ pub(super) fn schema() -> anyhow::Result<Ended> {
 
 pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
     let (old, new) = (StoredRun::read(&arguments.baseline)?, StoredRun::read(&arguments.run)?);
-    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin / 100.0);
+    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin);
     print!("{}", crate::gate::table(&lines));
     if lines.is_empty() {
         eprintln!("the runs have no metric in common on the same accelerator, hypervisor and dilation");

@@ -12,6 +12,7 @@ use std::process::{Child, Command as Program, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use ctx_format::Number;
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
@@ -25,11 +26,11 @@ pub(super) enum Command {
     /// Boot hosts (and file servers) and leave them running
     Up {
         /// How many hosts: 1 or 2
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
-        hosts: u8,
+        #[arg(long, default_value = "2", allow_negative_numbers = true)]
+        hosts: Number<1, 2>,
         /// How many file servers beside them: 0 to 2
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-        servers: u8,
+        #[arg(long, default_value = "0", allow_negative_numbers = true)]
+        servers: Number<0, 2>,
         /// What runs guests on the hosts
         #[arg(long, value_enum, default_value = "kvm")]
         hypervisor: Hypervisor,
@@ -59,7 +60,7 @@ struct Record {
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     match command {
         Command::Up { hosts, servers, hypervisor } if namespace::inside() => {
-            hold(*hypervisor, *hosts, *servers)
+            hold(*hypervisor, hosts.get(), servers.get())
         }
         Command::Up { hypervisor, .. } => up(*hypervisor),
         Command::Ssh { machine, command } => ssh(machine, command),
@@ -128,13 +129,13 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.
-fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended> {
+fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
         let accelerator = super::run::accelerator(hypervisor);
-        let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
+        let spec = setup::plain(hypervisor, accelerator, usize::try_from(hosts)?, usize::try_from(servers)?);
         let testbed = crate::testbed::up::up(&spec, &images, &state, state.path().as_ref()).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
             println!(

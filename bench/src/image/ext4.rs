@@ -112,6 +112,15 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
     }
 }
 
+/// Makes a small file system and forgets it: whether that works here, user namespace and subordinate ids included.
+pub(crate) fn rehearse() -> Result<(), Error> {
+    let folder = std::env::temp_dir();
+    let scratch = tempfile::tempdir().map_err(Error::io("create a folder in", &folder))?;
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).map_err(Error::io("create", &tree))?;
+    write("doctor", &tree, &scratch.path().join("image"), &"0".repeat(32))
+}
+
 /// A command that sees itself as root, in a user namespace where the caller is not.
 ///
 /// There the caller is root, and the caller's subordinate ids (`/etc/subuid`) are everybody else, where there are any.

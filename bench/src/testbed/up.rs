@@ -157,6 +157,21 @@ struct Boot {
     kernel: PlainPath,
     initrd: PlainPath,
     root: PlainPath,
+    /// What is started before the kernel, in images that have it.
+    hypervisor: Option<PlainPath>,
+}
+
+impl Boot {
+    /// Links the files of an image into the private folder.
+    fn link(state: &Private, name: &str, image: &Image) -> std::io::Result<Boot> {
+        let link = |what: &str, file: &Path| state.link(&format!("{name}.{what}"), file);
+        Ok(Boot {
+            kernel: link("vmlinuz", &image.kernel())?,
+            initrd: link("initrd", &image.initrd())?,
+            root: link("root", &image.root())?,
+            hypervisor: image.hypervisor().map(|file| link("hypervisor", &file)).transpose()?,
+        })
+    }
 }
 
 /// Brings a testbed up in the bench's namespace.
@@ -185,18 +200,9 @@ pub async fn up(spec: &Spec, images: &Images, state: &Private, logs: &Path) -> R
     seed::add(&mut guest_seed, &spec.guest_extra);
     let guest_seed = write(&spec.guest.name, &guest_seed)?;
 
-    let link = |name: &str, file: &Path| {
-        state.link(name, file).map_err(|source| UpError::Link { folder: state.path().clone(), source })
-    };
-    let boot = |name: &str, image: &Image| -> Result<Boot, UpError> {
-        Ok(Boot {
-            kernel: link(&format!("{name}.vmlinuz"), &image.kernel())?,
-            initrd: link(&format!("{name}.initrd"), &image.initrd())?,
-            root: link(&format!("{name}.root"), &image.root())?,
-        })
-    };
-    let (of_host, of_guest) = (boot("host-image", &images.host)?, boot("guest-image", &images.guest)?);
-    let xen = images.host.hypervisor().map(|file| link("host-image.hypervisor", &file)).transpose()?;
+    let link = |source| UpError::Link { folder: state.path().clone(), source };
+    let of_host = Boot::link(state, "host-image", &images.host).map_err(link)?;
+    let of_guest = Boot::link(state, "guest-image", &images.guest).map_err(link)?;
 
     let host = spec.hypervisor.host();
     let mut machines = Vec::new();
@@ -215,7 +221,11 @@ pub async fn up(spec: &Spec, images: &Images, state: &Private, logs: &Path) -> R
             member: site.host(),
             memory_mib: spec.host_memory_mib,
             vcpus: 1,
-            multiboot: spec.hypervisor.multiboot(xen.clone(), spec.host_memory_mib, spec.guest.memory_mib),
+            multiboot: spec.hypervisor.multiboot(
+                of_host.hypervisor.clone(),
+                spec.host_memory_mib,
+                spec.guest.memory_mib,
+            ),
             emulated_cpu: host.emulated_cpu,
             kernel: of_host.kernel.clone(),
             initrd: of_host.initrd.clone(),
