@@ -39,7 +39,7 @@ fn remaining(
     let left: f64 = left.iter().map(|s| s.expected.as_secs_f64()).sum();
     let current =
         current.map_or(0.0, |(expected, ran)| (expected.as_secs_f64() * scale - ran.as_secs_f64()).max(0.0));
-    Duration::from_secs_f64(left * scale + current)
+    Duration::try_from_secs_f64(left * scale + current).unwrap_or(Duration::MAX)
 }
 
 /// `4 min 10 s`, `50 s`.

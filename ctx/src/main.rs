@@ -17,7 +17,9 @@ use ctx::source::read_directory;
 use ctx_format::check::check;
 use ctx_format::manifest::MANIFEST_PATH;
 use ctx_format::sign::Ring;
-use ctx_format::{ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Priority, write_signed_iso};
+use ctx_format::{
+    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Number, Priority, write_signed_iso,
+};
 use ctx_io::{bounded, durable, errln, outln, output};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -68,11 +70,11 @@ enum Command {
         #[arg(long)]
         class: ClassName,
         /// The class's rank in the guest; the higher one is seen.
-        #[arg(long)]
+        #[arg(long, allow_negative_numbers = true)]
         priority: Priority,
         /// The generation; it must grow from image to image.
-        #[arg(long)]
-        generation: u64,
+        #[arg(long, allow_negative_numbers = true)]
+        generation: Number<0, { u64::MAX }>,
         /// Whom the image is for, mostly the domain's UUID.
         #[arg(long)]
         instance: InstanceId,
@@ -160,6 +162,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let key = key.as_deref().map(read_secret).transpose()?;
             let mode = if mode == "keep" { None } else { Some(mode.parse::<Mode>()?) };
             let files = read_directory(&dir, mode)?;
+            let generation = generation.get();
             let data = ContextData { class, priority, generation, instance_id: instance, files };
             let image = write_signed_iso(&data, &ImageOptions { label }, key.as_ref())?;
             durable::write(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;

@@ -3,13 +3,15 @@
 //!
 //! The socket is `/run/ffs/NAME.sock`, NAME being the mount point with `-` for `/`
 //! (`/mnt/context` → `mnt-context`), so that no state is needed to find it; for users other than root
-//! it is below `$XDG_RUNTIME_DIR`.
+//! it is below `$XDG_RUNTIME_DIR`. A name that would be too long for a socket, or is no text, ends with a digest of
+//! the path.
 //!
 //! A request has at most 16 MiB and [`MOST`] operations, an answer at most 64 MiB; the client refuses what is more before it
 //! connects, and the server whatever comes.
 
 use std::io::{self, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::door::Door;
 use crate::edit::{EditError, MOST, Op};
@@ -109,13 +112,28 @@ pub fn socket_path(point: &Path) -> Option<PathBuf> {
     } else {
         PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())?)
     };
-    Some(dir.join("ffs").join(format!("{}.sock", mount_name(point))))
+    let dir = dir.join("ffs");
+    let room = LONGEST_SOCKET.saturating_sub(dir.as_os_str().len() + "/.sock".len());
+    Some(dir.join(format!("{}.sock", mount_name(point, room))))
 }
 
-/// The name of a mount in files of its own: its path with `-` for `/`.
-pub(crate) fn mount_name(point: &Path) -> String {
+/// The most bytes that the path of a socket has: `sockaddr_un` has 108, with a zero at the end (unix(7)).
+pub const LONGEST_SOCKET: usize = 107;
+
+/// The name of a mount in files of its own: its path with `-` for `/`. A path that is no text, or whose name would
+/// have more than `room` bytes, is told apart by a digest, behind as much of it as fits.
+pub(crate) fn mount_name(point: &Path, room: usize) -> String {
     let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
-    point.to_string_lossy().trim_matches('/').replace('/', "-")
+    let text = point.to_string_lossy();
+    let name = text.trim_matches('/').replace('/', "-");
+    if name.len() <= room && point.to_str().is_some() {
+        return name;
+    }
+    let digest = Sha256::digest(point.as_os_str().as_bytes());
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mut shown = name.replace(|c: char| !c.is_ascii_graphic(), "_");
+    shown.truncate(room.saturating_sub(digest.len() + 1));
+    format!("{shown}-{digest}")
 }
 
 /// Asks a mounted `ffs`.
@@ -288,4 +306,33 @@ pub(crate) fn respond(stream: &mut UnixStream, response: &Response) -> io::Resul
     }
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    fn name(path: &[u8]) -> String {
+        mount_name(Path::new(OsStr::from_bytes(path)), 90)
+    }
+
+    #[test]
+    fn a_mount_s_name_is_its_path_where_that_is_text_and_short() {
+        assert_eq!(name(b"/none/mnt/context"), "none-mnt-context");
+        assert_eq!(name(b"/none/a b"), "none-a b");
+        let longest = [&b"/"[..], &[b'x'; 90]].concat();
+        assert_eq!(name(&longest), "x".repeat(90));
+    }
+
+    #[test]
+    fn two_mounts_that_cannot_be_named_by_their_paths_have_two_names() {
+        let long = |end: u8| [&b"/"[..], &[b'x'; 200], &[end]].concat();
+        let twins = [(b"/none/\xff".to_vec(), b"/none/\xfe".to_vec()), (long(b'1'), long(b'2'))];
+        for (one, other) in twins {
+            assert_ne!(name(&one), name(&other));
+            assert_eq!(name(&one), name(&one));
+            assert!(name(&one).len() <= 90 && name(&one).is_ascii(), "{}", name(&one));
+        }
+    }
 }

@@ -162,7 +162,7 @@ fn run(hook: &Hook, point: &Path, generation: u64, changed: &[&[u8]]) -> String 
         .spawn();
     match child {
         Err(error) => format!("cannot start: {error}"),
-        Ok(child) => wait(child, Duration::from_millis(hook.timeout_ms)),
+        Ok(child) => wait(child, Duration::from_millis(hook.timeout_ms.get())),
     }
 }
 

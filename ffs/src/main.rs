@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use ctx_format::Number;
 use ctx_io::{bounded, errln, outln, output};
 use ffs::control::{Request, Response, Status, ask};
 use ffs::daemon::Order;
@@ -114,27 +115,27 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
         }
         Verb::Layer(LayerVerb::Add { mount, layers, only, at }) => {
             let ops = layers.iter().map(|layer| Op::Add(layer.to_string())).collect();
-            apply(&mount, &at, ops, only.if_generation)
+            apply(&mount, &at, ops, only.number())
         }
         Verb::Layer(LayerVerb::Replace { mount, layers, only, at }) => {
             let ops = layers.iter().map(|layer| Op::Replace(layer.to_string())).collect();
-            apply(&mount, &at, ops, only.if_generation)
+            apply(&mount, &at, ops, only.number())
         }
         Verb::Layer(LayerVerb::Remove { mount, names, only, at }) => {
-            apply(&mount, &at, names.into_iter().map(Op::Remove).collect(), only.if_generation)
+            apply(&mount, &at, names.into_iter().map(Op::Remove).collect(), only.number())
         }
         Verb::Layer(LayerVerb::Order { mount, names, only, at }) => {
-            apply(&mount, &at, vec![Op::Order(names)], only.if_generation)
+            apply(&mount, &at, vec![Op::Order(names)], only.number())
         }
         Verb::Layer(LayerVerb::Apply { mount, file, only, at }) => {
-            apply(&mount, &at, script(&file)?, only.if_generation)
+            apply(&mount, &at, script(&file)?, only.number())
         }
         Verb::Layer(LayerVerb::List { mount, at }) => {
             print_layers(&request(&mount, &at, &Request::Status)?);
             Ok(())
         }
         Verb::Rollback { mount, to, only, at } => {
-            let request_it = Request::Rollback { to, if_generation: only.if_generation };
+            let request_it = Request::Rollback { to: to.map(Number::get), if_generation: only.number() };
             request(&mount, &at, &request_it).map(drop)
         }
         Verb::Reload { mount, at } => request(&mount, &at, &Request::Reload).map(drop),

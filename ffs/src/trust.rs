@@ -28,6 +28,8 @@ use crate::layer::Layer;
 
 /// Where the state is kept unless the configuration says otherwise.
 const STATE_DIR: &str = "/var/lib/ffs";
+/// Room for a mount's name in a file's, whose end and temporary prefix are ours.
+const LONGEST_NAME: usize = 200;
 
 /// Why there is no trust to start with.
 #[derive(Debug, thiserror::Error)]
@@ -357,7 +359,7 @@ impl Trust {
 }
 
 fn default_state(point: &Path) -> PathBuf {
-    Path::new(STATE_DIR).join(format!("{}.json", mount_name(point)))
+    Path::new(STATE_DIR).join(format!("{}.json", mount_name(point, LONGEST_NAME)))
 }
 
 fn read_ledger(path: &Path) -> Result<Ledger, TrustError> {

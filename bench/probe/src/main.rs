@@ -28,10 +28,10 @@ struct Cli {
     #[arg(long, value_name = "ADDR:PORT")]
     to: SocketAddr,
     /// Milliseconds between beats.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     interval: u64,
     /// Stop after so many beats.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 

@@ -76,13 +76,11 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 }
 
 /// Inside: the trials.
-pub(super) fn run(
-    folder: &RunFolder,
-    scenario: &Scenario,
-    plan: &Plan,
-    cache: &Path,
-) -> anyhow::Result<Summary> {
-    let state = namespace::private_folder(&cache.join("state"))?;
+pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Summary> {
+    let state = namespace::private_folder()?;
     let programs = programs()?;
-    super::run::until_stopped(folder, drive::layers::run(folder, scenario, plan, &programs, &state))
+    super::run::until_stopped(
+        folder,
+        drive::layers::run(folder, scenario, plan, &programs, state.path().as_ref()),
+    )
 }

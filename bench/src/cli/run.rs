@@ -12,7 +12,7 @@ use crate::drive;
 use crate::drive::lab::DriveError;
 use crate::drive::run::Summary;
 use crate::drive::setup::{self, Programs};
-use crate::gate::Verdict;
+use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
@@ -67,8 +67,8 @@ pub(super) struct GateArguments {
     /// The folder of the new run
     run: PathBuf,
     /// The smallest worsening that matters, in percent
-    #[arg(long, default_value_t = 25.0)]
-    margin: f64,
+    #[arg(long, default_value = "25", allow_negative_numbers = true)]
+    margin: Margin,
 }
 
 /// Reads a scenario; a wrong one has told where and why.
@@ -125,7 +125,7 @@ pub(super) fn schema() -> anyhow::Result<Ended> {
 
 pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
     let (old, new) = (StoredRun::read(&arguments.baseline)?, StoredRun::read(&arguments.run)?);
-    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin / 100.0);
+    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin);
     output::text(&crate::gate::table(&lines));
     if lines.is_empty() {
         errln!("the runs have no metric in common on the same accelerator, hypervisor and dilation");
@@ -235,7 +235,7 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
     let summary = if is_local(scenario) {
-        local::run(&folder, scenario, plan, &Cache::location()?)?
+        local::run(&folder, scenario, plan)?
     } else {
         let images = images(scenario.testbed.hypervisor)?;
         let spec = setup::spec(
@@ -243,7 +243,7 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
             accelerator(scenario.testbed.hypervisor),
             &Programs::beside(&programs()?)?,
         )?;
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
     };
     let path = folder.finish()?;

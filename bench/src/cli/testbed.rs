@@ -12,6 +12,7 @@ use std::process::{Child, Command as Program, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use ctx_format::Number;
 use ctx_io::{bounded, outln};
 use serde::{Deserialize, Serialize};
 
@@ -26,18 +27,19 @@ pub(super) enum Command {
     /// Boot hosts (and file servers) and leave them running
     Up {
         /// How many hosts: 1 or 2
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
-        hosts: u8,
+        #[arg(long, default_value = "2", allow_negative_numbers = true)]
+        hosts: Number<1, 2>,
         /// How many file servers beside them: 0 to 2
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-        servers: u8,
+        #[arg(long, default_value = "0", allow_negative_numbers = true)]
+        servers: Number<0, 2>,
         /// What runs guests on the hosts
         #[arg(long, value_enum, default_value = "kvm")]
         hypervisor: Hypervisor,
     },
     /// Open a shell on a machine, or run a command there
     Ssh {
-        /// Name of the machine: a, b, server-remote, server-local, guest
+        /// Name of the machine
+        #[arg(value_parser = ["a", "b", "server-remote", "server-local", "guest"])]
         machine: String,
         /// Command and arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -53,13 +55,13 @@ struct Record {
     /// The `unshare` process, in the user's PID namespace; killing it ends everything.
     holder: u32,
     /// The client's SSH configuration, inside.
-    ssh_config: PathBuf,
+    ssh_config: String,
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     match command {
         Command::Up { hosts, servers, hypervisor } if namespace::inside() => {
-            hold(*hypervisor, *hosts, *servers)
+            hold(*hypervisor, hosts.get(), servers.get())
         }
         Command::Up { hypervisor, .. } => up(*hypervisor),
         Command::Ssh { machine, command } => ssh(machine, command),
@@ -101,7 +103,7 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped()).stderr(stderr);
     let mut holder = holder.spawn().context("cannot run unshare")?;
     let ssh_config = match follow(&mut holder) {
-        Ok(line) => PathBuf::from(line),
+        Ok(line) => line,
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
@@ -130,14 +132,14 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.
-fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended> {
+fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
         let accelerator = super::run::accelerator(hypervisor);
-        let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
-        let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
+        let spec = setup::plain(hypervisor, accelerator, usize::try_from(hosts)?, usize::try_from(servers)?);
+        let testbed = crate::testbed::up::up(&spec, &images, &state, state.path().as_ref()).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
             outln!(
                 "{}: up after {:.1} s on {}",
@@ -146,7 +148,7 @@ fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended>
                 node.accelerator.name()
             );
         }
-        outln!("ready {}", testbed.keys.config().display());
+        outln!("ready {}", testbed.keys.config());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         terminate.recv().await;
         testbed.down().await;
@@ -163,7 +165,8 @@ fn ssh(machine: &str, command: &[String]) -> anyhow::Result<Ended> {
         .args(namespace::nsenter_flags(inside))
         .args(["--", "ssh", "-F"])
         .arg(&record.ssh_config)
-        .arg(machine)
+        // What comes after is no option of ssh, before the machine's name or behind it.
+        .args(["--", machine])
         .args(command)
         .exec();
     Err(error).context("cannot run nsenter")

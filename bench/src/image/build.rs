@@ -167,13 +167,13 @@ fn assemble(
 /// Runs mmdebstrap and unpacks its stream into `tree`.
 fn debootstrap(recipe: &Recipe, folder: &Path, tree: &Path, report: &dyn Fn(Stage)) -> Result<(), Error> {
     // apt downloads as a user of its own, who may not enter a private cache folder; /var/tmp is on disk where /tmp is memory.
-    let root = Path::new("/var/tmp");
-    let root = if root.is_dir() { root.to_owned() } else { std::env::temp_dir() };
+    // Not $TMPDIR, which may have any characters: a shell reads the path in mmdebstrap's hooks.
+    let root = Path::new(if Path::new("/var/tmp").is_dir() { "/var/tmp" } else { "/tmp" });
     let scratch = tempfile::Builder::new()
         .prefix("bench-image-")
         .permissions(fs::Permissions::from_mode(0o755))
-        .tempdir_in(&root)
-        .map_err(Error::io("create a folder in", &root))?
+        .tempdir_in(root)
+        .map_err(Error::io("create a folder in", root))?
         .keep();
     put(&folder.join(SCRATCH_NOTE), scratch.as_os_str().as_encoded_bytes())?;
     let files = scratch.join("files.tar");

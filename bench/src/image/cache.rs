@@ -130,13 +130,15 @@ impl Cache {
     /// Where [`Cache::open`] looks.
     ///
     /// # Errors
-    /// [`Error::NoCache`] when none of the variables is set.
+    /// [`Error::NoCache`] when none of the variables is set, [`Error::Io`] when the current folder is not known.
     pub fn location() -> Result<PathBuf, Error> {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         set("BENCH_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|path| path.join("bench")))
             .or_else(|| set("HOME").map(|path| path.join(".cache/bench")))
             .ok_or(Error::NoCache)
+            // Programs run in other folders, and take a name that begins with a dash for an option.
+            .and_then(|path| std::path::absolute(&path).map_err(Error::io("find", &path)))
     }
 
     /// A cache in a folder of the caller's choice.

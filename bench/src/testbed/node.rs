@@ -109,7 +109,7 @@ impl Node {
         };
         console.ready(deadline).await.map_err(|reason| not_ready(reason, &console))?;
         let qmp_error = |source| BootError::Qmp { machine: name.clone(), source };
-        let mut qmp = Qmp::connect(&machine.qmp).await.map_err(qmp_error)?;
+        let mut qmp = Qmp::connect(machine.qmp.as_ref()).await.map_err(qmp_error)?;
         let got = qmp.accelerator().await.map_err(qmp_error)?;
         if got != accelerator {
             return Err(BootError::Accelerator { machine: name, got: got.name(), asked: accelerator.name() });

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use ctx_format::Number;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::ack;
@@ -318,7 +319,8 @@ fn block_signals() -> Result<SigSet, DaemonError> {
 }
 
 fn limit(config: &Config) -> Limit {
-    Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) }
+    let total = config.max_memory.map_or_else(memory::default_limit, Number::get);
+    Limit { image: config.image_limit.get(), total }
 }
 
 /// The directories that are followed: none yet.

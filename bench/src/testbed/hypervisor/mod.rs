@@ -10,6 +10,7 @@ mod xen;
 use super::address::Network;
 use super::domain::Guest;
 use super::machine::Multiboot;
+use super::plain::PlainPath;
 use super::site::Site;
 use crate::doctor::Accelerator;
 use crate::image::Image;
@@ -159,11 +160,18 @@ impl Hypervisor {
     }
 
     /// What a host starts before its kernel.
-    pub fn multiboot(self, image: &Image, host_memory_mib: u32, guest_memory_mib: u32) -> Option<Multiboot> {
+    ///
+    /// `file` is the hypervisor of the host's image, where that has one.
+    pub fn multiboot(
+        self,
+        file: Option<PlainPath>,
+        host_memory_mib: u32,
+        guest_memory_mib: u32,
+    ) -> Option<Multiboot> {
         match self {
             Hypervisor::Kvm => None,
-            Hypervisor::Xen => image.hypervisor().map(|file| Multiboot {
-                image: file,
+            Hypervisor::Xen => file.map(|image| Multiboot {
+                image,
                 append: xen::command_line(host_memory_mib, guest_memory_mib),
             }),
         }
