@@ -314,7 +314,7 @@ fn rock_ridge() -> Vec<(&'static str, Vec<u8>, Becomes)> {
 fn read(image: &[u8]) -> Result<Layer, ImageError> {
     let limit = image.len() as u64;
     let sealed = Sealed::read_from(&mut &image[..], limit).expect("memory");
-    Ok(layer(sealed, Some("x"), Some(9), "test", &Trust::without_keys())?.0)
+    Ok(layer(sealed, Some("x"), Some(9), "test", &Trust::without_keys(), &Limit::NONE)?.0)
 }
 
 #[test]
