@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use common::{Mounted, eventually, image, tree};
 use ffs::layer::{Content, Layer, LayerNode, dir};
-use ffs::memory::Limit;
 use ffs::mount::Mount;
 use ffs::sealed::Sealed;
 use nix::fcntl::{OFlag, openat};
@@ -27,7 +26,7 @@ fn iso_layer(name: &str, generation: u64, files: &[(&str, &str)]) -> Arc<Layer> 
     let bytes = image(name, 5, generation, files);
     let sealed = Sealed::read_from(&mut bytes.as_slice(), u64::MAX).unwrap();
     let trust = ffs::trust::Trust::without_keys();
-    Arc::new(ffs::layer::image::layer(sealed, Some(name), None, "test", &trust, &Limit::NONE).unwrap().0)
+    Arc::new(ffs::layer::image::layer(sealed, Some(name), None, "test", &trust).unwrap().0)
 }
 
 #[test]

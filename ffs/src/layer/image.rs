@@ -55,6 +55,20 @@ impl ImageError {
     }
 }
 
+/// Makes a layer of an image, as [`layer_within`], whatever it holds.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn layer(
+    image: Sealed,
+    name: Option<&str>,
+    priority: Option<u16>,
+    origin: &str,
+    trust: &Trust,
+) -> Result<(Layer, Option<Claim>), ImageError> {
+    layer_within(image, name, priority, origin, trust, &Limit::NONE)
+}
+
 /// Makes a layer of an image.
 ///
 /// `name` and `priority` say what the layer is to be called and how it ranks; where they are `None`
@@ -63,7 +77,7 @@ impl ImageError {
 ///
 /// # Errors
 /// [`ImageError`].
-pub fn layer(
+pub fn layer_within(
     image: Sealed,
     name: Option<&str>,
     priority: Option<u16>,

@@ -63,7 +63,7 @@ pub fn load(
 ) -> Result<(Layer, Option<Claim>), LoadError> {
     let layer = |image: Sealed| {
         read(&image);
-        image::layer(image, asked.name, asked.priority, asked.origin, asked.trust, limit)
+        image::layer_within(image, asked.name, asked.priority, asked.origin, asked.trust, limit)
     };
     match layer(device::read(path, limit.now())?) {
         Err(ImageError::Read(ReadError::OutOfRange { end, len, .. }))

@@ -183,23 +183,18 @@ const LIMIT: Limit = Limit { image: 4 << 20, total: u64::MAX };
 pub fn layer(input: &[u8]) {
     static TRUST: LazyLock<Trust> = LazyLock::new(Trust::without_keys);
     static BEFORE: LazyLock<Arc<Layer>> = LazyLock::new(|| {
-        Arc::new(
-            image::layer(sealed(&context(1)), Some("x"), None, "fuzz", &TRUST, &LIMIT).expect("a layer").0,
-        )
+        Arc::new(image::layer(sealed(&context(1)), Some("x"), None, "fuzz", &TRUST).expect("a layer").0)
     });
     static BASE: LazyLock<Arc<Layer>> = LazyLock::new(|| {
-        Arc::new(
-            image::layer(sealed(&context(2)), Some("base"), Some(1), "fuzz", &TRUST, &LIMIT)
-                .expect("a layer")
-                .0,
-        )
+        Arc::new(image::layer(sealed(&context(2)), Some("base"), Some(1), "fuzz", &TRUST).expect("a layer").0)
     });
     let (before, base) = (BEFORE.clone(), BASE.clone());
     let image = image_of(input);
     // A reader's megabyte and the like are no matter of the image.
     let image_in_memory = sealed(&image);
     cost::within(4 * image.len() + BESIDE_LAYER, || {
-        let Ok((layer, _)) = image::layer(image_in_memory, Some("x"), Some(5), "fuzz", &TRUST, &LIMIT) else {
+        let Ok((layer, _)) = image::layer_within(image_in_memory, Some("x"), Some(5), "fuzz", &TRUST, &LIMIT)
+        else {
             return;
         };
         let inodes = Inodes::default();

@@ -123,8 +123,8 @@ impl Entries {
         let mut area = record.system_use().get(skip..).unwrap_or_default();
         for _ in 0..=CONTINUATIONS {
             let Some(Continuation { block, offset, len }) = self.area(path, area)? else { return Ok(()) };
-            account.work(path, len)?;
             area = volume.bytes(path, volume.offset(block) + offset, len)?;
+            account.work(path, len)?;
         }
         Err(damaged(path, "its system use entries go on in too many places"))
     }

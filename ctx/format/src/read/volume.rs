@@ -137,7 +137,15 @@ type Found<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
 fn descriptors(image: &[u8]) -> Result<Found<'_>, ReadError> {
     let mut primary = None;
     for sector in DESCRIPTORS {
-        let Some(descriptor) = image.get(sector * SECTOR..(sector + 1) * SECTOR) else { break };
+        let Some(descriptor) = image.get(sector * SECTOR..(sector + 1) * SECTOR) else {
+            if image.get(sector * SECTOR + 1..sector * SECTOR + 6) == Some(b"CD001") {
+                return Err(damaged(
+                    &[],
+                    "it ends within a volume descriptor: it is truncated, copy it again",
+                ));
+            }
+            break;
+        };
         if &descriptor[9..14] == b"CDROM" && &descriptor[1..6] != b"CD001" {
             return Err(unsupported(&[], "a High Sierra volume", "write it as ISO 9660"));
         }
