@@ -135,7 +135,7 @@ fn a_descriptor_that_says_less_than_there_is_is_no_obstacle() {
     let text = "x".repeat(1 << 20);
     let mut bytes = image("infrastructure", 9, 1, &[("site", "remote"), ("large", &text)]);
     let whole = bytes.len() as u64;
-    for blocks in [19, 200] {
+    for blocks in [0, 19, 200] {
         declare(&mut bytes, blocks);
         fs::write(&iso, &bytes).unwrap();
         let mounted = Mounted::new(&["--layer", &format!("x=iso:{}", iso.display())]);

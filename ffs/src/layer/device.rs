@@ -142,7 +142,10 @@ fn volume_len(file: &mut File) -> io::Result<u64> {
     if &descriptor[1..6] != b"CD001" || descriptor[0] != 1 {
         return Ok(device);
     }
+    // A volume has at least the system area, a descriptor and the end of descriptors: what says less says nothing.
+    let least = 18 * 2048;
     let blocks = u32::from_le_bytes([descriptor[80], descriptor[81], descriptor[82], descriptor[83]]);
     let block = u16::from_le_bytes([descriptor[128], descriptor[129]]);
-    Ok((u64::from(blocks) * u64::from(block)).min(device))
+    let volume = u64::from(blocks) * u64::from(block);
+    Ok(if volume < least { device } else { volume.min(device) })
 }
