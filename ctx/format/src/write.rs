@@ -5,11 +5,14 @@
 //! `/.ctx/manifest.json` and `/data/**`; everything belongs to root, directories are 0700, and all
 //! times are one fixed time, so an image can be compared, cached and signed by its digest.
 
+use std::collections::HashSet;
+
 use hadris_fs::{Content, NoClock, Node, Owner, PathError, Permissions, SetAttr, Tree};
 use hadris_iso::{IsoId, IsoLevel};
 
 use crate::data::{ContextData, TreeConflict};
 use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Mode};
+use crate::path::RelPath;
 use crate::sign::{SIGNATURE_PATH, SecretKey};
 
 /// The volume label of an image, by which a guest tells what it is for.
@@ -78,6 +81,15 @@ pub enum WriteError {
         /// The manifest's size in bytes.
         size: usize,
     },
+    /// Directories have numbers of 16 bits in an image.
+    #[error(
+        "the image would have {directories} directories, and ISO 9660 can number {MAX_DIRECTORIES}: put more files into \
+         fewer directories, or split the class"
+    )]
+    TooManyDirectories {
+        /// How many there would be, the root and those of the manifest and the data included.
+        directories: usize,
+    },
     /// The image writer refused.
     #[error("the ISO image cannot be written: {0}")]
     Iso(String),
@@ -92,6 +104,10 @@ impl From<PathError> for WriteError {
 /// What the descriptors, directories and their padding take beside the files, at most, for a small
 /// tree. Only a hint for the first allocation; the image grows when it is not enough.
 const OVERHEAD: usize = 512 << 10;
+
+/// Directories of an image, its root included. Path tables number them with 16 bits (ECMA-119, 9.4); Linux reads
+/// none, others do. One is kept for the directory to which those are moved that are nested too deep.
+pub const MAX_DIRECTORIES: usize = 65_534;
 
 /// The mode of every directory on an image.
 pub const DIR_MODE: u16 = 0o700;
@@ -119,6 +135,7 @@ pub fn write_signed_iso(
     if manifest.len() > MAX_MANIFEST {
         return Err(WriteError::ManifestTooLarge { files: data.files.len(), size: manifest.len() });
     }
+    check_directories(data)?;
     let payload: usize = data.files.values().map(|file| file.content.len().next_multiple_of(2048)).sum();
     let mut image = Vec::with_capacity(payload + manifest.len() + OVERHEAD);
 
@@ -138,6 +155,14 @@ pub fn write_signed_iso(
     }
     hadris_iso::sync::write(&mut image, &tree, &iso_options(*options))?;
     Ok(image)
+}
+
+/// Checks that the image's directories can be numbered.
+fn check_directories(data: &ContextData) -> Result<(), WriteError> {
+    let parents: HashSet<_> = data.files.keys().flat_map(RelPath::parents).collect();
+    // The root, and those of the manifest and of the data.
+    let directories = parents.len() + 3;
+    if directories > MAX_DIRECTORIES { Err(WriteError::TooManyDirectories { directories }) } else { Ok(()) }
 }
 
 /// An image without anything in it: no manifest, so no reader takes it for context data. It stands in a
@@ -231,5 +256,17 @@ mod tests {
     fn a_file_below_a_file_is_refused() {
         let error = write_iso(&data(&[("a", ""), ("a/b", "")]), &ImageOptions::default()).unwrap_err();
         assert!(matches!(error, WriteError::Tree(_)), "{error}");
+    }
+
+    #[test]
+    fn too_many_directories_are_called_that() {
+        let many = |count| {
+            let files = (0..count).map(|n| (format!("d{n}/f").parse().unwrap(), File::private(""))).collect();
+            ContextData { files, ..data(&[]) }
+        };
+        check_directories(&many(MAX_DIRECTORIES - 3)).unwrap();
+        let error = write_iso(&many(66_000), &ImageOptions::default()).unwrap_err().to_string();
+        let expected = "the image would have 66003 directories, and ISO 9660 can number 65534: ";
+        assert!(error.starts_with(expected), "{error}");
     }
 }

@@ -22,8 +22,9 @@ use crate::edit::{Desired, Op, plan};
 use crate::events::Step;
 use crate::follow::Hold;
 use crate::generation::Generation;
+use crate::layer::Layer;
 use crate::layer::dir::{self, DirError};
-use crate::layer::{Layer, device, image};
+use crate::layer::load::{self, Asked, LoadError};
 use crate::memory::Limit;
 use crate::projection::plain;
 use crate::trust::Trust;
@@ -87,13 +88,17 @@ pub(super) fn load(
     match &spec.source {
         Source::Dir(path) => followed.read(spec, path).map(Some).map_err(|source| error(source.to_string())),
         Source::Iso(path) => {
-            let image = device::read(path, limit.now()).map_err(|source| match limit.refuses(&source) {
-                Some(reason) => DaemonError::NoRoom { name: spec.name.clone(), reason },
-                None => error(source.to_string()),
-            })?;
-            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string(), trust)
-                .map(|(layer, _)| Some(layer))
-                .map_err(|source| error(format!("`{}`: {source}", path.display())))
+            let origin = spec.source.to_string();
+            let asked = Asked { name: Some(&spec.name), priority: spec.priority, origin: &origin, trust };
+            load::load(path, &asked, limit, |_| ()).map(|(layer, _)| Some(layer)).map_err(|source| {
+                if let Some(reason) = source.no_room(limit) {
+                    return DaemonError::NoRoom { name: spec.name.clone(), reason };
+                }
+                match source {
+                    LoadError::Device(source) => error(source.to_string()),
+                    LoadError::Image(source) => error(format!("`{}`: {source}", path.display())),
+                }
+            })
         }
         Source::Device(_) => Ok(None),
     }

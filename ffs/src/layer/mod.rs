@@ -7,6 +7,7 @@
 pub mod device;
 pub mod dir;
 pub mod image;
+pub mod load;
 mod scan;
 
 use std::collections::BTreeMap;
