@@ -223,7 +223,7 @@ pub(crate) enum LayerVerb {
         #[command(flatten)]
         at: At,
     },
-    /// Do everything that a file says: one `add`, `replace`, `remove` or `order` a line.
+    /// Do everything that a file says: one `add`, `replace`, `remove` or `order` a line, at most 4096 of them and 16 MiB.
     Apply {
         /// The mount point.
         mount: PathBuf,

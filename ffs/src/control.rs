@@ -9,7 +9,7 @@
 //! A request has at most 16 MiB and [`MOST`] operations, an answer at most 64 MiB; the client refuses what is more before it
 //! connects, and the server whatever comes.
 
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ctx_io::accept::Backoff;
 use ctx_io::bounded::{self, Size};
@@ -33,6 +33,10 @@ use crate::door::Door;
 use crate::edit::{EditError, MOST, Op};
 pub use crate::status::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 
+/// How long the server waits for a piece of a request, and for room for a piece of the answer: others wait meanwhile.
+const HURRY: Duration = Duration::from_secs(5);
+/// How long it waits for a whole request, however its pieces come.
+const WHOLE: Duration = Duration::from_secs(30);
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -259,12 +263,29 @@ impl Server {
     }
 }
 
+/// A connection that is read until a moment, however slowly its bytes come.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left.min(HURRY)))?;
+        self.stream.read(bytes)
+    }
+}
+
 fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
-    // On Linux it waits, although its listener does not (accept(2)).
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    // Nor does one who does not read the answer hold up the others.
-    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    let line = match bounded::read_line(BufReader::new(&stream), bounded::REQUEST) {
+    // One who does not read the answer holds up nobody else for longer; on Linux the connection waits, although its listener
+    // does not (accept(2)).
+    stream.set_write_timeout(Some(HURRY))?;
+    let asking = Until { stream: &stream, deadline: Instant::now() + WHOLE };
+    let line = match bounded::read_line(BufReader::new(asking), bounded::REQUEST) {
         Ok(line) => line,
         Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
             return respond(&mut stream, &Response::Error(format!("the request cannot be taken: {error}")));
@@ -334,5 +355,18 @@ mod tests {
             assert_eq!(name(&one), name(&one));
             assert!(name(&one).len() <= 90 && name(&one).is_ascii(), "{}", name(&one));
         }
+    }
+
+    #[test]
+    fn who_asks_slowly_is_not_waited_for_byte_by_byte() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(b"x").unwrap();
+        let mut byte = [0];
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(Until { stream: &server, deadline: later }.read(&mut byte).unwrap(), 1);
+        // There is one more, and it is too late for it.
+        client.write_all(b"x").unwrap();
+        let error = Until { stream: &server, deadline: Instant::now() }.read(&mut byte).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

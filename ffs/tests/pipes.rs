@@ -159,9 +159,10 @@ fn a_request_beyond_the_limit_is_refused_by_both_sides() {
     let error = ffs::control::ask(&socket, &request).unwrap_err().to_string();
     assert!(error.contains("16 MiB"), "{error}");
     // As another client would.
+    let line = serde_json::to_vec(&request).unwrap();
     let mut stream = UnixStream::connect(&socket).unwrap();
     // It need not be read to its end.
-    let _ = stream.write_all(&serde_json::to_vec(&request).unwrap());
+    let _ = stream.write_all(&line);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).unwrap();
