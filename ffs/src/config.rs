@@ -17,6 +17,7 @@ pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
 /// Everything that a mount is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[allow(clippy::struct_excessive_bools)] // Settings, each of its own.
 pub struct Config {
     /// The mount point, when the command line names none.
     pub mount: Option<PathBuf>,

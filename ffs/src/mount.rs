@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Config, INodeNo, MountOption, Notifier, SessionACL};
+use fuser::{Config, INodeNo, Notifier, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
 use crate::diff::{Change, Diff, What};
@@ -18,8 +18,8 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
 use crate::kernel::guard::{self, Guard};
-use crate::kernel::mounting;
 pub use crate::kernel::mounting::Restrictions;
+use crate::kernel::session::Way;
 use crate::layer::Layer;
 use crate::merge::{Inodes, Node};
 use crate::prefetch::Prefetch;
@@ -147,7 +147,7 @@ impl Mount {
     /// # Errors
     /// [`MountError::Mount`].
     pub fn new(point: &Path, layers: Vec<Arc<Layer>>) -> Result<(Self, Session), MountError> {
-        Self::with(point, layers, Options::default())
+        Self::with(point, layers, &Options::default())
     }
 
     /// Mounts a union of `layers` on a directory, in a way that is asked for.
@@ -157,7 +157,7 @@ impl Mount {
     pub fn with(
         point: &Path,
         layers: Vec<Arc<Layer>>,
-        options: Options,
+        options: &Options,
     ) -> Result<(Self, Session), MountError> {
         let error = |source| MountError::Mount { point: point.to_owned(), source };
         let point = point.canonicalize().map_err(error)?;
@@ -167,29 +167,11 @@ impl Mount {
             generation = generation.projected(&inodes, SystemTime::now());
         }
         let error = |source| MountError::Mount { point: point.clone(), source };
-        let everybody = config().acl == SessionACL::All;
-        let detached = mounting::make(&point, everybody, &options.restrictions);
-        let detached = match detached {
-            Err(source) if !matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::ENOSYS)) => {
-                return Err(error(source));
-            }
-            other => other,
-        };
-        let users_mount = detached.is_err() && !nix::unistd::geteuid().is_root();
-        let shared = Arc::new(Shared::new(generation, options.passthrough, users_mount));
-        let ffs = Ffs(shared.clone());
-        let (session, detached) = match detached {
-            Ok((fuse, detached)) => {
-                (fuser::Session::from_fd(ffs, fuse, config().acl, config()).map_err(error)?, Ok(detached))
-            }
-            Err(why) => {
-                let config = mounted_by_others(users_mount, &options.restrictions).map_err(error)?;
-                (
-                    fuser::Session::new(ffs, &point, &config).map_err(error)?,
-                    Err(no_private(users_mount, &why)),
-                )
-            }
-        };
+        let restrictions = &options.restrictions;
+        let way = Way::find(&point, config().acl, restrictions).map_err(error)?;
+        let shared = Arc::new(Shared::new(generation, options.passthrough, way.is_users()));
+        let (session, detached) =
+            way.begin(Ffs(shared.clone()), &point, restrictions, config()).map_err(error)?;
         let notifier = session.notifier();
         let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
         let _ = shared.connection.set(device.clone());
@@ -312,14 +294,18 @@ impl Mount {
     }
 
     /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
-    /// that calls this, and until then makes read-only what somebody makes writable.
+    /// that calls this, and until then makes read-only what somebody makes writable, and calls `undone` for it.
     ///
     /// # Errors
     /// What opening the mount table returns.
-    pub fn watch_table(&self, device: u64) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+    pub fn watch_table(
+        &self,
+        device: u64,
+        undone: impl Fn(&Path) + Send + 'static,
+    ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         // A user's mount is not the kernel's to hold read-only.
         let guard = (!self.shared.users_mount).then(|| self.guard.clone());
-        guard::watch(device, guard)
+        guard::watch(device, guard, undone)
     }
 
     /// Inodes that the kernel holds references to.
@@ -568,36 +554,6 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
-}
-
-/// How fuser mounts where we cannot: for a user by fusermount3, or with mount(2), which attaches a mount at once, so that the file
-/// system itself must be read-only.
-fn mounted_by_others(users_mount: bool, restrictions: &Restrictions) -> io::Result<Config> {
-    let mut config = config();
-    config.mount_options = vec![
-        MountOption::FSName("ffs".to_owned()),
-        MountOption::Subtype("ffs".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoAtime,
-    ];
-    config.mount_options.extend((!users_mount).then_some(MountOption::RO));
-    config.mount_options.extend(restrictions.noexec.then_some(MountOption::NoExec));
-    if restrictions.nosymfollow {
-        let message = "`nosymfollow` needs Linux 5.14 and root: leave it out";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
-    let labels =
-        restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
-    config.mount_options.extend(labels);
-    Ok(config)
-}
-
-/// Why there is no private mount.
-fn no_private(users_mount: bool, why: &io::Error) -> String {
-    let held = if users_mount { "" } else { ", so the file system itself is read-only" };
-    format!("a second, private mount needs root and Linux 5.4: {why}{held}")
 }
 
 /// Whether so many names change that all are to be dropped. Those below a directory that came or went are reached through

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::{Mounted, eventually, image, in_time, succeeded, tree};
+use ffs::events::Step;
 use nix::mount::{MsFlags, mount};
 
 /// A user who owns a file of the layer and has no other rights.
@@ -316,6 +317,50 @@ fn a_remount_here_is_undone() {
     });
     nix::mount::umount(&copy).unwrap();
     assert_unchanged(&mounted, "conf");
+    let undone = mounted.events().into_iter().filter_map(|event| match event.step {
+        Step::MadeReadOnly { point } => Some(point),
+        _ => None,
+    });
+    let [point, copy] = [point, copy].map(|path| path.display().to_string());
+    assert_eq!(undone.collect::<Vec<_>>(), [point.clone(), point, copy]);
+}
+
+/// As on a kernel before Linux 5.2, or in a container whose filter does not know the calls: `fsopen(2)` fails.
+#[test]
+fn without_a_private_mount_the_file_system_itself_is_read_only() {
+    needs_mount!("without_a_private_mount_the_file_system_itself_is_read_only");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Elsewhere::new(&[]);
+    let program = dir.path().join("old-kernel");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/old_kernel.py");
+    let text = format!("#!/bin/sh\nexec /usr/bin/python3 {script} {} \"$@\"\n", env!("CARGO_BIN_EXE_ffs"));
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let mounted = Mounted::of(&program, &["--layer", &layer(dir.path(), &content())], "");
+    let_in(&mounted);
+    let status = mounted.status();
+    assert!(!status.abilities.iter().any(|able| able == "inotify"), "{:?}", status.abilities);
+    let said = status.reduced.iter().find(|line| line.contains("inotify")).unwrap();
+    assert!(said.contains("Linux 5.4") && said.contains("itself is read-only"), "{said}");
+    assert_eq!(mounted.read("conf"), content());
+    let attacked = |round: u32| {
+        for place in [vec![], before.enter(), [before.enter(), powerless()].concat(), as_owner()] {
+            let name = if place.ends_with(&as_owner()) { "own" } else { "conf" };
+            for (what, result) in attack(&place, &mounted.at(""), name) {
+                assert_eq!(result, "EROFS", "{what} by {place:?} in round {round}");
+            }
+            assert_unchanged(&mounted, name);
+        }
+    };
+    attacked(0);
+    // The flag of the file system holds for a mount that is remounted, too.
+    let point = mounted.dir.path().join("mnt");
+    let remount = ["mount", "-i", "-o", "remount,bind,rw", point.to_str().unwrap()];
+    succeeded(&run(&before.enter(), &remount));
+    attacked(1);
+    succeeded(&mounted.upgrade(None));
+    attacked(2);
 }
 
 #[test]

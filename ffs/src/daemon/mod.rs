@@ -215,7 +215,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         passthrough: config.passthrough,
         restrictions: config.restrictions(),
     };
-    let (mount, session) = Mount::with(point, layers, options)?;
+    let (mount, session) = Mount::with(point, layers, &options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
         let _ = mount.unmount();
@@ -225,7 +225,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = mount.watch_table(number)?;
+        let gone = mount.watch_table(number, made_read_only(&log))?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -341,6 +341,12 @@ fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
     mount.on_stale(move || {
         let _ = tx.send(Message::Stale);
     });
+}
+
+/// Writes down that a mount had been made writable.
+fn made_read_only(log: &Arc<Log>) -> impl Fn(&Path) + Send + 'static {
+    let log = log.clone();
+    move |point| log.write(Step::MadeReadOnly { point: point.display().to_string() })
 }
 
 /// Lets commands in that come as extended attributes.

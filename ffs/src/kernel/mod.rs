@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`mountinfo`] | the mount table, read as bytes; pure |
 //! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
+//! | `session` | which of the ways to mount is taken |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
 
 pub mod guard;
 pub mod mountinfo;
 pub mod mounting;
+pub(crate) mod session;
