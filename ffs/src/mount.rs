@@ -161,6 +161,10 @@ impl Mount {
     ) -> Result<(Self, Session), MountError> {
         let error = |source| MountError::Mount { point: point.to_owned(), source };
         let point = point.canonicalize().map_err(error)?;
+        if !point.metadata().map_err(error)?.is_dir() {
+            // The kernel would take it, and then say EIO to everybody who looks.
+            return Err(error(io::ErrorKind::NotADirectory.into()));
+        }
         let inodes = Inodes::default();
         let mut generation = Generation::build(layers, None, &inodes, SystemTime::now());
         if options.projection == Some(Projection::Kubernetes) {
