@@ -119,6 +119,8 @@ fn the_options_that_mount_passes_are_obeyed() {
     let at = dir.path().display();
     let layer = tree(&dir.path().join("a"), &[("x", "from a\n")]);
     let (mut fstab, mut wanted) = (String::new(), String::new());
+    // The last one needs Linux 5.14.
+    let lines = &lines[..lines.len() - usize::from(common::linux() < (5, 14))];
     for (number, (options, flags)) in lines.iter().enumerate() {
         let layer = layer.display();
         let own = format!("layer=a=dir:{layer},socket={at}/socket{number}");
@@ -141,7 +143,7 @@ fn the_options_that_mount_passes_are_obeyed() {
         mount -t ffs -o remount ffs "$DIR/a" 2> /dev/null; show "of another" $? 0
         umount "$DIR"/mnt/*
         "#,
-        lines.map(|(options, _)| options).join(" ")
+        lines.iter().map(|(options, _)| *options).collect::<Vec<_>>().join(" ")
     );
     let text = text(&in_namespace(dir.path(), &fstab, &script));
     if text.contains("NO-OVERLAY") {
