@@ -277,6 +277,88 @@ fn what_root_writes_after_a_remount_elsewhere_is_refused_and_dropped() {
     }
 }
 
+/// Stores into a shared map and has it written back, without end.
+const STORING: &str = "import mmap, os, sys
+shared = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)
+print('storing', flush=True)
+while True:
+    shared[:4] = b'EVIL'
+    try:
+        shared.flush()
+    except OSError:
+        pass
+";
+
+#[test]
+fn who_writes_without_end_holds_up_nobody() {
+    needs_mount!("who_writes_without_end_holds_up_nobody");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = Elsewhere::new(&[]);
+    let mounted = Mounted::new(&["--layer", &layer(dir.path(), &content())]);
+    assert_eq!(mounted.read("conf"), content());
+    let point = mounted.dir.path().join("mnt");
+    let remount = ["mount", "-i", "-o", "remount,bind,rw", point.to_str().unwrap()];
+    succeeded(&run(&elsewhere.enter(), &remount));
+    let words = elsewhere.enter();
+    let mut storing = Command::new(&words[0])
+        .args(&words[1..])
+        .args(["/usr/bin/python3", "-c", STORING, point.join("conf").to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(storing.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "storing\n");
+    // It goes on, whoever answers.
+    for upgrades in 1..=3 {
+        eventually("refused writes", || {
+            mounted.status().reduced.iter().any(|line| line.contains("writable copy")).then_some(())
+        });
+        succeeded(&mounted.upgrade(None));
+        assert_eq!(mounted.status().taken_over, upgrades);
+        assert_eq!(mounted.read("own"), content());
+    }
+    storing.kill().unwrap();
+    storing.wait().unwrap();
+    eventually("the layer's content", || (mounted.read("conf") == content()).then_some(()));
+}
+
+/// The flags of the mount, as this thread sees it.
+fn flags_here(point: &Path) -> MsFlags {
+    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
+    let found = ffs::kernel::mountinfo::parse(&table).find(|entry| entry.point == point);
+    found.unwrap().flags
+}
+
+#[test]
+fn a_remount_that_cannot_be_undone_yet_is_said_and_undone_later() {
+    needs_mount!("a_remount_that_cannot_be_undone_yet_is_said_and_undone_later");
+    shared_place();
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(&["--layer", &layer(dir.path(), &content())]);
+    let point = mounted.dir.path().join("mnt");
+    // From then on opens are not asked for.
+    assert_eq!(mounted.read("conf"), content());
+    let writer = {
+        let _stopped = mounted.stopped();
+        let remount = ["mount", "-i", "-o", "remount,bind,rw", point.to_str().unwrap()];
+        succeeded(&run(&[], &remount));
+        let path = mounted.at("conf");
+        in_time("an open", move || std::fs::File::options().write(true).open(path).unwrap())
+    };
+    let said = |what: &str| mounted.status().reduced.iter().any(|line| line.contains(what));
+    eventually("the status", || said("cannot be made read-only again").then_some(()));
+    assert!(!flags_here(&point).contains(MsFlags::MS_RDONLY));
+    let error = std::io::Write::write(&mut &writer, b"EVIL").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
+    assert_unchanged(&mounted, "conf");
+    drop(writer);
+    eventually("read-only again", || flags_here(&point).contains(MsFlags::MS_RDONLY).then_some(()));
+    eventually("the status", || said("read-only again: 1 times").then_some(()));
+    assert!(!said("cannot be made read-only again"));
+}
+
 #[test]
 fn a_remount_here_is_undone() {
     needs_mount!("a_remount_here_is_undone");
@@ -284,11 +366,7 @@ fn a_remount_here_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let mounted = Mounted::new(&["--noexec", "--layer", &layer(dir.path(), &content())]);
     let point = mounted.dir.path().join("mnt");
-    let flags = || {
-        let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
-        let found = ffs::kernel::mountinfo::parse(&table).find(|entry| entry.point == point);
-        found.unwrap().flags
-    };
+    let flags = || flags_here(&point);
     let at_first = flags();
     let remount =
         ["mount", "-i", "-o", "remount,bind,rw,noexec,nosuid,nodev,noatime", point.to_str().unwrap()];
