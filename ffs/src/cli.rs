@@ -83,6 +83,7 @@ pub(crate) enum Verb {
 }
 
 #[derive(Args)]
+#[allow(clippy::struct_excessive_bools)] // Flags, each of its own.
 pub(crate) struct MountArgs {
     /// The mount point; may be given by the configuration.
     pub(crate) mount: Option<PathBuf>,

@@ -26,6 +26,7 @@ pub type HookTimeout = Number<1, 86_400_000>;
 /// Everything that a mount is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[allow(clippy::struct_excessive_bools)] // Settings, each of its own.
 pub struct Config {
     /// The mount point, when the command line names none.
     pub mount: Option<PathBuf>,

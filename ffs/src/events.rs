@@ -36,6 +36,11 @@ pub enum Step {
         /// The mount point.
         point: String,
     },
+    /// Somebody had made the mount, or a copy of it, writable; it is read-only again.
+    MadeReadOnly {
+        /// Where.
+        point: String,
+    },
     /// Everything that was there at the start is shown.
     Ready,
     /// The kernel told of a device.

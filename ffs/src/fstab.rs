@@ -110,6 +110,7 @@ fn meaning(name: &str) -> Option<Meaning> {
 
 /// A call of the helper, understood.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // Words, each of its own.
 pub struct Call {
     /// The words after `ffs` that do it.
     pub command: Vec<OsString>,
@@ -164,7 +165,7 @@ pub fn parse(words: &[OsString]) -> Result<Call, String> {
     call.command.extend(flags.into_iter().filter(|(asked, _)| *asked).map(|(_, flag)| flag.into()));
     // Whatever it is called.
     call.command.extend(["--".into(), point.clone()]);
-    call.point = point.clone();
+    call.point.clone_from(point);
     Ok(call)
 }
 

@@ -12,16 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Config, MountOption, Notifier, SessionACL};
+use fuser::{Config, Notifier, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
 use crate::kernel::covers::Covers;
-use crate::kernel::guard::{self, Guard};
-use crate::kernel::mounting;
+use crate::kernel::guard::{self, Guard, Seen};
 pub use crate::kernel::mounting::Restrictions;
+use crate::kernel::session::Way;
 use crate::layer::Layer;
 use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
@@ -113,7 +113,7 @@ impl Mount {
     /// # Errors
     /// [`MountError::Mount`].
     pub fn new(point: &Path, layers: Vec<Arc<Layer>>) -> Result<(Self, Session), MountError> {
-        Self::with(point, layers, Options::default())
+        Self::with(point, layers, &Options::default())
     }
 
     /// Mounts a union of `layers` on a directory, in a way that is asked for.
@@ -123,39 +123,25 @@ impl Mount {
     pub fn with(
         point: &Path,
         layers: Vec<Arc<Layer>>,
-        options: Options,
+        options: &Options,
     ) -> Result<(Self, Session), MountError> {
         let error = |source| MountError::Mount { point: point.to_owned(), source };
         let point = point.canonicalize().map_err(error)?;
+        if !point.metadata().map_err(error)?.is_dir() {
+            // The kernel would take it, and then say EIO to everybody who looks.
+            return Err(error(io::ErrorKind::NotADirectory.into()));
+        }
         let inodes = Inodes::default();
         let mut generation = Generation::build(layers, None, &inodes, SystemTime::now());
         if options.projection == Some(Projection::Kubernetes) {
             generation = generation.projected(&inodes, SystemTime::now());
         }
         let error = |source| MountError::Mount { point: point.clone(), source };
-        let everybody = config().acl == SessionACL::All;
-        let detached = mounting::make(&point, everybody, &options.restrictions);
-        let detached = match detached {
-            Err(source) if !matches!(source.raw_os_error(), Some(nix::libc::EPERM | nix::libc::ENOSYS)) => {
-                return Err(error(source));
-            }
-            other => other,
-        };
-        let users_mount = detached.is_err() && !nix::unistd::geteuid().is_root();
-        let shared = Arc::new(Shared::new(generation, options.passthrough, users_mount));
-        let ffs = Ffs(shared.clone());
-        let (session, detached) = match detached {
-            Ok((fuse, detached)) => {
-                (fuser::Session::from_fd(ffs, fuse, config().acl, config()).map_err(error)?, Ok(detached))
-            }
-            Err(why) => {
-                let config = mounted_by_others(users_mount, &options.restrictions).map_err(error)?;
-                (
-                    fuser::Session::new(ffs, &point, &config).map_err(error)?,
-                    Err(no_private(users_mount, &why)),
-                )
-            }
-        };
+        let restrictions = &options.restrictions;
+        let way = Way::find(&point, config().acl, restrictions).map_err(error)?;
+        let shared = Arc::new(Shared::new(generation, options.passthrough, way.is_users()));
+        let (session, detached) =
+            way.begin(Ffs(shared.clone()), &point, restrictions, config()).map_err(error)?;
         let notifier = session.notifier();
         let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
         let _ = shared.connection.set(device.clone());
@@ -261,18 +247,19 @@ impl Mount {
     }
 
     /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
-    /// that calls this, and until then makes read-only what somebody makes writable. It calls `changed` whenever mounts came or went.
+    /// that calls this, and until then makes read-only what somebody makes writable. It calls `seen` for that, and whenever
+    /// mounts came or went.
     ///
     /// # Errors
     /// What opening the mount table returns.
     pub fn watch_table(
         &self,
         device: u64,
-        changed: impl Fn() + Send + 'static,
+        seen: impl Fn(Seen<'_>) + Send + 'static,
     ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         // A user's mount is not the kernel's to hold read-only.
         let guard = (!self.shared.users_mount).then(|| self.guard.clone());
-        guard::watch(device, guard, changed)
+        guard::watch(device, guard, seen)
     }
 
     /// Inodes that the kernel holds references to.
@@ -385,36 +372,6 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
-}
-
-/// How fuser mounts where we cannot: for a user by fusermount3, or with mount(2), which attaches a mount at once, so that the file
-/// system itself must be read-only.
-fn mounted_by_others(users_mount: bool, restrictions: &Restrictions) -> io::Result<Config> {
-    let mut config = config();
-    config.mount_options = vec![
-        MountOption::FSName("ffs".to_owned()),
-        MountOption::Subtype("ffs".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoAtime,
-    ];
-    config.mount_options.extend((!users_mount).then_some(MountOption::RO));
-    config.mount_options.extend(restrictions.noexec.then_some(MountOption::NoExec));
-    if restrictions.nosymfollow {
-        let message = "`nosymfollow` needs Linux 5.14 and root: leave it out";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
-    let labels =
-        restrictions.labels.iter().map(|(name, value)| MountOption::CUSTOM(format!("{name}={value}")));
-    config.mount_options.extend(labels);
-    Ok(config)
-}
-
-/// Why there is no private mount.
-fn no_private(users_mount: bool, why: &io::Error) -> String {
-    let held = if users_mount { "" } else { ", so the file system itself is read-only" };
-    format!("a second, private mount needs root and Linux 5.4: {why}{held}")
 }
 
 /// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches

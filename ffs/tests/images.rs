@@ -1,7 +1,7 @@
 //! Images as other programs make them, or leave them: shown as Linux's isofs shows them, or refused with the reason.
 
 // Helpers outside of `#[test]` functions fail their test by panicking too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! The program on a real mount.
 
+#![allow(clippy::unwrap_used)] // In what the tests share, as in them.
+
 mod common;
 
 use std::fs::File;
@@ -321,6 +323,11 @@ fn bad_input_is_refused_before_anything_is_mounted() {
     let (code, error) = run(&["mount", "--foreground", point, "--layer", "x=dir:/does/not/exist"]);
     assert_eq!(code, Some(1));
     assert!(error.contains("layer `x`") && error.contains("/does/not/exist"), "{error}");
+    let file = tree(&dir.path().join("a"), &[("x", "")]).join("x");
+    let layer = format!("x=dir:{}", dir.path().display());
+    let (code, error) = run(&["mount", "--foreground", file.to_str().unwrap(), "--layer", &layer]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("not a directory"), "{error}");
     let torn = dir.path().join("torn.iso");
     let whole = image("i", 1, 1, &[("a", "content")]);
     let at = whole.windows(7).position(|window| window == b"content").unwrap();

@@ -42,6 +42,7 @@ use crate::edit::Desired;
 use crate::events::{Log, Step};
 use crate::follow::Hold;
 use crate::hooks::Hooks;
+use crate::kernel::guard::Seen;
 use crate::layer::Layer;
 use crate::memory::{self, Limit};
 use crate::mount::{Mount, MountError, Options};
@@ -220,7 +221,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         passthrough: config.passthrough,
         restrictions: config.restrictions(),
     };
-    let (mount, session) = Mount::with(point, layers, options)?;
+    let (mount, session) = Mount::with(point, layers, &options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
         let _ = mount.unmount();
@@ -234,7 +235,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = mount.watch_table(number, hear_of_mounts(&tx))?;
+        let gone = mount.watch_table(number, hear_of_mounts(&tx, &log))?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -353,10 +354,13 @@ fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
     });
 }
 
-/// Hears of mounts that came or went.
-fn hear_of_mounts(tx: &Sender<Message>) -> impl Fn() + Send + 'static {
-    let tx = tx.clone();
-    move || drop(tx.send(Message::Mounts))
+/// Hears of mounts that came or went, or had been made writable.
+fn hear_of_mounts(tx: &Sender<Message>, log: &Arc<Log>) -> impl Fn(Seen<'_>) + Send + 'static {
+    let (tx, log) = (tx.clone(), log.clone());
+    move |seen| match seen {
+        Seen::Changed => drop(tx.send(Message::Mounts)),
+        Seen::MadeReadOnly(point) => log.write(Step::MadeReadOnly { point: point.display().to_string() }),
+    }
 }
 
 /// Lets commands in that come as extended attributes.

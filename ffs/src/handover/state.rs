@@ -77,6 +77,7 @@ pub(crate) struct State {
 /// The kernel's end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // Each is a fact of its own.
 pub(crate) struct Connection {
     pub(crate) fuse: Fd,
     /// The number of the mounted device.

@@ -161,7 +161,7 @@ impl Detached {
     /// Attaches the read-only mount, so that everybody sees it, and returns the private one.
     ///
     /// # Errors
-    /// What move_mount(2) returns. The file system is gone then.
+    /// What `move_mount(2)` returns. The file system is gone then.
     pub(crate) fn attach(self, point: &Path) -> io::Result<OwnedFd> {
         attach(&self.public, point)?;
         Ok(self.private)
