@@ -9,7 +9,7 @@ use crate::hooks::Outcome;
 /// How a mount is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The mount point; in JSON with replacement characters where it is not UTF-8.
+    /// The mount point; a byte that is not UTF-8 is shown as `\u{fffd}`.
     #[serde(serialize_with = "lossy")]
     pub mount: PathBuf,
     /// The version of the program.
@@ -46,8 +46,9 @@ pub struct Status {
     pub reduced: Vec<String>,
 }
 
+/// A path need not be UTF-8, and JSON must be.
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// One layer.
