@@ -5,9 +5,11 @@
 //! of two builders of one image a builder and somebody who waits.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -100,8 +102,8 @@ fn make(
 
 /// Removes the folder of a build that has ended or died, and what it used elsewhere.
 pub(super) fn clear(folder: &Path) -> Result<(), Error> {
-    if let Ok(scratch) = bounded::read_to_string(&folder.join(SCRATCH_NOTE), bounded::NUMBER) {
-        ext4::remove_tree(Path::new(&scratch))?;
+    if let Ok(scratch) = bounded::read(&folder.join(SCRATCH_NOTE), bounded::NUMBER) {
+        ext4::remove_tree(Path::new(OsStr::from_bytes(&scratch)))?;
     }
     ext4::remove_tree(folder)
 }
