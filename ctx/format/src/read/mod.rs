@@ -3,7 +3,8 @@
 //! An image is indexed once, whole, into an immutable [`Image`]: names, attributes, and for each
 //! file the byte ranges that hold it. Nothing is extracted and nothing is read later, so the device
 //! that the bytes came from can be gone. What is shown is what Linux's isofs shows of the image when it is
-//! mounted without options; the table below says where that is not so. No parser of others shows that (they
+//! mounted without options (and with `utf8`, where that is not the kernel's default); the table below says where
+//! that is not so. No parser of others shows that (they
 //! choose another tree, hide old versions, replace characters, and know no compression), so this one is our own.
 //!
 //! Images may be hostile. Every range lies inside the image, no directory is reached twice (no loops),
@@ -46,7 +47,7 @@
 //! | no Rock Ridge | 0555, owner 0 | same | `without_rock_ridge_all_can_be_read_and_run` |
 //! | `PX` of an unknown type | error | refused | `what_is_not_supported_is_refused` |
 //! | `PN` | all of the number may be in the low half | same | `device_numbers_are_read_both_ways` |
-//! | `TF`, short and long | long since 6.17; years to 2155 | same | `times_are_taken_from_rock_ridge`, `time::tests` |
+//! | `TF`, short and long | to 2155; before 6.17 short ones to 2038, others wrong | all | `times_are_taken_from_rock_ridge`, `time::tests` |
 //! | `SL` | joined, up to 4095 bytes | same; without one or longer, refused | `links_are_joined` |
 //! | `CE` | up to 31 areas within a block each | up to 256, anywhere | `reads_what_xorriso_makes` |
 //! | `CL`, `PL`, `RE` | shown where they were, `rr_moved` is empty | same | `moved_directories_are_shown_where_they_were` |
