@@ -77,6 +77,7 @@ pub(crate) fn pack(
         epoch: mount.abilities().epoch,
         users_mount: shared.users_mount,
         never_writable: mount.was_never_writable(),
+        refused_writes: shared.refused.count(),
         acls: shared.acls,
     };
     // Held until the end: addresses stand for objects as long as these live.
@@ -134,6 +135,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     );
     let _ = shared.agreed.set(connection.agreed);
     shared.passthrough = shared.passes();
+    shared.refused.count_also(connection.refused_writes);
     shared.stale.store(kernel.stale, std::sync::atomic::Ordering::Relaxed);
     let before = match &tree.before {
         Some((generation, desired)) => Some((Arc::new(objects.generation(generation)?), desired.into())),

@@ -94,7 +94,15 @@ pub(crate) struct Connection {
     /// older program mounted it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) never_writable: bool,
+    /// Writes that were refused. What the last ones left in the kernel's cache may still be there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) refused_writes: u64,
     pub(crate) acls: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde wants it.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What kernel and program told each other at the mount. The kernel asks once, so it holds for all

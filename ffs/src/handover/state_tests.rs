@@ -217,7 +217,7 @@ prop_compose! {
     fn state()(
         point in bytes(),
         (fuse, device, flags) in any::<(Fd, u64, (bool, bool, bool, bool))>(),
-        (major, minor, taken) in any::<(u32, u32, u64)>(),
+        (major, minor, taken, refused_writes) in any::<(u32, u32, u64, u64)>(),
         private in prop_oneof![
             any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(PrivateMount { root, stand_in })),
             "\\PC{0,9}".prop_map(Err),
@@ -234,7 +234,7 @@ prop_compose! {
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, private, epoch, users_mount, never_writable, acls },
+            connection: Connection { fuse, device, agreed, private, epoch, users_mount, never_writable, refused_writes, acls },
             tree,
             kernel: Kernel { known, ways, next_handle, open_dirs, stale },
             daemon,

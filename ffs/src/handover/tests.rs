@@ -129,6 +129,7 @@ fn what_contradicts_itself_is_refused() {
         epoch: false,
         users_mount: false,
         never_writable: true,
+        refused_writes: 0,
         acls: false,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
