@@ -1,6 +1,6 @@
 //! What the doctor says of hardware virtualization, with a QEMU that is a script: machines differ, and here each kind is one.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Cache folders, results and scenarios of any path: programs are never handed them.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where it cannot go on")]
 
 mod common;
 

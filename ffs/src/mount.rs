@@ -21,7 +21,7 @@ use crate::handover::{self, state::Agreed};
 use crate::kernel::covers::Covers;
 use crate::kernel::guard::{self, Guard, Seen};
 pub use crate::kernel::mounting::Restrictions;
-use crate::kernel::session::Way;
+use crate::kernel::session::{Way, read_ahead};
 use crate::layer::Layer;
 use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
@@ -33,9 +33,6 @@ use crate::watch::PrivateMount;
 /// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
 /// ([`readers`](crate::readers)). The kernel wakes one at a time, so the others cost nothing.
 const THREADS: usize = 8;
-
-/// How far the kernel reads ahead, in KiB: four requests, so that it has some to do while others are answered.
-const READ_AHEAD_KIB: &str = "1024";
 
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +175,10 @@ impl Mount {
         }
         if let Err(error) = shared.refused.start(notifier.clone()) {
             tracing::warn!(%error, "writes are refused, but what they leave in the cache is not dropped");
+        }
+        if shared.refused.count() > 0 {
+            // Another program refused some, and may not have come to the last of them.
+            shared.refused.drop_pages(shared.table.known().iter().map(|(node, _)| node.ino()));
         }
         let private = Mutex::new(private);
         let (guard, switching) = (Guard::default(), Mutex::new(()));
@@ -372,19 +373,6 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
-}
-
-/// Lets the kernel read further ahead than the 128 KiB that it has for a FUSE mount: every request costs two switches
-/// between threads. Not allowed to everybody, and not needed.
-fn read_ahead(point: &Path) {
-    let set = || {
-        let device = std::fs::metadata(point)?.dev();
-        let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
-        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB)
-    };
-    if let Err(error) = set() {
-        tracing::debug!(%error, "reads ahead as far as the kernel does by itself");
-    }
 }
 
 impl Session {

@@ -316,7 +316,10 @@ fn who_writes_without_end_holds_up_nobody() {
             mounted.status().reduced.iter().any(|line| line.contains("writable copy")).then_some(())
         });
         succeeded(&mounted.upgrade(None));
-        assert_eq!(mounted.status().taken_over, upgrades);
+        let status = mounted.status();
+        assert_eq!(status.taken_over, upgrades);
+        let said = status.reduced.iter().any(|line| line.contains("writable copy"));
+        assert!(said, "it is known after the upgrade too: {:?}", status.reduced);
         assert_eq!(mounted.read("own"), content());
     }
     storing.kill().unwrap();

@@ -51,8 +51,25 @@ impl Refused {
         if self.count.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::error!("somebody wrote through a writable copy of the mount: all writes are refused");
         }
+        self.drop_pages([ino]);
+    }
+
+    /// How many there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Counts those that another program refused.
+    pub(crate) fn count_also(&self, count: u64) {
+        self.count.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Has the kernel drop the pages of inodes, of whatever is not told yet.
+    pub(crate) fn drop_pages(&self, inodes: impl IntoIterator<Item = u64>) {
         if let Some(to) = self.to.get() {
-            let _ = to.send(ino);
+            for ino in inodes {
+                let _ = to.send(ino);
+            }
         }
     }
 
@@ -63,7 +80,7 @@ impl Refused {
 
     /// What people have to know, for the status.
     pub(crate) fn reduced(&self) -> Option<String> {
-        let count = self.count.load(Ordering::Relaxed);
+        let count = self.count();
         (count > 0).then(|| {
             format!(
                 "{count} writes through a writable copy of the mount were refused: somebody with root's rights has \

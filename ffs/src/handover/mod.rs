@@ -76,6 +76,7 @@ pub(crate) fn pack(
         agreed: shared.agreed.get().copied().unwrap_or_default(),
         private,
         users_mount: shared.users_mount,
+        refused_writes: shared.refused.count(),
     };
     // Held until the end: addresses stand for objects as long as these live.
     let (shown, known, (next_handle, open)) = (mount.current(), shared.table.known(), shared.dirs.all());
@@ -144,6 +145,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     shared.announced.cover(covered.collect::<Result<_, StateError>>()?);
     let _ = shared.agreed.set(connection.agreed);
     shared.passthrough = shared.passes();
+    shared.refused.count_also(connection.refused_writes);
     shared.stale.store(kernel.stale, std::sync::atomic::Ordering::Relaxed);
     let before = match &tree.before {
         Some((generation, desired)) => Some((Arc::new(objects.generation(generation)?), desired.into())),

@@ -87,6 +87,8 @@ pub(crate) struct Connection {
     pub(crate) private: Result<PrivateMount, String>,
     /// Whether fusermount3 mounted it for a user.
     pub(crate) users_mount: bool,
+    /// Writes that were refused. What the last ones left in the kernel's cache may still be there.
+    pub(crate) refused_writes: u64,
 }
 
 /// What kernel and program told each other at the mount. The kernel asks once, so it holds for all

@@ -219,7 +219,7 @@ prop_compose! {
     fn state()(
         point in bytes(),
         (fuse, device, users_mount) in any::<(Fd, u64, bool)>(),
-        (major, minor, taken) in any::<(u32, u32, u64)>(),
+        (major, minor, taken, refused_writes) in any::<(u32, u32, u64, u64)>(),
         private in prop_oneof![
             any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(PrivateMount { root, stand_in })),
             "\\PC{0,9}".prop_map(Err),
@@ -236,7 +236,7 @@ prop_compose! {
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, private, users_mount },
+            connection: Connection { fuse, device, agreed, private, users_mount, refused_writes },
             tree,
             kernel: Kernel { known, ways, next_handle, open_dirs, covered, stale },
             daemon,

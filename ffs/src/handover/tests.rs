@@ -127,6 +127,7 @@ fn what_contradicts_itself_is_refused() {
         agreed: state::Agreed::default(),
         private: Err("none".to_owned()),
         users_mount: false,
+        refused_writes: 0,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
     let kernel = Kernel { known, ways, next_handle: 7, open_dirs, covered: Vec::new(), stale: true };
