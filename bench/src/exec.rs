@@ -168,11 +168,6 @@ impl Exec for Program {
     }
 }
 
-/// What a program has written into a log, which may be any bytes; nothing without the file.
-pub fn log_text(file: &std::path::Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
-}
-
 /// The last `count` lines of `text` that are not empty, joined by ` | `.
 pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

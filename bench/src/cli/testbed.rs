@@ -106,7 +106,7 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
-            return Err(error.context(crate::exec::log_text(&log).trim().to_owned()));
+            return Err(error.context(std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned()));
         }
     };
     file.set_len(0)?;

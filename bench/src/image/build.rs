@@ -5,11 +5,9 @@
 //! of two builders of one image a builder and somebody who waits.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -101,8 +99,8 @@ fn make(
 
 /// Removes the folder of a build that has ended or died, and what it used elsewhere.
 pub(super) fn clear(folder: &Path) -> Result<(), Error> {
-    if let Ok(scratch) = fs::read(folder.join(SCRATCH_NOTE)) {
-        ext4::remove_tree(Path::new(OsStr::from_bytes(&scratch)))?;
+    if let Ok(scratch) = fs::read_to_string(folder.join(SCRATCH_NOTE)) {
+        ext4::remove_tree(Path::new(&scratch))?;
     }
     ext4::remove_tree(folder)
 }

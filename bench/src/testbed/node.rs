@@ -99,7 +99,7 @@ impl Node {
         let stdout = qemu.stdout.take().expect("standard output was asked to be a pipe");
         let console = Console::follow(stdout, &log("console.log")).await.map_err(start_error)?;
         let not_ready = |reason: String, console: &Console| {
-            let qemu_says = crate::exec::log_text(&log("qemu.log"));
+            let qemu_says = std::fs::read_to_string(log("qemu.log")).unwrap_or_default();
             let reason = match qemu_says.trim().lines().last() {
                 Some(line) => format!("{reason} (QEMU: {line})"),
                 None => reason,

@@ -261,7 +261,7 @@ async fn open(
 /// Why a command failed, with what ssh itself has said last of the connection.
 fn broke(error: &openssh::Error, session: &Session) -> String {
     let log = session.control_socket().with_file_name("log");
-    let said = crate::exec::log_text(&log);
+    let said = std::fs::read_to_string(log).unwrap_or_default();
     match said.trim().lines().last() {
         Some(line) => format!("{} (ssh: {line})", chain(error)),
         None => chain(error),

@@ -108,7 +108,7 @@ impl Mounted {
         let fail = |what: String| MountError::Program {
             command: start.describe(),
             what,
-            said: crate::exec::last_lines(&crate::exec::log_text(log), 5),
+            said: crate::exec::last_lines(&fs::read_to_string(log).unwrap_or_default(), 5),
         };
         loop {
             // A FUSE mount answers when its program has said hello.
