@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::str::FromStr;
 
 use rand::{RngExt as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -24,6 +25,32 @@ const NEEDS: usize = 5;
 /// Level of an interval. Some twenty metrics are looked at, so 95 % would call one of them worse by
 /// chance in every run.
 const LEVEL: f64 = 0.99;
+
+/// The smallest worsening that matters, in percent: above 0, and at most 1000.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Margin(f64);
+
+impl Margin {
+    /// As a share: 25 % is 0.25.
+    pub fn share(self) -> f64 {
+        self.0 / 100.0
+    }
+}
+
+impl FromStr for Margin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let margin = text.parse().ok().filter(|margin| *margin > 0.0 && *margin <= 1000.0);
+        margin.map(Self).ok_or("write a percentage above 0 and up to 1000")
+    }
+}
+
+impl fmt::Display for Margin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// What can be said of one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,9 +106,9 @@ fn values(samples: &[Sample]) -> BTreeMap<Key, (String, Vec<f64>)> {
     all
 }
 
-/// Compares two runs; `margin` is the smallest worsening that matters, as a share.
-pub fn gate(old: &[Sample], new: &[Sample], margin: f64) -> Vec<Line> {
-    let new = values(new);
+/// Compares two runs.
+pub fn gate(old: &[Sample], new: &[Sample], margin: Margin) -> Vec<Line> {
+    let (new, margin) = (values(new), margin.share());
     values(old)
         .into_iter()
         .filter_map(|(key, (unit, before))| {
@@ -170,13 +197,25 @@ mod tests {
             .collect()
     }
 
+    const TENTH: Margin = Margin(10.0);
+
+    #[test]
+    fn a_margin_is_a_percentage_that_can_be_exceeded() {
+        for (text, share) in [("25", 0.25), ("0.5", 0.005), ("1000", 10.0)] {
+            assert!((text.parse::<Margin>().unwrap().share() - share).abs() < 1e-12, "{text}");
+        }
+        for text in ["", "NaN", "inf", "-inf", "-1", "0", "-0", "1e-400", "1001", "1e300", "25 %", "x"] {
+            assert_eq!(text.parse::<Margin>(), Err("write a percentage above 0 and up to 1000"), "{text:?}");
+        }
+    }
+
     const OLD: [f64; 6] = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0];
 
     #[test]
     fn a_time_that_doubles_is_worse_and_a_rate_that_doubles_is_not() {
         let twice = OLD.map(|value| value * 2.0);
         let judge =
-            |metric: &str| verdict(&gate(&run(metric, "tcg", &OLD), &run(metric, "tcg", &twice), 0.1));
+            |metric: &str| verdict(&gate(&run(metric, "tcg", &OLD), &run(metric, "tcg", &twice), TENTH));
         assert_eq!(judge(metric::MIGRATION_TOTAL), Verdict::Worse);
         assert_eq!(judge(metric::BONNIE_BLOCK_READ), Verdict::NoWorse);
     }
@@ -184,16 +223,16 @@ mod tests {
     #[test]
     fn the_same_is_no_worse_and_noise_is_unclear() {
         let old = run(metric::DOWNTIME, "tcg", &OLD);
-        assert_eq!(verdict(&gate(&old, &old, 0.1)), Verdict::NoWorse);
+        assert_eq!(verdict(&gate(&old, &old, TENTH)), Verdict::NoWorse);
         let noisy = run(metric::DOWNTIME, "tcg", &[0.5, 2.0, 0.6, 1.9, 1.0, 3.0]);
-        assert_eq!(verdict(&gate(&old, &noisy, 0.1)), Verdict::Unclear);
+        assert_eq!(verdict(&gate(&old, &noisy, TENTH)), Verdict::Unclear);
         let few = run(metric::DOWNTIME, "tcg", &OLD[..3]);
-        assert_eq!(verdict(&gate(&old, &few, 0.1)), Verdict::Unclear);
+        assert_eq!(verdict(&gate(&old, &few, TENTH)), Verdict::Unclear);
     }
 
     #[test]
     fn other_accelerators_are_not_compared() {
-        let lines = gate(&run(metric::DOWNTIME, "tcg", &OLD), &run(metric::DOWNTIME, "kvm", &OLD), 0.1);
+        let lines = gate(&run(metric::DOWNTIME, "tcg", &OLD), &run(metric::DOWNTIME, "kvm", &OLD), TENTH);
         assert!(lines.is_empty());
         assert_eq!(verdict(&lines), Verdict::Unclear);
     }

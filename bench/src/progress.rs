@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ctx_io::errln;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// One step to come.
@@ -38,7 +39,7 @@ fn remaining(
     let left: f64 = left.iter().map(|s| s.expected.as_secs_f64()).sum();
     let current =
         current.map_or(0.0, |(expected, ran)| (expected.as_secs_f64() * scale - ran.as_secs_f64()).max(0.0));
-    Duration::from_secs_f64(left * scale + current)
+    Duration::try_from_secs_f64(left * scale + current).unwrap_or(Duration::MAX)
 }
 
 /// `4 min 10 s`, `50 s`.
@@ -100,12 +101,7 @@ impl Progress {
         self.bar.set_position(state.next as u64 - 1);
         self.bar.set_message(message.clone());
         if !self.terminal {
-            eprintln!(
-                "[{:>9}] {}/{} {message}",
-                human(self.started.elapsed()),
-                state.next,
-                state.steps.len()
-            );
+            errln!("[{:>9}] {}/{} {message}", human(self.started.elapsed()), state.next, state.steps.len());
         }
         state.began = Some((step, Instant::now()));
     }
@@ -115,7 +111,7 @@ impl Progress {
         if self.terminal {
             self.bar.println(line);
         } else {
-            eprintln!("            {line}");
+            errln!("            {line}");
         }
     }
 

@@ -1,6 +1,10 @@
 //! Boots the cached images under emulation: what the initramfs promises, seen from inside.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test ends where it cannot go on, and says why it is skipped"
+)]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ctx_format::sign::SecretKey;
-use ctx_format::{ClassName, Mode, Priority};
+use ctx_format::{ClassName, Mode, Number, Priority};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -74,28 +74,38 @@ pub enum Source {
     Command(Vec<String>),
 }
 
+/// A deadline in seconds.
+type Seconds = Number<1, 600>;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
     uri: Option<Spanned<String>>,
-    state: Option<PathBuf>,
+    state: Option<Spanned<PathBuf>>,
     events: Option<PathBuf>,
-    socket: Option<PathBuf>,
+    socket: Option<Spanned<PathBuf>>,
     site: Option<String>,
-    detach_timeout_s: Option<Spanned<u64>>,
+    detach_timeout_s: Option<Seconds>,
     signing_key: Option<Spanned<PathBuf>>,
     ack: Option<Spanned<String>>,
-    ack_timeout_s: Option<Spanned<u64>>,
+    ack_timeout_s: Option<Seconds>,
     #[serde(default)]
     facts: BTreeMap<String, String>,
     #[serde(default)]
     class: Vec<Spanned<RawClass>>,
 }
 
+fn rank<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let number = Number::<0, 65535>::deserialize(deserializer)?;
+    // In its range it fits.
+    Ok(u16::try_from(number.get()).unwrap_or(u16::MAX))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawClass {
     name: Spanned<String>,
+    #[serde(deserialize_with = "rank")]
     priority: u16,
     directory: Option<PathBuf>,
     template: Option<PathBuf>,
@@ -160,7 +170,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with the place in the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG)
             .map_err(|error| ConfigError::at(path, "", None, format!("cannot be read: {error}")))?;
         Self::parse(path, &text)
     }
@@ -178,13 +188,8 @@ impl Config {
         if let Some(uri) = raw.uri.as_ref().filter(|uri| uri.get_ref().contains('\0')) {
             return Err(fail(uri.span(), "a URI cannot hold a NUL character".into()));
         }
-        let detach_timeout = match &raw.detach_timeout_s {
-            Some(seconds) if !(1..=600).contains(seconds.get_ref()) => {
-                return Err(fail(seconds.span(), "detach_timeout_s is from 1 to 600 seconds".into()));
-            }
-            Some(seconds) => Duration::from_secs(*seconds.get_ref()),
-            None => Duration::from_secs(20),
-        };
+        let seconds = |set: Option<Seconds>, usual| Duration::from_secs(set.map_or(usual, Seconds::get));
+        let detach_timeout = seconds(raw.detach_timeout_s, 20);
         let signing_key = match &raw.signing_key {
             Some(file) => Some(
                 read_secret(&base.join(file.get_ref()))
@@ -192,13 +197,7 @@ impl Config {
             ),
             None => None,
         };
-        let patience = match &raw.ack_timeout_s {
-            Some(seconds) if !(1..=600).contains(seconds.get_ref()) => {
-                return Err(fail(seconds.span(), "ack_timeout_s is from 1 to 600 seconds".into()));
-            }
-            Some(seconds) => Duration::from_secs(*seconds.get_ref()),
-            None => Duration::from_secs(10),
-        };
+        let patience = seconds(raw.ack_timeout_s, 10);
         let ack_timeout = match raw.ack.as_ref().map(|ack| (ack.span(), ack.get_ref().as_str())) {
             None | Some((_, "auto")) => Some(patience),
             Some((_, "off")) => None,
@@ -247,14 +246,28 @@ impl Config {
             classes.push(Class { name, priority: Priority(class.priority), source, mode });
         }
 
-        let state = base.join(raw.state.unwrap_or_else(|| "/var/lib/ctx".into()));
+        let named = raw.state.as_ref().map(Spanned::span);
+        let state = base.join(raw.state.map_or_else(|| "/var/lib/ctx".into(), Spanned::into_inner));
+        let state =
+            state_for_libvirt(&state).map_err(|message| ConfigError::at(path, text, named, message))?;
+        let at = raw.socket.as_ref().map(Spanned::span);
+        let socket = base.join(raw.socket.map_or_else(|| DEFAULT_SOCKET.into(), Spanned::into_inner));
+        let bytes = socket.as_os_str().len();
+        if bytes > LONGEST_SOCKET {
+            let message = format!(
+                "the path of a socket has at most {LONGEST_SOCKET} bytes, and `{}` has {bytes}: set `socket` to a \
+                 shorter one",
+                socket.display()
+            );
+            return Err(ConfigError::at(path, text, at, message));
+        }
         let mut facts = raw.facts;
         facts.entry("hostname".into()).or_insert_with(hostname);
         facts.insert("site".into(), raw.site.unwrap_or_default());
         Ok(Self {
             uri: raw.uri.map_or_else(|| "qemu:///system".into(), Spanned::into_inner),
             events: raw.events.map_or_else(|| state.join("events.jsonl"), |events| base.join(events)),
-            socket: base.join(raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+            socket,
             state,
             detach_timeout,
             signing_key,
@@ -269,6 +282,22 @@ impl Config {
         self.classes.iter().find(|class| class.name == *name)
     }
 }
+
+/// The state directory as libvirt can be given it: it and QEMU run in other folders, and XML holds neither bytes that
+/// are no text nor control characters.
+fn state_for_libvirt(state: &Path) -> Result<PathBuf, String> {
+    let state = std::path::absolute(state).map_err(|error| format!("{}: {error}", state.display()))?;
+    match state.to_str() {
+        Some(text) if !text.contains(char::is_control) => Ok(state),
+        _ => Err(format!(
+            "state directory `{}`: libvirt takes UTF-8 without control characters only; set `state` to another",
+            state.display()
+        )),
+    }
+}
+
+/// The most bytes that the path of a socket has: `sockaddr_un` has 108, with a zero at the end (unix(7)).
+const LONGEST_SOCKET: usize = 107;
 
 /// The control socket where the configuration names none.
 pub const DEFAULT_SOCKET: &str = "/run/ctx/ctx.sock";
@@ -302,6 +331,27 @@ mod tests {
         assert_eq!(config.facts["hostname"], hostname());
         assert_eq!(config.classes[0].mode, Some(Mode::PRIVATE));
         assert_eq!(config.classes[0].source, Source::Directory("/d".into()));
+    }
+
+    #[test]
+    fn the_state_is_one_that_libvirt_can_be_given() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let class = "[[class]]\nname = \"a\"\npriority = 1\ndirectory = \"d\"\n";
+        let at = |path: &[u8], text: &str| {
+            Config::parse(Path::new(std::ffi::OsStr::from_bytes(path)), &format!("{text}{class}"))
+        };
+        // libvirt runs in another folder.
+        let config = at(b"ctx.toml", "state = \"state\"\n").unwrap();
+        assert_eq!(config.state, std::env::current_dir().unwrap().join("state"));
+        assert_eq!(at(b"/a b,c/ctx.toml", "state = \"s\"\n").unwrap().state, Path::new("/a b,c/s"));
+        for path in [&b"/\xff/ctx.toml"[..], b"/two\nlines/ctx.toml"] {
+            let error = at(path, "state = \"s\"\n").unwrap_err().to_string();
+            assert!(error.contains("set `state` to another"), "{error}");
+        }
+        let long = format!("/{}/ctx.toml", "x".repeat(200));
+        let error = at(long.as_bytes(), "socket = \"s\"\n").unwrap_err().to_string();
+        assert!(error.contains("at most 107 bytes") && error.contains("has 203"), "{error}");
+        assert!(at(long.as_bytes(), "socket = \"/run/s\"\n").is_ok());
     }
 
     #[test]

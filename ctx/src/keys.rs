@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ctx_format::ClassName;
 use ctx_format::sign::{KeyError, PublicKey, SecretKey};
+use ctx_io::{bounded, durable};
 
 /// The file of the secret key in the directory that [`generate`] is given.
 pub const SECRET_FILE: &str = "ctx.key";
@@ -65,13 +66,15 @@ pub fn generate(dir: &Path, classes: &[ClassName]) -> Result<PublicKey, KeyFileE
         let path = dir.join(name);
         let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
         open.and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
+            // A key that is there in part would be in the way of the next try.
+            let written = file.write_all(text.as_bytes()).and_then(|()| durable::sync(&file));
+            written.inspect_err(|_| drop(std::fs::remove_file(&path)))
         })
         .map_err(at(&path))
     };
     write(SECRET_FILE, 0o600, &secret.to_line())?;
     write(PUBLIC_FILE, 0o644, &format!("{public}\n"))?;
+    durable::sync_dir(dir).map_err(at(dir))?;
     Ok(public)
 }
 
@@ -81,13 +84,12 @@ pub fn generate(dir: &Path, classes: &[ClassName]) -> Result<PublicKey, KeyFileE
 /// [`KeyFileError`].
 pub fn read_secret(path: &Path) -> Result<SecretKey, KeyFileError> {
     let fail = |error| KeyFileError::Io { path: path.to_owned(), error };
-    let mut file = File::open(path).map_err(fail)?;
+    let file = File::open(path).map_err(fail)?;
     let mode = file.metadata().map_err(fail)?.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode });
     }
-    let mut line = String::new();
-    file.read_to_string(&mut line).map_err(fail)?;
+    let line = bounded::read_text_from(file, bounded::KEYS).map_err(fail)?;
     line.parse().map_err(|error| KeyFileError::Key { path: path.to_owned(), error })
 }
 
@@ -96,8 +98,8 @@ pub fn read_secret(path: &Path) -> Result<SecretKey, KeyFileError> {
 /// # Errors
 /// [`KeyFileError`].
 pub fn read_public(path: &Path) -> Result<PublicKey, KeyFileError> {
-    let line =
-        std::fs::read_to_string(path).map_err(|error| KeyFileError::Io { path: path.to_owned(), error })?;
+    let line = bounded::read_to_string(path, bounded::KEYS)
+        .map_err(|error| KeyFileError::Io { path: path.to_owned(), error })?;
     line.parse().map_err(|error| KeyFileError::Key { path: path.to_owned(), error })
 }
 

@@ -1,9 +1,11 @@
 //! The program `ctx`: context data for virtual machines, on the host's side.
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use ctx::config::{Config, DEFAULT_SOCKET};
 use ctx::keys::{generate, read_public, read_secret};
@@ -16,9 +18,9 @@ use ctx_format::check::check;
 use ctx_format::manifest::MANIFEST_PATH;
 use ctx_format::sign::Ring;
 use ctx_format::{
-    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Priority, write_atomically,
-    write_signed_iso,
+    ClassName, ContextData, ImageOptions, InstanceId, Label, Mode, Number, Priority, write_signed_iso,
 };
+use ctx_io::{bounded, durable, errln, outln, output};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Context data for virtual machines, built and replaced while they run.
@@ -68,11 +70,11 @@ enum Command {
         #[arg(long)]
         class: ClassName,
         /// The class's rank in the guest; the higher one is seen.
-        #[arg(long)]
+        #[arg(long, allow_negative_numbers = true)]
         priority: Priority,
         /// The generation; it must grow from image to image.
-        #[arg(long)]
-        generation: u64,
+        #[arg(long, allow_negative_numbers = true)]
+        generation: Number<0, { u64::MAX }>,
         /// Whom the image is for, mostly the domain's UUID.
         #[arg(long)]
         instance: InstanceId,
@@ -125,19 +127,13 @@ enum Command {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Nothing is left to say when stderr itself is gone.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return output::usage("ctx", &error),
     };
-    match run(cli.command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("ctx: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let code = run(cli.command).unwrap_or_else(|error| {
+        errln!("ctx: {error:#}");
+        ExitCode::FAILURE
+    });
+    output::end("ctx", code)
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -147,7 +143,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let answer = question(&socket, &Ask::Trigger { domain, reason })?;
             let records = answer.records.unwrap_or_default();
             if json {
-                println!("{}", serde_json::to_string_pretty(&records)?);
+                outln!("{}", serde_json::to_string_pretty(&records)?);
             } else {
                 records.iter().for_each(print_record);
             }
@@ -156,7 +152,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status { socket, json } => {
             let status = question(&socket, &Ask::Status)?.status.unwrap_or_default();
             if json {
-                println!("{}", serde_json::to_string_pretty(&status)?);
+                outln!("{}", serde_json::to_string_pretty(&status)?);
             } else {
                 print_status(&status);
             }
@@ -166,18 +162,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let key = key.as_deref().map(read_secret).transpose()?;
             let mode = if mode == "keep" { None } else { Some(mode.parse::<Mode>()?) };
             let files = read_directory(&dir, mode)?;
+            let generation = generation.get();
             let data = ContextData { class, priority, generation, instance_id: instance, files };
             let image = write_signed_iso(&data, &ImageOptions { label }, key.as_ref())?;
-            write_atomically(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
+            durable::write(&out, &image).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hook { config, driver, arguments } => answer_hook(&config, &driver, &arguments),
         Command::Keygen { dir, classes } => {
-            println!("{}", generate(&dir, &classes)?);
+            outln!("{}", generate(&dir, &classes)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { file, keys } => {
-            if let Some(image) = read_image(&file) {
+            if let Some((mut image, rest)) = open_image(&file) {
+                let rest = bounded::read_from(rest, bounded::IMAGE);
+                image.extend(rest.with_context(|| file.display().to_string())?);
                 return check_image(&file, &image, &keys);
             }
             if !keys.is_empty() {
@@ -189,20 +188,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     &class.source
                 {
                     let files = read_directory(path, class.mode)?;
-                    println!("class {}: {} files in {}", class.name, files.len(), path.display());
+                    outln!("class {}: {} files in {}", class.name, files.len(), path.display());
                 }
             }
-            println!("ok");
+            outln!("ok");
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// The bytes of an ISO 9660 image; `None` for any other file.
-fn read_image(file: &Path) -> Option<Vec<u8>> {
+/// The first bytes of an ISO 9660 image, and the file after them; `None` for any other file.
+fn open_image(file: &Path) -> Option<(Vec<u8>, File)> {
     // A configuration that cannot be read has an error of its own.
-    let bytes = std::fs::read(file).ok()?;
-    bytes.get(0x8001..0x8006).is_some_and(|id| id == b"CD001").then_some(bytes)
+    let mut opened = File::open(file).ok()?;
+    let mut start = Vec::new();
+    opened.by_ref().take(0x8006).read_to_end(&mut start).ok()?;
+    start.get(0x8001..).is_some_and(|id| id == b"CD001").then_some((start, opened))
 }
 
 fn check_image(file: &Path, image: &[u8], keys: &[PathBuf]) -> anyhow::Result<ExitCode> {
@@ -217,20 +218,23 @@ fn check_image(file: &Path, image: &[u8], keys: &[PathBuf]) -> anyhow::Result<Ex
     };
     let manifest = &checked.manifest;
     let files = manifest.files.len();
-    println!(
+    outln!(
         "class {}, generation {}, {files} files, for {}",
-        manifest.class, manifest.generation, manifest.instance_id
+        manifest.class,
+        manifest.generation,
+        manifest.instance_id
     );
     match checked.key {
-        Some(key) => println!("signed by {key}"),
-        None => println!("whole; no key was given to check who vouches for it"),
+        Some(key) => outln!("signed by {key}"),
+        None => outln!("whole; no key was given to check who vouches for it"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn serve(path: &Path) -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(output::stderr)
+        .log_internal_errors(false)
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("CTX_LOG").unwrap_or_else(|_| "info".into()),
         )
@@ -263,7 +267,8 @@ fn answer_hook(config: &Path, driver: &str, arguments: &[String]) -> anyhow::Res
     if !asked_for_xml && !hook::asks_for_files(driver, arguments) {
         return Ok(ExitCode::SUCCESS);
     }
-    let xml = std::io::read_to_string(std::io::stdin())?;
+    let xml = bounded::read_text_from(std::io::stdin().lock(), bounded::XML)
+        .context("the domain's XML on standard input")?;
     let state = || Ok(Config::load(config)?.state);
     let answer = if asked_for_xml {
         hook::filter(&xml, Path::exists, || hook::placeholder(&state()?))
@@ -271,9 +276,9 @@ fn answer_hook(config: &Path, driver: &str, arguments: &[String]) -> anyhow::Res
         hook::stand_in(&xml, state).map(|()| None)
     };
     match answer {
-        Ok(Some(changed)) => std::io::stdout().write_all(changed.as_bytes())?,
+        Ok(Some(changed)) => output::text(&changed),
         Ok(None) => {}
-        Err(HookError::View(error)) => eprintln!("ctx: {driver} domain {}: {error}", arguments[0]),
+        Err(HookError::View(error)) => errln!("ctx: {driver} domain {}: {error}", arguments[0]),
         Err(error) => return Err(error.into()),
     }
     Ok(ExitCode::SUCCESS)
@@ -311,18 +316,18 @@ fn print_record(record: &Record) {
                 (Some(ack), None) => format!("; acknowledged, {} hooks done", ack.hooks.len()),
                 (None, None) => String::new(),
             };
-            println!("{} {target}: generation {generation} after {ms:.1} ms{answer}", record.domain);
+            outln!("{} {target}: generation {generation} after {ms:.1} ms{answer}", record.domain);
         }
-        (_, error) => println!("{} {target}: {}", record.domain, error.as_deref().unwrap_or("failed")),
+        (_, error) => outln!("{} {target}: {}", record.domain, error.as_deref().unwrap_or("failed")),
     }
 }
 
 fn print_status(status: &Status) {
     let connection = if status.connected { "connected" } else { "NOT CONNECTED" };
-    println!("ctx {} on {}, {connection} to {}", status.version, status.host, status.uri);
-    println!("runs: {} done, {} skipped, {} failed", status.done, status.skipped, status.failed);
+    outln!("ctx {} on {}, {connection} to {}", status.version, status.host, status.uri);
+    outln!("runs: {} done, {} skipped, {} failed", status.done, status.skipped, status.failed);
     for uuid in &status.running {
-        println!("under way: {uuid}");
+        outln!("under way: {uuid}");
     }
     status.last.iter().for_each(print_record);
 }

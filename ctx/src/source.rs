@@ -13,8 +13,9 @@ use std::time::Duration;
 use ctx_format::manifest::ModeError;
 use ctx_format::path::RelPathError;
 use ctx_format::{File, Mode, RelPath};
+use ctx_io::bounded::{self, Size};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::config::{Class, Source};
 use crate::libvirt::DomainId;
@@ -22,6 +23,12 @@ use crate::libvirt::DomainId;
 /// The most that one class may hold: 64 MiB. Context data is keys and addresses; more is a mistake,
 /// like a class whose directory is `/`.
 pub const MAX_CLASS_BYTES: u64 = 64 << 20;
+
+/// The most that a program may print: JSON may need two bytes for one.
+const MAX_PRINTED: u64 = 2 * MAX_CLASS_BYTES;
+
+/// How much of what a program says on standard error is kept.
+const MAX_SAID: u64 = 64 << 10;
 
 /// How long a program may take.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -161,8 +168,8 @@ pub fn read_directory(base: &Path, mode: Option<Mode>) -> Result<BTreeMap<RelPat
             if meta.is_dir() {
                 open.push((real, format!("{relative}/")));
             } else if meta.is_file() {
-                total += meta.len();
-                if total > MAX_CLASS_BYTES {
+                let left = MAX_CLASS_BYTES.saturating_sub(total);
+                if meta.len() > left {
                     return Err(SourceError::TooLarge { path: base.to_owned() });
                 }
                 let own = || {
@@ -170,7 +177,9 @@ pub fn read_directory(base: &Path, mode: Option<Mode>) -> Result<BTreeMap<RelPat
                     Mode::new(u16::try_from(meta.permissions().mode() & 0o777).unwrap_or(0))
                         .unwrap_or_default()
                 };
-                let content = fs::read(&real).map_err(at(&path))?;
+                // It may have grown since, or have no length of its own.
+                let content = bounded::read(&real, left).map_err(at(&path))?;
+                total += content.len() as u64;
                 files.insert(relative, File { content, mode: mode.unwrap_or_else(own) });
             } else {
                 return Err(SourceError::Kind { path });
@@ -210,6 +219,26 @@ fn render(
     Ok(files)
 }
 
+/// The first `limit` bytes of what a program prints, and one more where there is more: it is then closed, which ends the
+/// program at its next write.
+async fn up_to(limit: u64, from: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        from.take(limit + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// The first `limit` bytes; the rest is read and dropped, so that the program goes on.
+async fn start_of(limit: u64, from: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        (&mut from).take(limit).read_to_end(&mut bytes).await?;
+        tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    }
+    Ok(bytes)
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Printed {
@@ -237,16 +266,23 @@ async fn run(command: &[String], mode: Mode, facts: &Facts) -> Result<BTreeMap<R
         }
         drop(stdin);
     };
-    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(COMMAND_TIMEOUT, both)
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let all = async {
+        let ((), stdout, stderr) = tokio::join!(feed, up_to(MAX_PRINTED, stdout), start_of(MAX_SAID, stderr));
+        Ok::<_, io::Error>((stdout?, stderr?, child.wait().await?))
+    };
+    let (stdout, stderr, status) = tokio::time::timeout(COMMAND_TIMEOUT, all)
         .await
         .map_err(|_| fail(format!("took longer than {} s and was stopped", COMMAND_TIMEOUT.as_secs())))?
         .map_err(|error| fail(error.to_string()))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(fail(format!("{}: {}", output.status, stderr.trim())));
+    if stdout.len() as u64 > MAX_PRINTED {
+        return Err(fail(format!("printed more than {}, the limit", Size(MAX_PRINTED))));
     }
-    let printed: BTreeMap<String, Printed> = serde_json::from_slice(&output.stdout)
+    if !status.success() {
+        let stderr = String::from_utf8_lossy(&stderr);
+        return Err(fail(format!("{status}: {}", stderr.trim())));
+    }
+    let printed: BTreeMap<String, Printed> = serde_json::from_slice(&stdout)
         .map_err(|error| fail(format!("does not print {{\"path\": \"content\", …}}: {error}")))?;
     printed
         .into_iter()
@@ -345,6 +381,8 @@ mod tests {
             ("echo broken >&2; exit 3", "broken"),
             ("echo no", "does not print"),
             (r#"echo '{"../x":""}'"#, "`..`"),
+            ("exec cat /dev/zero", "printed more than 128 MiB"),
+            ("head -c 1000000 /dev/zero >&2; echo no", "does not print"),
         ] {
             let error = gather(&program(script), &facts()).await.unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

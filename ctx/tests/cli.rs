@@ -240,3 +240,41 @@ fn the_script_for_libvirt_tells_the_driver_by_its_folder_and_does_nothing_withou
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
     run(&format!("{}:{system}", bin.display())).stdout("hook libxl g migrate begin -\n");
 }
+
+#[test]
+fn a_number_out_of_its_range_is_refused_with_the_range() {
+    const VALUES: [&str; 5] = ["NaN", "inf", "-1", "1e300", "99999999999999999999"];
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("src")).unwrap();
+    let said =
+        |assert: assert_cmd::assert::Assert| String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    for value in VALUES {
+        for (name, range) in
+            [("--priority", "from 0 to 65535"), ("--generation", "from 0 to 18446744073709551615")]
+        {
+            let mut words = vec!["build", "--class", "a", "--instance", "i"];
+            for setting in ["--priority", "--generation"] {
+                words.extend([setting, if setting == name { value } else { "1" }]);
+            }
+            let output = said(ctx().args(words).args(["src", "out.iso"]).current_dir(&dir).assert().code(64));
+            assert!(output.contains(name) && output.contains(range), "{name} {value}: {output}");
+        }
+        let settings = [
+            ("detach_timeout_s", "", "from 1 to 600"),
+            ("ack_timeout_s", "", "from 1 to 600"),
+            ("priority", "[[class]]\nname = 'a'\ndirectory = 'src'\n", "from 0 to 65535"),
+        ];
+        for (name, before, range) in settings {
+            let value = value.to_lowercase();
+            std::fs::write(dir.path().join("ctx.toml"), format!("{before}{name} = {value}\n")).unwrap();
+            let output = said(ctx().args(["check", "ctx.toml"]).current_dir(&dir).assert().code(1));
+            assert!(output.contains(name) && output.contains(range), "{name} = {value}: {output}");
+        }
+    }
+    for name in ["detach_timeout_s", "ack_timeout_s"] {
+        std::fs::write(dir.path().join("ctx.toml"), format!("{name} = 0\n")).unwrap();
+        let output = said(ctx().args(["check", "ctx.toml"]).current_dir(&dir).assert().code(1));
+        assert!(output.contains("from 1 to 600"), "{output}");
+    }
+}

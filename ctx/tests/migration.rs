@@ -5,7 +5,7 @@
 //! its events, keepalive, the loss of the connection.
 
 // Helpers outside of `#[test]` functions fail their test by panicking too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
 
@@ -160,8 +160,8 @@ async fn a_guest_that_migrated_gets_the_data_of_the_host_it_came_to() {
 
     let record = async {
         loop {
-            if let Ok(records) = Record::read_log(&log)
-                && let Some(record) = records.into_iter().next()
+            if let Ok(read) = Record::read_log(&log)
+                && let Some(record) = read.records.into_iter().next()
             {
                 return record;
             }

@@ -92,7 +92,7 @@ impl Host {
         let look = async {
             loop {
                 if let Ok(log) = Record::read_log(&self.path("state/events.jsonl"))
-                    && let Some(record) = log.into_iter().find(|record| wanted(record))
+                    && let Some(record) = log.records.into_iter().find(|record| wanted(record))
                 {
                     return record;
                 }

@@ -26,6 +26,7 @@ fn layer(number: u16, dirs: usize) -> Arc<Layer> {
         origin: String::new(),
         class: None,
         generation: None,
+        vouched: None,
         root,
     })
 }

@@ -1,6 +1,8 @@
 //! What a switch costs on a real mount, until the new content is read; what reading a directory layer
 //! costs. Needs root and `/dev/fuse`; without them nothing is measured.
 
+#![allow(clippy::print_stderr)] // Why it is skipped.
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,12 +29,10 @@ fn switches(criterion: &mut Criterion) {
     }
     let base = tempfile::tempdir().expect("a temporary directory");
     let mut group = criterion.benchmark_group("switch");
-    // Others that stay, how many files the one that changes has, and whether the kernel drops all names at once.
+    // Others that stay, and how many files the one that changes has.
     let cases = [(1, 10), (10, 10), (50, 10), (1, 100), (1, 1000), (1, 5000)];
-    let older = [(1, 100, false), (1, 5000, false)];
-    for (layers, files, epoch) in cases.map(|(layers, files)| (layers, files, true)).into_iter().chain(older)
-    {
-        let here = base.path().join(format!("{layers}-{files}-{epoch}"));
+    for (layers, files) in cases {
+        let here = base.path().join(format!("{layers}-{files}"));
         let stay: Vec<_> = (0..layers)
             .map(|i| {
                 let at = here.join(i.to_string());
@@ -49,11 +49,9 @@ fn switches(criterion: &mut Criterion) {
         std::fs::create_dir(&point).expect("a temporary directory");
         let with = |version: &Arc<Layer>| [stay.as_slice(), std::slice::from_ref(version)].concat();
         let (mount, session) = Mount::new(&point, with(&versions[0])).expect("a mount");
-        let mount = if epoch { mount } else { mount.without_epoch() };
-        let kernel = if epoch { "" } else { ", name by name" };
         let all: Vec<_> = (0..files).map(|i| point.join(format!("d{:03}/f{i:06}", i / 100))).collect();
         let mut turn = 0;
-        group.bench_function(BenchmarkId::new(format!("{layers} layers stay{kernel}"), files), |bencher| {
+        group.bench_function(BenchmarkId::new(format!("{layers} layers stay"), files), |bencher| {
             bencher.iter_custom(|times| {
                 let mut spent = std::time::Duration::ZERO;
                 for _ in 0..times {
@@ -73,16 +71,13 @@ fn switches(criterion: &mut Criterion) {
         });
         // Few names are told before this returns; more are told behind it.
         if files <= 100 {
-            group.bench_function(
-                BenchmarkId::new(format!("{layers} layers stay, told{kernel}"), files),
-                |bencher| {
-                    bencher.iter(|| {
-                        turn += 1;
-                        let switch = mount.switch(|_| with(&versions[turn % 2]));
-                        mount.tell_watchers(&switch);
-                    });
-                },
-            );
+            group.bench_function(BenchmarkId::new(format!("{layers} layers stay, told"), files), |bencher| {
+                bencher.iter(|| {
+                    turn += 1;
+                    let switch = mount.switch(|_| with(&versions[turn % 2]));
+                    mount.tell_watchers(&switch);
+                });
+            });
         }
         mount.unmount().expect("an unmount");
         session.wait().expect("the end of the session");

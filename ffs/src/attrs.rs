@@ -249,6 +249,7 @@ mod tests {
                 origin: format!("dir:/{name}"),
                 class: None,
                 generation: None,
+                vouched: None,
                 root: Arc::new(root),
             })
         });

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use ffs::config::LayerSpec;
-use ffs::control::socket_path;
+use ctx_format::Number;
+use ffs::config::{Bytes, KeepRemoved, LayerSpec};
+use ffs::control::{LONGEST_SOCKET, socket_path};
 use ffs::projection::Projection;
 
 /// Shows layers (directories, ISO images, discs in drives) as one read-only tree that changes
@@ -16,6 +17,9 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Verb,
 }
+
+/// The number of a generation.
+type Generation = Number<0, { u64::MAX }>;
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
@@ -39,8 +43,8 @@ pub(crate) enum Verb {
         /// The mount point.
         mount: PathBuf,
         /// Only if the generation before is this one.
-        #[arg(long, value_name = "GENERATION")]
-        to: Option<u64>,
+        #[arg(long, value_name = "GENERATION", allow_negative_numbers = true)]
+        to: Option<Generation>,
         #[command(flatten)]
         only: Only,
         #[command(flatten)]
@@ -98,11 +102,11 @@ pub(crate) struct MountArgs {
     pub(crate) config: Option<PathBuf>,
     /// Milliseconds that the layer of a removed device is still shown; without it, until an image
     /// takes its place.
-    #[arg(long, value_name = "MS")]
-    pub(crate) keep_removed: Option<u64>,
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    pub(crate) keep_removed: Option<KeepRemoved>,
     /// Bytes that images may hold in memory together; half of the machine's without it.
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) max_memory: Option<u64>,
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub(crate) max_memory: Option<Bytes>,
     /// A file with keys, and only images signed by one of them are taken; may be given more than once,
     /// and have `*` in its last component.
     #[arg(long, value_name = "FILE")]
@@ -143,13 +147,13 @@ pub(crate) struct TakeOver {
     /// The mount point.
     pub(crate) mount: Option<PathBuf>,
     /// The descriptor that the state is in.
-    #[arg(long, value_name = "FD")]
+    #[arg(long, value_name = "FD", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     pub(crate) state: i32,
     /// Only find out whether it works.
     #[arg(long)]
     pub(crate) rehearse: bool,
     /// The descriptor of the program that ran before.
-    #[arg(long, value_name = "FD")]
+    #[arg(long, value_name = "FD", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     pub(crate) predecessor: Option<i32>,
     /// Why the other program failed.
     #[arg(long, value_name = "REASON", allow_hyphen_values = true)]
@@ -166,8 +170,8 @@ pub(crate) struct At {
 #[derive(Args)]
 pub(crate) struct Only {
     /// Only if the mount is at this generation: else nothing is changed.
-    #[arg(long, value_name = "GENERATION")]
-    pub(crate) if_generation: Option<u64>,
+    #[arg(long, value_name = "GENERATION", allow_negative_numbers = true)]
+    if_generation: Option<Generation>,
 }
 
 #[derive(Subcommand)]
@@ -220,7 +224,7 @@ pub(crate) enum LayerVerb {
         #[command(flatten)]
         at: At,
     },
-    /// Do everything that a file says: one `add`, `replace`, `remove` or `order` a line.
+    /// Do everything that a file says: one `add`, `replace`, `remove` or `order` a line, at most 4096 of them and 16 MiB.
     Apply {
         /// The mount point.
         mount: PathBuf,
@@ -240,12 +244,28 @@ pub(crate) enum LayerVerb {
     },
 }
 
+impl Only {
+    /// The generation, as a request has it.
+    pub(crate) fn number(&self) -> Option<u64> {
+        self.if_generation.map(Number::get)
+    }
+}
+
 impl At {
     /// The control socket of a mount.
     pub(crate) fn socket(&self, mount: &Path) -> anyhow::Result<PathBuf> {
-        self.socket
+        let socket = self
+            .socket
             .clone()
             .or_else(|| socket_path(mount))
-            .context("XDG_RUNTIME_DIR is not set: say where the control socket is with --socket")
+            .context("XDG_RUNTIME_DIR is not set: say where the control socket is with --socket")?;
+        let bytes = socket.as_os_str().len();
+        anyhow::ensure!(
+            bytes <= LONGEST_SOCKET,
+            "control socket `{}`: a socket's path has at most {LONGEST_SOCKET} bytes, and this has {bytes}: give a \
+             shorter one with --socket, or a relative one",
+            socket.display()
+        );
+        Ok(socket)
     }
 }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ctx_format::number::{Number, optional_u16};
+use ctx_io::bounded;
 use serde::{Deserialize, Serialize};
 
 use crate::ack::AckMode;
@@ -13,6 +15,13 @@ use crate::projection::Projection;
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
+
+/// Bytes of memory: at least one, and no more than a file can have.
+pub type Bytes = Number<1, { i64::MAX as u64 }>;
+/// Milliseconds that the layer of a removed device is still shown: a week at most.
+pub type KeepRemoved = Number<0, 604_800_000>;
+/// Milliseconds that a hook may run: a day at most.
+pub type HookTimeout = Number<1, 86_400_000>;
 
 /// Everything that a mount is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,17 +42,17 @@ pub struct Config {
     #[serde(rename = "hook")]
     pub hooks: Vec<Hook>,
     /// The largest image that is held in memory, in bytes.
-    pub image_limit: u64,
+    pub image_limit: Bytes,
     /// How long the layer of a device that is gone is still shown, in milliseconds; without it until
     /// an image takes its place. A recontextualization detaches one device and attaches the next:
     /// programs must not see a hole between the two.
-    pub keep_removed_ms: Option<u64>,
+    pub keep_removed_ms: Option<KeepRemoved>,
     /// Take images of a lower generation than the one shown.
     pub accept_older: bool,
     /// The most that images may hold in memory together, in bytes: of the generation that is shown,
     /// the one kept for a rollback, and what programs have open of earlier ones. Without it half of
     /// the machine's memory, or of the control group's limit.
-    pub max_memory: Option<u64>,
+    pub max_memory: Option<Bytes>,
     /// Files with the keys that may vouch for images; `*` and `?` stand in the last component. Without
     /// any, images need not be signed.
     pub trust: Vec<String>,
@@ -77,7 +86,7 @@ impl Default for Config {
             auto_devices: vec!["sr*".to_owned()],
             layers: Vec::new(),
             hooks: Vec::new(),
-            image_limit: DEFAULT_LIMIT,
+            image_limit: Bytes::nearest(DEFAULT_LIMIT),
             keep_removed_ms: None,
             accept_older: false,
             max_memory: None,
@@ -103,7 +112,7 @@ pub struct LayerSpec {
     /// Where it comes from: `dir:PATH`, `iso:PATH` or `device:PATH`.
     pub source: Source,
     /// Its rank; without it that of the manifest, or 0.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_u16")]
     pub priority: Option<u16>,
     /// A directory is read again when something in it changes.
     #[serde(default = "LayerSpec::default_watch")]
@@ -146,12 +155,12 @@ pub struct Hook {
     pub pid_file: Option<PathBuf>,
     /// The hook is killed after so many milliseconds.
     #[serde(default = "Hook::default_timeout")]
-    pub timeout_ms: u64,
+    pub timeout_ms: HookTimeout,
 }
 
 impl Hook {
-    fn default_timeout() -> u64 {
-        30_000
+    fn default_timeout() -> HookTimeout {
+        HookTimeout::nearest(30_000)
     }
 
     /// Its name.
@@ -163,7 +172,7 @@ impl Hook {
 impl Config {
     /// How long the layer of a device that is gone is still shown.
     pub fn keep_removed(&self) -> Option<Duration> {
-        self.keep_removed_ms.map(Duration::from_millis)
+        self.keep_removed_ms.map(|ms| Duration::from_millis(ms.get()))
     }
 
     /// What the mount forbids.
@@ -177,7 +186,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = bounded::read_to_string(path, bounded::CONFIG)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_owned(), message })
     }
@@ -388,7 +397,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.layers[0], "base=dir:/etc/context,priority=10".parse().unwrap());
         assert_eq!(config.keep_removed(), Some(Duration::from_secs(5)));
-        assert_eq!(config.hooks[0].timeout_ms, 30_000);
+        assert_eq!(config.hooks[0].timeout_ms.get(), 30_000);
     }
 
     #[test]
@@ -407,6 +416,26 @@ mod tests {
         ] {
             let error = Config::parse(text).unwrap_err();
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_a_range_that_a_refusal_names() {
+        let settings = [
+            ("image_limit = ", "a whole number from 1 to 9223372036854775807"),
+            ("max_memory = ", "a whole number from 1 to 9223372036854775807"),
+            ("keep_removed_ms = ", "a whole number from 0 to 604800000"),
+            ("[[layer]]\nname = 'a'\nsource = 'dir:/x'\npriority = ", "a whole number from 0 to 65535"),
+            ("[[hook]]\npath = 'a'\nrun = ['x']\ntimeout_ms = ", "a whole number from 1 to 86400000"),
+        ];
+        for (setting, range) in settings {
+            let zero = if range.contains("from 1 ") { "0" } else { "-0.0" };
+            for value in ["nan", "inf", "-inf", "-1", zero, "1e300", "99999999999999999999"] {
+                let error = Config::parse(&format!("{setting}{value}\n")).unwrap_err();
+                let name = setting.trim_end_matches(" = ").rsplit('\n').next().unwrap();
+                assert!(error.contains(range) && error.contains(name), "{setting}{value}: {error}");
+            }
+            assert!(Config::parse(&format!("{setting}1\n")).is_ok(), "{setting}");
         }
     }
 

@@ -40,7 +40,7 @@ pub enum What {
         /// The inode it has.
         new: u64,
     },
-    /// The same inode with other attributes: mode, owner, times.
+    /// The same inode with other attributes: mode, owner, modification time, links, extended attributes.
     Attributes {
         /// Its inode.
         ino: u64,
@@ -105,7 +105,7 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
     match (old, new) {
         (Some(Node::Dir(old)), Some(Node::Dir(new))) => {
             if !Arc::ptr_eq(old, new) {
-                if attributes_differ(&old.meta, &new.meta) {
+                if attributes_differ(&old.meta, &new.meta) || old.xattrs() != new.xattrs() {
                     push(What::Attributes { ino: new.ino }, true);
                 }
                 compare(diff, path, old, new);
@@ -115,7 +115,11 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
             if a.ino != b.ino {
                 push(What::Replaced { old: a.ino, new: b.ino }, false);
             } else if !Arc::ptr_eq(a, b) {
-                if attributes_differ(old.meta(), new.meta()) || old.meta().mtime != new.meta().mtime {
+                let (was, is) = (old.meta(), new.meta());
+                if attributes_differ(was, is)
+                    || (was.mtime, was.links) != (is.mtime, is.links)
+                    || a.leaf.xattrs != b.leaf.xattrs
+                {
                     push(What::Attributes { ino: b.ino }, false);
                 }
                 diff.same_inode.push(new.clone());

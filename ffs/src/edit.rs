@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LayerSpec;
 
+/// The most operations that a request may have. Each is a layer at most, and a mount of thousands of layers is a mistake.
+pub const MOST: usize = 4096;
+
 /// One operation on the layers of a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,6 +53,9 @@ pub enum EditError {
     /// No operation at all.
     #[error("nothing to do: name at least one layer")]
     Nothing,
+    /// More operations than one switch may have.
+    #[error("{0} operations are more than {MOST}, the most that one switch may have: make several of them")]
+    TooMany(usize),
     /// A layer cannot be understood.
     #[error("{0}")]
     Layer(String),
@@ -79,7 +85,14 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
     if ops.is_empty() {
         return Err(EditError::Nothing);
     }
-    let mut plan = Plan { desired: desired.clone(), ..Plan::default() };
+    if ops.len() > MOST {
+        return Err(EditError::TooMany(ops.len()));
+    }
+    let mut plan =
+        Plan { desired: Desired { layers: Vec::new(), ranks: desired.ranks.clone() }, ..Plan::default() };
+    let mut asked = Specs::default();
+    desired.layers.iter().for_each(|spec| asked.put(spec.clone()));
+    let mut load = Specs::default();
     // Every name that there is at this point of the list, with its rank. An order may leave out one
     // whose disc has not been there.
     let mut there: BTreeMap<String, u16> = shown.clone();
@@ -93,7 +106,10 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
                 if there.contains_key(&spec.name) {
                     return Err(EditError::Exists(spec.name));
                 }
-                put(&mut plan, &mut there, &spec);
+                there.insert(spec.name.clone(), spec.priority.unwrap_or(0));
+                plan.removed.remove(&spec.name);
+                asked.put(spec.clone());
+                load.put(spec);
             }
             Op::Replace(text) => {
                 let mut spec: LayerSpec = text.parse().map_err(EditError::Layer)?;
@@ -101,14 +117,17 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
                 if spec.priority.is_some() {
                     plan.desired.ranks.remove(&spec.name);
                 }
-                spec.priority = spec.priority.or(Some(rank));
-                put(&mut plan, &mut there, &spec);
+                let rank = *spec.priority.get_or_insert(rank);
+                there.insert(spec.name.clone(), rank);
+                plan.removed.remove(&spec.name);
+                asked.put(spec.clone());
+                load.put(spec);
             }
             Op::Remove(name) => {
                 there.remove(name).ok_or_else(|| EditError::Unknown(name.clone()))?;
-                plan.desired.layers.retain(|spec| spec.name != *name);
+                asked.remove(name);
                 plan.desired.ranks.remove(name);
-                plan.load.retain(|spec| spec.name != *name);
+                load.remove(name);
                 plan.removed.insert(name.clone());
             }
             Op::Order(names) => {
@@ -123,32 +142,52 @@ pub fn plan(ops: &[Op], desired: &Desired, shown: &BTreeMap<String, u16>) -> Res
                 }
                 if let Some(name) = there
                     .keys()
-                    .filter(|name| {
-                        shown.contains_key(*name) || plan.load.iter().any(|spec| spec.name == **name)
-                    })
+                    .filter(|name| shown.contains_key(*name) || load.at.contains_key(*name))
                     .find(|name| !seen.contains(name))
                 {
                     return Err(EditError::LeftOut(name.clone()));
                 }
                 for (name, rank) in ranks(names, &there) {
-                    let specs = plan.desired.layers.iter_mut().chain(&mut plan.load);
-                    specs.filter(|spec| spec.name == name).for_each(|spec| spec.priority = Some(rank));
+                    for spec in [&mut asked, &mut load].into_iter().filter_map(|specs| specs.get_mut(&name)) {
+                        spec.priority = Some(rank);
+                    }
                     there.insert(name.clone(), rank);
                     plan.desired.ranks.insert(name, rank);
                 }
             }
         }
     }
+    plan.desired.layers = asked.list.into_iter().flatten().collect();
+    plan.load = load.list.into_iter().flatten().collect();
     Ok(plan)
 }
 
-fn put(plan: &mut Plan, there: &mut BTreeMap<String, u16>, spec: &LayerSpec) {
-    there.insert(spec.name.clone(), spec.priority.unwrap_or(0));
-    for list in [&mut plan.desired.layers, &mut plan.load] {
-        list.retain(|have| have.name != spec.name);
-        list.push(spec.clone());
+/// Layers in the order in which they were put, one of a name: thousands of operations look them up by name.
+#[derive(Default)]
+struct Specs {
+    /// Where one was taken away, `None`.
+    list: Vec<Option<LayerSpec>>,
+    at: BTreeMap<String, usize>,
+}
+
+impl Specs {
+    /// Puts one at the end, and takes away the one of its name.
+    fn put(&mut self, spec: LayerSpec) {
+        if let Some(before) = self.at.insert(spec.name.clone(), self.list.len()) {
+            self.list[before] = None;
+        }
+        self.list.push(Some(spec));
     }
-    plan.removed.remove(&spec.name);
+
+    fn remove(&mut self, name: &str) {
+        if let Some(index) = self.at.remove(name) {
+            self.list[index] = None;
+        }
+    }
+
+    fn get_mut(&mut self, name: &str) -> Option<&mut LayerSpec> {
+        self.list[*self.at.get(name)?].as_mut()
+    }
 }
 
 /// Ranks that put layers into an order, highest first, and leave as many as they are as possible:
@@ -192,6 +231,7 @@ pub fn parse_script(text: &str) -> Result<Vec<Op>, String> {
         if words.is_empty() {
             return Err(wrong(&format!("`{verb}` of what?")));
         }
+        let first = ops.len();
         match verb {
             "add" => ops.extend(words.into_iter().map(Op::Add)),
             "replace" => ops.extend(words.into_iter().map(Op::Replace)),
@@ -201,13 +241,17 @@ pub fn parse_script(text: &str) -> Result<Vec<Op>, String> {
                 return Err(wrong(&format!("`{verb}` is not `add`, `replace`, `remove` or `order`")));
             }
         }
-        for op in &ops {
+        for op in &ops[first..] {
             if let Op::Add(text) | Op::Replace(text) = op {
                 text.parse::<LayerSpec>().map_err(|error| wrong(&error))?;
             }
         }
     }
-    if ops.is_empty() { Err(EditError::Nothing.to_string()) } else { Ok(ops) }
+    match ops.len() {
+        0 => Err(EditError::Nothing.to_string()),
+        1..=MOST => Ok(ops),
+        many => Err(EditError::TooMany(many).to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -269,6 +313,19 @@ mod tests {
         assert!(parse_script("add a=nfs:/x").unwrap_err().starts_with("line 1: "));
         assert!(parse_script("remove").unwrap_err().contains("of what"));
         assert!(parse_script("# nothing").is_err());
+    }
+
+    #[test]
+    fn a_switch_has_so_many_operations_and_no_more() {
+        let script = |count: usize| (0..count).map(|n| format!("add l{n}=dir:/x\n")).collect::<String>();
+        let ops = parse_script(&script(MOST)).unwrap();
+        let planned = plan(&ops, &Desired::default(), &BTreeMap::new()).unwrap();
+        assert_eq!(planned.load.len(), MOST);
+        assert_eq!(planned.desired.layers, planned.load);
+        let says = "4097 operations are more than 4096, the most";
+        assert!(parse_script(&script(MOST + 1)).unwrap_err().contains(says));
+        let ops = vec![Op::Remove("a".into()); MOST + 1];
+        assert!(plan(&ops, &Desired::default(), &BTreeMap::new()).unwrap_err().to_string().contains(says));
     }
 
     proptest! {

@@ -3,13 +3,14 @@
 //! The bench measures from these lines, so a step is stamped when it happens and not when the line
 //! is written.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ctx_format::ClassName;
+use ctx_io::jsonl::Appender;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
@@ -154,28 +155,31 @@ type Observer = Box<dyn Fn(&Step) + Send + Sync>;
 /// Where events go.
 #[derive(Default)]
 pub struct Log {
-    file: Option<Mutex<File>>,
+    file: Option<Mutex<Appender>>,
     observer: OnceLock<Observer>,
 }
 
 impl Log {
-    /// Appends to a file.
+    /// Appends to a file, also to one that ends within a line ([`ctx_io::jsonl`]).
     ///
     /// # Errors
     /// What opening it returns.
     pub fn to_file(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self::resume(Some(file)))
+        Ok(Self::with(Some(Appender::open(path, 0o666)?)))
     }
 
     /// Goes on in a file that another program has opened, if there is one.
     pub(crate) fn resume(file: Option<File>) -> Self {
+        Self::with(file.map(Appender::resume))
+    }
+
+    fn with(file: Option<Appender>) -> Self {
         Self { file: file.map(Mutex::new), observer: OnceLock::new() }
     }
 
     /// The file's descriptor.
     pub(crate) fn descriptor(&self) -> Option<RawFd> {
-        self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd())
+        self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner).descriptor())
     }
 
     /// Lets somebody see every step from now on, on the thread on which it happens. There can be one.
@@ -192,13 +196,10 @@ impl Log {
         let (mono_ns, real_ns) = sys::clocks().unwrap_or_default();
         let event = Event { mono_ns, real_ns, step };
         tracing::info!(target: "ffs::event", step = ?event.step);
-        if let Some(mut file) = file {
-            // Strings and numbers: serializing cannot fail.
-            let mut line = serde_json::to_vec(&event).unwrap_or_default();
-            line.push(b'\n');
-            if let Err(error) = file.write_all(&line) {
-                tracing::warn!(%error, "cannot write to the event log");
-            }
+        if let Some(mut file) = file
+            && let Err(error) = file.append(&event)
+        {
+            tracing::warn!(%error, "cannot write to the event log");
         }
         if let Some(observer) = self.observer.get() {
             observer(&event.step);
@@ -209,6 +210,26 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_torn_line_swallows_no_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        Log::to_file(&path).unwrap().write(Step::Ready);
+        // A power cut in the middle of a write.
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend_from_slice(b"{\"mono_ns\":12");
+        std::fs::write(&path, text).unwrap();
+        Log::to_file(&path).unwrap().write(Step::Unmounted);
+        // And handed to another program after a write that failed half way.
+        let file = File::options().append(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut &file, b"{\"mono").unwrap();
+        Log::resume(Some(file)).write(Step::Ready);
+        let log = ctx_io::jsonl::read::<Event>(&path).unwrap();
+        let steps: Vec<Step> = log.records.into_iter().map(|event| event.step).collect();
+        assert_eq!(steps, [Step::Ready, Step::Unmounted, Step::Ready]);
+        assert_eq!(log.damaged.iter().map(|damaged| damaged.line).collect::<Vec<_>>(), [2, 4]);
+    }
 
     #[test]
     fn lines_read_back() {

@@ -77,6 +77,7 @@ mod tests {
             origin: "device:/dev/sr0".to_owned(),
             class: None,
             generation,
+            vouched: None,
             root: Arc::new(LayerDir::new(Meta::bare_dir())),
         }
     }

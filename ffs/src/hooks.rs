@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ctx_io::bounded;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -161,7 +162,7 @@ fn run(hook: &Hook, point: &Path, generation: u64, changed: &[&[u8]]) -> String 
         .spawn();
     match child {
         Err(error) => format!("cannot start: {error}"),
-        Ok(child) => wait(child, Duration::from_millis(hook.timeout_ms)),
+        Ok(child) => wait(child, Duration::from_millis(hook.timeout_ms.get())),
     }
 }
 
@@ -195,7 +196,7 @@ fn wait(child: Child, limit: Duration) -> String {
 
 fn send(name: &str, pid_file: &Path) -> String {
     let Some(signal) = signal_number(name) else { return format!("no signal is named `{name}`") };
-    let pid = match std::fs::read_to_string(pid_file) {
+    let pid = match bounded::read_to_string(pid_file, bounded::NUMBER) {
         Ok(text) => text.trim().parse::<i32>().ok().filter(|pid| *pid > 1),
         Err(error) => return format!("cannot read `{}`: {error}", pid_file.display()),
     };

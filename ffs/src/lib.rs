@@ -15,6 +15,8 @@
 //! | [`mount`] | the kernel session and the switch |
 //! | `readers` | threads that wait for disks |
 //! | `prefetch` | the kernel's caches, filled before they are asked |
+//! | `announced` | names that are answered in a way of their own: those about to change, those covered by other mounts |
+//! | `kernel` | what the kernel tells of mounts |
 //! | `watch` | real inotify events for what changed |
 //! | `teller` | the thread that gives them, behind the switches |
 //! | [`uevent`], [`follow`] | what the kernel tells of drives, and what to do about it |
@@ -32,6 +34,7 @@
 //! | [`control`], [`status`], [`config`], [`events`], [`notify`](mod@notify) | how it is told and what it tells |
 
 pub mod ack;
+mod announced;
 mod attrs;
 pub mod config;
 pub mod control;

@@ -6,12 +6,13 @@ mod cli;
 mod start;
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use ctx_format::Number;
+use ctx_io::{bounded, errln, outln, output};
 use ffs::control::{Request, Response, Status, ask};
 use ffs::daemon::Order;
 use ffs::edit::{Op, parse_script};
@@ -26,7 +27,8 @@ fn log() {
     use tracing_subscriber::util::SubscriberInitExt as _;
     let asked = std::env::var("FFS_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
     let usual = || Targets::new().with_default(LevelFilter::WARN).with_target("fuser", LevelFilter::ERROR);
-    let to = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // What cannot be said is dropped: the daemon outlives its terminal.
+    let to = tracing_subscriber::fmt::layer().with_writer(output::stderr).log_internal_errors(false);
     tracing_subscriber::registry().with(to).with(asked.unwrap_or_else(usual)).init();
 }
 
@@ -40,14 +42,9 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors; anything else is a usage error (sysexits.h).
-            let code = if error.use_stderr() { 64 } else { 0 };
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+        Err(error) => return output::usage("ffs", &error),
     };
-    match run(cli.command, &words) {
+    let code = match run(cli.command, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say("ffs", &error);
@@ -55,12 +52,13 @@ fn main() -> ExitCode {
             let code = error.downcast_ref::<start::Ended>().map_or(1, |ended| ended.0);
             ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
-    }
+    };
+    output::end("ffs", code)
 }
 
 fn say(program: &str, error: &anyhow::Error) {
     if !error.is::<start::Ended>() {
-        eprintln!("{program}: {error:#}");
+        errln!("{program}: {error:#}");
     }
 }
 
@@ -69,7 +67,7 @@ fn helper(words: &[OsString]) -> ExitCode {
     let call = match fstab::parse(words) {
         Ok(call) => call,
         Err(error) => {
-            eprintln!("mount.ffs: {error}");
+            errln!("mount.ffs: {error}");
             return ExitCode::from(fstab::USAGE);
         }
     };
@@ -77,7 +75,7 @@ fn helper(words: &[OsString]) -> ExitCode {
         Ok(Cli { command: Verb::Mount(args) }) => args,
         Ok(_) => return ExitCode::from(fstab::USAGE),
         Err(error) => {
-            let _ = error.print();
+            let _ = output::usage("mount.ffs", &error);
             return ExitCode::from(fstab::USAGE);
         }
     };
@@ -109,7 +107,7 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
         Verb::Status { mount, json, at } => {
             let status = request(&mount, &at, &Request::Status)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&status)?);
+                outln!("{}", serde_json::to_string_pretty(&status)?);
             } else {
                 print_status(&status);
             }
@@ -117,27 +115,27 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
         }
         Verb::Layer(LayerVerb::Add { mount, layers, only, at }) => {
             let ops = layers.iter().map(|layer| Op::Add(layer.to_string())).collect();
-            apply(&mount, &at, ops, only.if_generation)
+            apply(&mount, &at, ops, only.number())
         }
         Verb::Layer(LayerVerb::Replace { mount, layers, only, at }) => {
             let ops = layers.iter().map(|layer| Op::Replace(layer.to_string())).collect();
-            apply(&mount, &at, ops, only.if_generation)
+            apply(&mount, &at, ops, only.number())
         }
         Verb::Layer(LayerVerb::Remove { mount, names, only, at }) => {
-            apply(&mount, &at, names.into_iter().map(Op::Remove).collect(), only.if_generation)
+            apply(&mount, &at, names.into_iter().map(Op::Remove).collect(), only.number())
         }
         Verb::Layer(LayerVerb::Order { mount, names, only, at }) => {
-            apply(&mount, &at, vec![Op::Order(names)], only.if_generation)
+            apply(&mount, &at, vec![Op::Order(names)], only.number())
         }
         Verb::Layer(LayerVerb::Apply { mount, file, only, at }) => {
-            apply(&mount, &at, script(&file)?, only.if_generation)
+            apply(&mount, &at, script(&file)?, only.number())
         }
         Verb::Layer(LayerVerb::List { mount, at }) => {
             print_layers(&request(&mount, &at, &Request::Status)?);
             Ok(())
         }
         Verb::Rollback { mount, to, only, at } => {
-            let request_it = Request::Rollback { to, if_generation: only.if_generation };
+            let request_it = Request::Rollback { to: to.map(Number::get), if_generation: only.number() };
             request(&mount, &at, &request_it).map(drop)
         }
         Verb::Reload { mount, at } => request(&mount, &at, &Request::Reload).map(drop),
@@ -145,7 +143,7 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
             // The daemon may be elsewhere.
             let program = program.map(std::path::absolute).transpose()?;
             let status = request(&mount, &at, &Request::Upgrade { program })?;
-            println!("{}: taken over by ffs {}, process {}", mount.display(), status.version, status.pid);
+            outln!("{}: taken over by ffs {}, process {}", mount.display(), status.version, status.pid);
             Ok(())
         }
         Verb::TakeOver(TakeOver { mount, state, rehearse, predecessor, returned }) => {
@@ -157,10 +155,9 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
 
 fn script(file: &Path) -> anyhow::Result<Vec<Op>> {
     let text = if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
+        bounded::read_text_from(std::io::stdin().lock(), bounded::REQUEST)
     } else {
-        std::fs::read_to_string(file)
+        bounded::read_to_string(file, bounded::REQUEST)
     };
     let text = text.with_context(|| format!("cannot read `{}`", file.display()))?;
     parse_script(&text).map_err(|error| anyhow::anyhow!("`{}`: {error}", file.display()))
@@ -168,13 +165,17 @@ fn script(file: &Path) -> anyhow::Result<Vec<Op>> {
 
 fn request(mount: &Path, at: &At, request: &Request) -> anyhow::Result<Status> {
     let socket = at.socket(mount)?;
-    let response = ask(&socket, request).with_context(|| {
-        format!(
-            "no ffs answers for `{}` at `{}`: is it mounted, and may you?",
-            mount.display(),
-            socket.display()
-        )
-    })?;
+    let response = match ask(&socket, request) {
+        // Not that nobody answers.
+        Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => bail!("{error}"),
+        asked => asked.with_context(|| {
+            format!(
+                "no ffs answers for `{}` at `{}`: is it mounted, and may you?",
+                mount.display(),
+                socket.display()
+            )
+        })?,
+    };
     match response {
         Response::Status(status) => Ok(*status),
         Response::Conflict(reason) | Response::Error(reason) => bail!(reason),
@@ -187,32 +188,33 @@ fn print_layers(status: &Status) {
         facts.extend(layer.class.as_ref().map(|class| format!("class {class}")));
         facts.extend(layer.generation.map(|number| format!("generation {number}")));
         facts.extend(layer.digest.as_ref().map(|digest| format!("{} bytes, {digest}", layer.bytes)));
-        println!("{} ({}): {}", layer.name, facts.join(", "), layer.origin);
+        outln!("{} ({}): {}", layer.name, facts.join(", "), layer.origin);
     }
 }
 
 fn print_status(status: &Status) {
     let Status { mount, generation, names, bytes, pid, version, memory, taken_over, .. } = status;
-    println!("{}: generation {generation}, {names} names, {bytes} bytes", mount.display());
-    println!(
+    outln!("{}: generation {generation}, {names} names, {bytes} bytes", mount.display());
+    outln!(
         "ffs {version}, process {pid}, {} of {} bytes of image memory in use",
-        memory.in_use, memory.limit
+        memory.in_use,
+        memory.limit
     );
     if *taken_over > 0 {
-        println!("taken over {taken_over} times since the mount");
+        outln!("taken over {taken_over} times since the mount");
     }
     if let Some(before) = status.rollback_to {
-        println!("rollback shows generation {before} again");
+        outln!("rollback shows generation {before} again");
     }
     print_layers(status);
     for device in &status.devices {
-        println!("{}: {}", device.device, device.state);
+        outln!("{}: {}", device.device, device.state);
     }
     for hook in &status.hooks {
-        println!("hook {}: {} ({} ms, generation {})", hook.hook, hook.result, hook.millis, hook.generation);
+        outln!("hook {}: {} ({} ms, generation {})", hook.hook, hook.result, hook.millis, hook.generation);
     }
-    println!("works: {}", status.abilities.join(", "));
+    outln!("works: {}", status.abilities.join(", "));
     for reduced in &status.reduced {
-        println!("reduced: {reduced}");
+        outln!("reduced: {reduced}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An image is held whole, so one that is too large could take the machine down. The limit counts
 //! what is held at that moment by all generations; an image that would go over it is refused before
-//! it is read, and what was shown stays.
+//! it is read or decompressed, and what was shown stays.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -59,8 +59,29 @@ impl Limit {
         sealed::in_use() > self.total
     }
 
+    /// Without any.
+    pub const NONE: Self = Self { image: u64::MAX, total: u64::MAX };
+
     fn room(&self, in_use: u64) -> u64 {
         self.total.saturating_sub(in_use)
+    }
+
+    /// Checks that an image of `image` bytes, which is held already, may hold `more` beside it.
+    ///
+    /// # Errors
+    /// [`TooMuch`].
+    pub fn check(&self, image: u64, more: u64) -> Result<(), TooMuch> {
+        self.check_beside(image, more, sealed::in_use())
+    }
+
+    fn check_beside(&self, image: u64, more: u64, in_use: u64) -> Result<(), TooMuch> {
+        if more > self.image.saturating_sub(image) {
+            return Err(TooMuch::Image { image, more, limit: self.image });
+        }
+        if more > self.room(in_use) {
+            return Err(TooMuch::Total { more, in_use, total: self.total });
+        }
+        Ok(())
     }
 
     /// The reason for a refusal, if it is that of the total: then less elsewhere would help.
@@ -77,9 +98,50 @@ impl Limit {
     }
 }
 
+/// Why an image's compressed files are not decompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooMuch {
+    /// One image would hold too much.
+    #[error(
+        "the image has {image} bytes and its compressed files {more} when they are decompressed, more than the {limit} \
+         that one may hold in memory: raise `image_limit`"
+    )]
+    Image {
+        /// Bytes of the image.
+        image: u64,
+        /// Bytes of the content of its compressed files.
+        more: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// All together would.
+    #[error(
+        "the image's compressed files have {more} bytes when they are decompressed, and {in_use} of the {total} bytes \
+         that images may hold together are in use: raise `max_memory`, or remove a layer first"
+    )]
+    Total {
+        /// Bytes of the content of its compressed files.
+        more: u64,
+        /// Bytes in use.
+        in_use: u64,
+        /// Bytes allowed.
+        total: u64,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_decompressed_counts() {
+        let limit = Limit { image: 100, total: 150 };
+        assert_eq!(limit.check_beside(40, 60, 90), Ok(()));
+        assert_eq!(limit.check_beside(40, 61, 0), Err(TooMuch::Image { image: 40, more: 61, limit: 100 }));
+        assert_eq!(limit.check_beside(40, 60, 91), Err(TooMuch::Total { more: 60, in_use: 91, total: 150 }));
+        assert_eq!(limit.check_beside(101, 0, 151), Ok(()));
+        assert_eq!(Limit::NONE.check(u64::MAX, 0), Ok(()));
+    }
 
     #[test]
     fn what_the_kernel_says_is_read() {

@@ -24,7 +24,6 @@
 //! | whiteout by attribute | counts in directories marked `x` | counts everywhere | the mark is easily lost in copies |
 //! | whiteouts in a directory of one layer | listed, and not found | not listed | |
 //! | access time | that of the file | the modification time | reading changes nothing |
-//! | access control lists | in force | in force where the mount begins with some; else shown, and the mode bits are in force | the kernel must be told at the start |
 //! | a write to a file of a layer | seen at once, undefined | small files: seen when the layer is read again; large ones: at once | one moment of all layers |
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -38,7 +38,15 @@ fn build(tree: &Tree) -> LayerNode {
 fn layer(priority: u16, tree: &Tree) -> Arc<Layer> {
     let LayerNode::Dir(root) = build(tree) else { panic!("a layer's root is a directory") };
     let name = format!("layer{priority}");
-    Arc::new(Layer { name, priority, origin: String::new(), class: None, generation: None, root })
+    Arc::new(Layer {
+        name,
+        priority,
+        origin: String::new(),
+        class: None,
+        generation: None,
+        vouched: None,
+        root,
+    })
 }
 
 /// What the union shows at each path: the content of a file, or nothing for a directory.

@@ -1,64 +1,43 @@
-//! A mount: the kernel session, and the switch from one generation to the next.
+//! A mount: the kernel session; in `switch`, the way from one generation to the next.
 
-use std::collections::HashSet;
-use std::ffi::OsStr;
+mod switch;
+
+pub use switch::Switch;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Config, INodeNo, Notifier, SessionACL};
+use fuser::{Config, Notifier, SessionACL};
 use nix::mount::{MntFlags, umount2};
 
-use crate::diff::{Change, Diff, What};
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
+use crate::kernel::covers::Covers;
 use crate::kernel::guard::{self, Guard};
 pub use crate::kernel::mounting::Restrictions;
 use crate::kernel::session::{Way, read_ahead};
 use crate::layer::Layer;
-use crate::merge::{Inodes, Node};
+use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
 use crate::projection::Projection;
 use crate::sys;
-use crate::teller::{News, Teller};
+use crate::teller::Teller;
 use crate::watch::PrivateMount;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
 /// ([`readers`](crate::readers)). The kernel wakes one at a time, so the others cost nothing.
 const THREADS: usize = 8;
 
-/// From so many changed names on, all that the kernel has cached is dropped in one step, and then looked up again. With two a
-/// program could already see one as it is and then another as it was.
-const TOGETHER: usize = 2;
-
-/// What programs have to do with on kernels that cannot drop all names in one step, for `status`.
-const ONE_AFTER_ANOTHER: &str = "cached names are dropped one after the other, and not in one step as from Linux 6.16: during \
-                                 a switch of several a program may see one as it is and then another as it was";
-
-/// What is to be known of a mount of an older program, for `status`.
-const WAS_WRITABLE: &str = "an older ffs made this mount, and for a moment it was writable: copies of it in other mount \
-                            namespaces may still be (unmount it and mount it again)";
-
-/// A name that nobody asks for, and that the kernel thus does not know. One that it knows makes it ask for the directory's
-/// attributes besides, which is a request of the first program that looks.
-const UNKNOWN: &str = "\u{1}";
-
-/// Up to so many changed names are forgotten one by one as well where no watchers are told, at 10 to 40 µs each on a busy
-/// machine: names that the kernel keeps, and be it only to look them up again, keep the memory of their generation. Of
-/// more, the kernel's own need of memory takes care.
-const ONE_BY_ONE: usize = 32;
-
 /// What the kernel and our privileges allow, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // Each is of its own: no state machine hides in them.
 pub struct Abilities {
-    /// Cached names are invalidated all at once (Linux 6.16).
-    pub epoch: bool,
     /// Listings bring attributes (Linux 3.9).
     pub readdirplus: bool,
     /// Directories are listed in advance when programs go through them (root).
@@ -111,14 +90,12 @@ pub struct Mount {
     notifier: Notifier,
     /// The kernel's end of the connection, for what the notifier cannot say.
     device: Arc<OwnedFd>,
-    /// Whether the kernel drops all names in one step.
-    epoch: bool,
+    /// What is mounted on it.
+    covers: Arc<Mutex<Covers>>,
     /// The way to tell watchers; without it they are not told.
     private: Mutex<Result<Arc<PrivateMount>, String>>,
     /// Keeps the mount read-only.
     guard: Guard,
-    /// Whether it was so from the first moment.
-    never_writable: bool,
     teller: Option<Teller>,
     /// One switch at a time.
     switching: Mutex<()>,
@@ -126,17 +103,6 @@ pub struct Mount {
 
 /// Ends when the file system was unmounted, by us or by anybody.
 pub struct Session(JoinHandle<io::Result<()>>);
-
-/// What a switch did.
-#[derive(Debug)]
-pub struct Switch {
-    /// The generation that is shown now.
-    pub generation: Arc<Generation>,
-    /// What changed, by path.
-    pub changes: Arc<[Change]>,
-    /// For watchers.
-    news: News,
-}
 
 impl Mount {
     /// Mounts a union of `layers` on a directory.
@@ -176,15 +142,16 @@ impl Mount {
         let notifier = session.notifier();
         let device = Arc::new(session.as_fd().try_clone_to_owned().map_err(error)?);
         let _ = shared.connection.set(device.clone());
-        let epoch = sys::inc_epoch(&device).is_ok();
         let session = Session::run(session).map_err(error)?;
         let private = match detached {
-            // Linux 6.16 has what came with 6.1.
-            Ok(detached) => Ok(PrivateMount::new(detached.attach(&point).map_err(error)?, epoch)),
+            Ok(detached) => {
+                Ok(PrivateMount::new(detached.attach(&point).map_err(error)?, shared.renames_over()))
+            }
             Err(why) => Err(why),
         };
         read_ahead(&point);
-        Ok((Self::of(point, shared, inodes, notifier, (device, epoch), private, true), session))
+        let number = std::fs::metadata(&point).map_err(error)?.dev();
+        Ok((Self::of(point, shared, inodes, notifier, (device, number), private), session))
     }
 
     fn of(
@@ -192,16 +159,16 @@ impl Mount {
         shared: Arc<Shared>,
         inodes: Inodes,
         notifier: Notifier,
-        (device, epoch): (Arc<OwnedFd>, bool),
+        (device, number): (Arc<OwnedFd>, u64),
         private: Result<PrivateMount, String>,
-        never_writable: bool,
     ) -> Self {
+        let covers = Arc::new(Mutex::new(Covers::of(number)));
         let mut private = private.map(Arc::new);
         let mut teller = None;
         if let Ok(mount) = &private {
             // Without it first lookups cost what they cost.
             let _ = Prefetch::start(&shared, mount.root());
-            match Teller::start(&shared, Arc::downgrade(mount), notifier.clone()) {
+            match Teller::start(&shared, &covers, Arc::downgrade(mount), notifier.clone()) {
                 Ok(started) => teller = Some(started),
                 Err(error) => private = Err(error.to_string()),
             }
@@ -215,19 +182,7 @@ impl Mount {
         }
         let private = Mutex::new(private);
         let (guard, switching) = (Guard::default(), Mutex::new(()));
-        Self {
-            point,
-            shared,
-            inodes,
-            notifier,
-            device,
-            epoch,
-            private,
-            guard,
-            never_writable,
-            teller,
-            switching,
-        }
+        Self { point, shared, inodes, notifier, device, covers, private, guard, teller, switching }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -240,7 +195,7 @@ impl Mount {
         inodes: Inodes,
         connection: Resumed,
     ) -> Result<(Self, Session), MountError> {
-        let Resumed { fuse, agreed, epoch, private, never_writable } = connection;
+        let Resumed { fuse, number, agreed, private } = connection;
         let error = |source| MountError::Mount { point: point.clone(), source };
         let shared = Arc::new(shared);
         let fuse = Arc::new(fuse);
@@ -248,7 +203,7 @@ impl Mount {
         let session = handover::session(Ffs(shared.clone()), &fuse, &agreed, config()).map_err(error)?;
         let notifier = session.notifier();
         let session = Session::run(session).map_err(error)?;
-        Ok((Self::of(point, shared, inodes, notifier, (fuse, epoch), private, never_writable), session))
+        Ok((Self::of(point, shared, inodes, notifier, (fuse, number), private), session))
     }
 
     /// What the handlers share, and the numbers that they gave out.
@@ -266,20 +221,14 @@ impl Mount {
         self.shared.users_mount
     }
 
-    /// Whether the mount that everybody sees was read-only from the first moment.
-    pub(crate) fn was_never_writable(&self) -> bool {
-        self.never_writable
-    }
-
     /// The descriptor of the connection that nobody reads from.
     pub(crate) fn device(&self) -> &OwnedFd {
         &self.device
     }
 
-    /// The same as on a kernel that cannot drop all names at once (before Linux 6.16), for tests and measurements.
+    /// Tells watchers as on a kernel before Linux 6.1, for tests.
     #[must_use]
-    pub fn without_epoch(mut self) -> Self {
-        self.epoch = false;
+    pub fn as_on_older_kernels(self) -> Self {
         self.with_private(|private| {
             if let Ok(private) = private {
                 private.not_over();
@@ -299,18 +248,19 @@ impl Mount {
     }
 
     /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
-    /// that calls this, and until then makes read-only what somebody makes writable, and calls `undone` for it.
+    /// that calls this, and until then makes read-only what somebody makes writable. Whenever mounts came, went or changed it
+    /// calls `changed` with the places of those.
     ///
     /// # Errors
     /// What opening the mount table returns.
     pub fn watch_table(
         &self,
         device: u64,
-        undone: impl Fn(&Path) + Send + 'static,
+        changed: impl Fn(&[PathBuf]) + Send + 'static,
     ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         // A user's mount is not the kernel's to hold read-only.
         let guard = (!self.shared.users_mount).then(|| self.guard.clone());
-        guard::watch(device, guard, undone)
+        guard::watch(device, guard, changed)
     }
 
     /// Inodes that the kernel holds references to.
@@ -341,43 +291,6 @@ impl Mount {
         let _ = self.shared.on_command.set(Box::new(run));
     }
 
-    /// Shows other layers: all at once for programs that look from now on.
-    ///
-    /// `edit` gets the present layers and returns those to come. When this returns, every lookup
-    /// and every open sees the new generation; what was open keeps the old one.
-    pub fn switch(&self, edit: impl FnOnce(&[Arc<Layer>]) -> Vec<Arc<Layer>>) -> Switch {
-        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.current();
-        let next = edit(&before.layers);
-        let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
-        let diff = next.diff(&before);
-        let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
-        let known = self.known(&diff);
-        let together = self.epoch && many(&diff, &kept);
-        if together {
-            self.let_listings_pass(&diff, &kept);
-        }
-        let dropped = {
-            let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
-            self.shared.current.store(next.clone());
-            for dir in &diff.dirs {
-                self.shared.table.renew(&Node::Dir(dir.clone()));
-            }
-            for node in &diff.same_inode {
-                self.shared.table.renew(node);
-            }
-            // While nobody is answered: until this step the kernel gives programs the names that it has, all of the
-            // generation before; after it the kernel asks for each.
-            let dropped = together && self.drop_names();
-            self.shared.passing.store(false, Ordering::Release);
-            dropped
-        };
-        self.invalidate(&diff, &kept, dropped);
-        let changes: Arc<[Change]> = diff.changes.into();
-        let news = News { changes: changes.clone(), kept: Arc::new(kept), known: Arc::new(known) };
-        Switch { generation: next, changes, news }
-    }
-
     /// Has watchers told of a switch, after those before it. Content comes before events, so this is a step of its own. Waits
     /// until they are told, unless there are many names to tell of: other switches do not wait for those. With that the kernel
     /// also forgets the names, which keep the memory of their generation as long as it has them.
@@ -395,7 +308,6 @@ impl Mount {
     /// What is used of what kernels can do.
     pub fn abilities(&self) -> Abilities {
         Abilities {
-            epoch: self.epoch,
             readdirplus: self.shared.readdirplus.load(std::sync::atomic::Ordering::Relaxed),
             prefetch: self.shared.prefetch.runs(),
             events: self.with_private(Result::is_ok),
@@ -409,108 +321,10 @@ impl Mount {
         let told = self.with_private(|private| {
             private.as_ref().err().map(|error| format!("no inotify events for changes ({error})"))
         });
-        let writable = (!self.never_writable && !self.shared.users_mount).then(|| WAS_WRITABLE.to_owned());
-        let epoch = (!self.epoch).then(|| ONE_AFTER_ANOTHER.to_owned());
-        let mut reduced: Vec<String> = told.into_iter().chain(epoch).chain(writable).collect();
+        let mut reduced: Vec<String> = told.into_iter().collect();
         reduced.extend(self.guard.reduced());
         reduced.extend(self.shared.refused.reduced());
         reduced
-    }
-
-    /// The inodes of what goes or is replaced that the kernel has.
-    fn known(&self, diff: &Diff) -> HashSet<u64> {
-        let gone = diff.changes.iter().filter_map(|change| match change.what {
-            What::Removed { ino: old } | What::Replaced { old, .. } => Some(old),
-            What::Added { .. } | What::Attributes { .. } => None,
-        });
-        gone.filter(|ino| self.shared.table.has(*ino)).collect()
-    }
-
-    /// Has no listing under way whose names the kernel would keep, in any directory that changes. It gives the names of a
-    /// listing the epoch in which it takes them in: an answer from before the switch would make old names new.
-    fn let_listings_pass(&self, diff: &Diff, kept: &HashSet<u64>) {
-        {
-            // Whoever is answering has not seen this.
-            let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
-            self.shared.passing.store(true, Ordering::Release);
-        }
-        self.wait_for_listings(diff, kept);
-    }
-
-    /// Waits until the kernel has taken in each listing that was under way in a directory that changes: forgetting a name
-    /// takes the lock that a listing holds, and takes it for a name that it does not know, too. Not from a request handler.
-    fn wait_for_listings(&self, diff: &Diff, kept: &HashSet<u64>) {
-        let mut waited = HashSet::new();
-        for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
-            if waited.insert(change.parent)
-                && self.shared.table.has(change.parent)
-                && let Err(error) = self.notifier.inval_entry(INodeNo(change.parent), OsStr::new(UNKNOWN))
-            {
-                tracing::warn!(%error, "the kernel refused an invalidation");
-            }
-        }
-    }
-
-    /// Drops all cached names at once: this takes no lock that a request may hold. Whether the kernel did.
-    fn drop_names(&self) -> bool {
-        sys::inc_epoch(&self.device).is_ok()
-    }
-
-    /// Makes the kernel forget what is no longer true; its names already are when they were `dropped`. Not from a
-    /// request handler: the kernel waits for directory locks that a request may hold.
-    fn invalidate(&self, diff: &Diff, kept: &HashSet<u64>, dropped: bool) {
-        use std::os::unix::ffi::OsStrExt;
-        let mut failed = None;
-        // The replay for watchers comes by all of them.
-        let later = dropped && (self.teller.is_some() || diff.changes.len() > ONE_BY_ONE);
-        if dropped {
-            self.shared.prefetch.emptied();
-        }
-        let known = |ino| self.shared.table.has(ino);
-        for change in &diff.changes {
-            let told = match change.what {
-                What::Attributes { ino } if known(ino) => self.notifier.inval_inode(INodeNo(ino), -1, 0),
-                // A name that the kernel holds, it holds with its inode.
-                What::Removed { ino: old } | What::Replaced { old, .. } if !known(old) => continue,
-                What::Attributes { .. } => continue,
-                _ if later || !kept.contains(&change.parent) => continue,
-                _ => {
-                    let name = OsStr::from_bytes(change.name());
-                    self.notifier.inval_entry(INodeNo(change.parent), name)
-                }
-            };
-            failed = told.err().or(failed);
-        }
-        if later {
-            self.wait_for_listings(diff, kept);
-        }
-        // After the names: their invalidation waited for listings under way, so none of those can
-        // fill the cache again with what was true before.
-        for dir in diff.dirs.iter().filter(|dir| known(dir.ino)) {
-            failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
-        }
-        if let Some(error) = failed {
-            tracing::warn!(%error, "the kernel refused an invalidation: old names may show until they are dropped");
-        }
-    }
-
-    /// Makes the kernel forget all names, attributes and pages. Not from a request handler, as
-    /// above.
-    pub fn forget(&self) {
-        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut left = vec![self.current().root.clone()];
-        while let Some(dir) = left.pop() {
-            for (name, node) in &dir.entries {
-                use std::os::unix::ffi::OsStrExt;
-                // What it does not know it cannot forget.
-                let _ = self.notifier.inval_entry(INodeNo(dir.ino), OsStr::from_bytes(name));
-                match node {
-                    Node::Dir(dir) => left.push(dir.clone()),
-                    Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
-                }
-            }
-            let _ = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0);
-        }
     }
 
     /// Unmounts. What is still open keeps working until the program ends.
@@ -546,9 +360,9 @@ impl Mount {
 pub(crate) struct Resumed {
     pub(crate) fuse: OwnedFd,
     pub(crate) agreed: Agreed,
-    pub(crate) epoch: bool,
+    /// Of the mounted device.
+    pub(crate) number: u64,
     pub(crate) private: Result<PrivateMount, String>,
-    pub(crate) never_writable: bool,
 }
 
 /// How the kernel is answered.
@@ -559,12 +373,6 @@ pub(crate) fn config() -> Config {
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
-}
-
-/// Whether so many names change that all are to be dropped. Those below a directory that came or went are reached through
-/// it alone.
-fn many(diff: &Diff, kept: &HashSet<u64>) -> bool {
-    diff.changes.iter().filter(|change| kept.contains(&change.parent)).take(TOGETHER).count() == TOGETHER
 }
 
 impl Session {

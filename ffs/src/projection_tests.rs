@@ -121,7 +121,15 @@ fn a_file_with_other_attributes_is_another_file() {
         }
         let root = Arc::new(LayerDir { entries, ..LayerDir::new(Meta::bare_dir()) });
         let (name, origin) = ("l".to_owned(), String::new());
-        vec![Arc::new(Layer { name, priority: 1, origin, class: None, generation: None, root })]
+        vec![Arc::new(Layer {
+            name,
+            priority: 1,
+            origin,
+            class: None,
+            generation: None,
+            vouched: None,
+            root,
+        })]
     };
     let (inodes, now) = (Inodes::default(), SystemTime::UNIX_EPOCH);
     let first = Generation::build(at(0o644, 2), None, &inodes, now).projected(&inodes, now);

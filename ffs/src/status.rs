@@ -37,7 +37,7 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// The last outcome of each hook that ran.
     pub hooks: Vec<Outcome>,
-    /// What works here, by name: `inotify` (watchers are told), `epoch` (all cached names are dropped at
+    /// What works here, by name: `inotify` (watchers are told),
     /// once), `readdirplus` (listings bring attributes), `prefetch` (directories are listed in advance),
     /// `passthrough` (the kernel reads large files by itself),
     /// `allow_other`, `device_events`, `follow_directories`.

@@ -150,19 +150,31 @@ pub fn raise_descriptor_limit() -> u64 {
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
 
-/// Tells the kernel that every cached name of a FUSE connection is to be looked up again
-/// (`FUSE_NOTIFY_INC_EPOCH`, Linux 6.16). `device` is the connection's `/dev/fuse`.
+/// Has the kernel ask for a name again when it is next looked up (`FUSE_NOTIFY_INVAL_ENTRY` with `FUSE_EXPIRE_ONLY`, Linux
+/// 6.2; older kernels forget it). A name that the kernel does not have is no error. `device` is the connection's `/dev/fuse`.
 ///
 /// # Errors
-/// What write(2) returns: `EINVAL` from kernels that do not know it.
-pub fn inc_epoch(device: &impl AsFd) -> io::Result<()> {
-    /// linux/fuse.h; a notification is a `fuse_out_header` with the code for an error and no request.
-    const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
-    let mut header = [0; 16];
-    header[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    header[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
-    nix::unistd::write(device, &header)?;
-    Ok(())
+/// What write(2) returns.
+pub(crate) fn expire_entry(device: &impl AsFd, parent: u64, name: &[u8]) -> io::Result<()> {
+    /// linux/fuse.h; a notification is a `fuse_out_header` with the code for an error and no request, and then a
+    /// `fuse_notify_inval_entry_out` and the name with a zero.
+    const FUSE_NOTIFY_INVAL_ENTRY: i32 = 3;
+    const FUSE_EXPIRE_ONLY: u32 = 1;
+    let length = u32::try_from(16 + 16 + name.len() + 1).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let named = u32::try_from(name.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut message = Vec::with_capacity(length as usize);
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&FUSE_NOTIFY_INVAL_ENTRY.to_ne_bytes());
+    message.extend_from_slice(&0_u64.to_ne_bytes());
+    message.extend_from_slice(&parent.to_ne_bytes());
+    message.extend_from_slice(&named.to_ne_bytes());
+    message.extend_from_slice(&FUSE_EXPIRE_ONLY.to_ne_bytes());
+    message.extend_from_slice(name);
+    message.push(0);
+    match nix::unistd::write(device, &message) {
+        Ok(_) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Answers an open with a file that the kernel reads by itself, by the number that it gave it.

@@ -20,6 +20,15 @@ struct Known {
     references: u64,
     /// Since it was first opened, where opens are asked for.
     way: Option<Way>,
+    /// Whether a name of it was asked for when the kernel had it already. Such a question holds no lock: what is answered
+    /// may come into force at any time later.
+    again: bool,
+}
+
+impl Known {
+    fn new(node: Node, references: u64) -> Self {
+        Self { node, references, way: None, again: false }
+    }
 }
 
 /// How the kernel comes by the content of a file: one way for all who have it open, or it refuses their opens.
@@ -52,7 +61,8 @@ impl Table {
     pub(crate) fn resume(known: impl IntoIterator<Item = (Node, u64)>) -> Self {
         let table = Self((0..SHARDS).map(|_| Mutex::default()).collect());
         for (node, references) in known {
-            table.shard(node.ino()).insert(node.ino(), Known { node, references, way: None });
+            // Whether it was asked for again is not known any more.
+            table.shard(node.ino()).insert(node.ino(), Known { again: true, ..Known::new(node, references) });
         }
         table
     }
@@ -87,10 +97,20 @@ impl Table {
     /// Counts one more reference of the kernel.
     pub(crate) fn remember(&self, node: &Node) {
         let mut shard = self.shard(node.ino());
-        shard
-            .entry(node.ino())
-            .or_insert_with(|| Known { node: node.clone(), references: 0, way: None })
-            .references += 1;
+        shard.entry(node.ino()).or_insert_with(|| Known::new(node.clone(), 0)).references += 1;
+    }
+
+    /// Counts one more reference of the kernel, for a name that it asked for.
+    pub(crate) fn asked(&self, node: &Node) {
+        let mut shard = self.shard(node.ino());
+        let known = shard.entry(node.ino()).or_insert_with(|| Known::new(node.clone(), 0));
+        known.again |= known.references > 0;
+        known.references += 1;
+    }
+
+    /// Whether a name of an inode was asked for when the kernel had it already; `None` where the kernel does not have it.
+    pub(crate) fn asked_again(&self, ino: u64) -> Option<bool> {
+        self.shard(ino).get(&ino).map(|known| known.again)
     }
 
     /// Counts references less; with the last one nobody has it open any more, and its way is returned.

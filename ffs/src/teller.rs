@@ -16,6 +16,7 @@ use fuser::Notifier;
 
 use crate::diff::Change;
 use crate::fs::Shared;
+use crate::kernel::covers::Covers;
 use crate::sys;
 use crate::watch::{Place, PrivateMount};
 
@@ -101,18 +102,19 @@ impl Teller {
     /// What starting a thread returns.
     pub(crate) fn start(
         shared: &Arc<Shared>,
-        twin: Weak<PrivateMount>,
+        covers: &Arc<Mutex<Covers>>,
+        private: Weak<PrivateMount>,
         notifier: Notifier,
     ) -> std::io::Result<Self> {
         let (to, from) = channel();
         let behind = Arc::new(Behind::default());
-        let (shared, left) = (Arc::downgrade(shared), behind.clone());
+        let (shared, covers, left) = (Arc::downgrade(shared), covers.clone(), behind.clone());
         std::thread::Builder::new().name("watchers".to_owned()).spawn(move || {
             sys::short_turns_or_say();
             if let Some(shared) = shared.upgrade() {
                 shared.replay.begin();
             }
-            serve(&from, &shared, &twin, &notifier, &left);
+            serve(&from, &shared, &covers, &private, &notifier, &left);
         })?;
         Ok(Self { to, behind })
     }
@@ -146,10 +148,16 @@ impl Teller {
 fn serve(
     from: &Receiver<Job>,
     shared: &Weak<Shared>,
-    twin: &Weak<PrivateMount>,
+    covers: &Mutex<Covers>,
+    private: &Weak<PrivateMount>,
     notifier: &Notifier,
     behind: &Behind,
 ) {
+    // Mounted on since the switch: telling of a name would take that away.
+    let covered = |change: &Change| {
+        let mut covers = covers.lock().unwrap_or_else(PoisonError::into_inner);
+        covers.now().is_at_or_below(&change.path)
+    };
     while let Ok(Job { news, number, _told }) = from.recv() {
         let changes = &news.changes;
         let mut place = Place::default();
@@ -157,13 +165,15 @@ fn serve(
         if changes.len() > SOON
             && let Some(shared) = shared.upgrade()
         {
-            PrivateMount::forget(changes, &shared, notifier);
+            PrivateMount::forget(changes.iter().filter(|change| !covered(change)), &shared, notifier);
         }
         for change in changes.iter() {
             let again = behind.last().again(change, number);
             // Looked for each time, so that neither is kept from going away.
-            let result = match (shared.upgrade(), twin.upgrade()) {
-                (Some(shared), Some(twin)) => twin.tell(change, again, &news, &mut place, &shared, notifier),
+            let result = match (shared.upgrade(), private.upgrade()) {
+                (Some(shared), Some(private)) if !covered(change) => {
+                    private.tell(change, again, &news, &mut place, &shared, notifier)
+                }
                 _ => Ok(()),
             };
             behind.names.fetch_sub(1, Ordering::Relaxed);

@@ -3,8 +3,9 @@
 //! Without keys every image is taken that is what its own manifest says. With keys an image or device
 //! layer must be signed by one that is for its class, and its generation must be above the last one that
 //! was accepted of that class, or the very same manifest again: after a reboot or a new attachment the
-//! same disc is still right. What was accepted is kept in a file, so that a restart forgets nothing;
-//! where that cannot be written, it holds as long as the process.
+//! same disc is still right. Accepted is what is shown, and not what was read for a change that then failed. What was accepted is
+//! kept in a file, so that a restart forgets nothing; where that cannot be written, it holds as long as the process. A rollback
+//! is an order to go back: what it shows is what was accepted last from then on.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,19 +13,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use ctx_format::ClassName;
 use ctx_format::check::{CheckError, Checked, Claim, check};
 use ctx_format::manifest::Sha256;
 use ctx_format::read::Image;
 use ctx_format::sign::{KeyError, PublicKey, Ring};
-use ctx_format::{ClassName, write_atomically};
+use ctx_io::{bounded, durable};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, matches};
 use crate::control::mount_name;
 use crate::handover::state;
+use crate::layer::Layer;
 
 /// Where the state is kept unless the configuration says otherwise.
 const STATE_DIR: &str = "/var/lib/ffs";
+/// Room for a mount's name in a file's, whose end and temporary prefix are ours.
+const LONGEST_NAME: usize = 200;
 
 /// Why there is no trust to start with.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,9 @@ pub enum TrustError {
     /// `trust` is given and names no key: every image would be refused.
     #[error("`trust` names no key ({0}): put the line that `ctx keygen` wrote there")]
     NoKey(String),
+    /// The images of a start exclude one another.
+    #[error("{0}: one mount shows one image of a class")]
+    Together(String),
     /// The state cannot be understood.
     #[error("`{}` does not say which generations were accepted ({source}): remove it to begin anew, and old images are taken once", path.display())]
     State {
@@ -112,7 +120,7 @@ struct Ledger {
     accepted: BTreeMap<ClassName, Accepted>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Accepted {
     generation: u64,
@@ -122,25 +130,41 @@ struct Accepted {
 
 impl Ledger {
     /// Whether an image may follow what was accepted; whether that is anything new.
-    fn judge(&self, image: &Checked) -> Result<bool, Reason> {
-        let (class, generation) = (&image.manifest.class, image.manifest.generation);
-        match self.accepted.get(class) {
+    fn judge(&self, class: &ClassName, image: Accepted) -> Result<bool, Reason> {
+        let (class, generation) = (class.clone(), image.generation);
+        match self.accepted.get(&class) {
             None => Ok(true),
-            Some(last) if image.manifest.succeeds(last.generation) => Ok(true),
+            Some(last) if generation > last.generation => Ok(true),
             Some(last) if generation < last.generation => {
-                Err(Reason::Older { class: class.clone(), found: generation, accepted: last.generation })
+                Err(Reason::Older { class, found: generation, accepted: last.generation })
             }
-            Some(last) if last.manifest != image.digest => {
-                Err(Reason::Other { class: class.clone(), generation })
-            }
+            Some(last) if last.manifest != image.manifest => Err(Reason::Other { class, generation }),
             Some(_) => Ok(false),
         }
     }
 
-    fn accept(&mut self, image: &Checked) {
-        let accepted = Accepted { generation: image.manifest.generation, manifest: image.digest };
-        self.accepted.insert(image.manifest.class.clone(), accepted);
+    /// The ledger after images that are shown together; `None` where that is the same. Of one class only one may be among
+    /// them.
+    fn after(&self, images: &[(&ClassName, Accepted)]) -> Result<Option<Self>, Reason> {
+        let mut next = self.clone();
+        let mut new = false;
+        // The newest first, so that the order in which they are given does not matter.
+        let mut images = images.to_vec();
+        images.sort_by_key(|(_, image)| std::cmp::Reverse(image.generation));
+        for (class, image) in images {
+            if next.judge(class, image)? {
+                next.accepted.insert(class.clone(), image);
+                new = true;
+            }
+        }
+        Ok(new.then_some(next))
     }
+}
+
+/// What a layer states that a key vouches for.
+fn stated(layer: &Layer) -> Option<(&ClassName, Accepted)> {
+    let accepted = Accepted { generation: layer.generation?, manifest: layer.vouched? };
+    Some((layer.class.as_ref()?, accepted))
 }
 
 #[derive(Debug, Default)]
@@ -149,6 +173,19 @@ struct State {
     path: PathBuf,
     /// Why it could not be written last time.
     unwritten: Option<String>,
+}
+
+impl State {
+    /// Goes on with another ledger, or with the same, and writes it down.
+    fn keep(&mut self, ledger: Option<Ledger>) {
+        if let Some(ledger) = ledger {
+            self.ledger = ledger;
+        }
+        self.unwritten = write_ledger(&self.path, &self.ledger).err().map(|error| {
+            tracing::warn!(%error, path = %self.path.display(), "the accepted generations are not kept");
+            error.to_string()
+        });
+    }
 }
 
 /// Decides which images are taken.
@@ -234,44 +271,75 @@ impl Trust {
         Ok(())
     }
 
-    /// Checks an image that was indexed from `bytes`, and where there are keys, takes note of its
-    /// generation. `None` is a plain image, of which nothing is claimed.
+    /// Checks an image that was indexed from `bytes`. `None` is a plain image, of which nothing is claimed. The digest is that of
+    /// the manifest where there are keys and one vouches for it. Nothing is noted: see [`Trust::accept`].
     ///
     /// # Errors
-    /// [`Refusal`]; nothing is noted then.
-    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<Checked>, Refusal> {
+    /// [`Refusal`].
+    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<(Checked, Option<Sha256>)>, Refusal> {
         let ring = self.ring.load();
         let checked = check(image, bytes, ring.as_deref())
             .map_err(|refused| Refusal { claim: refused.claim, reason: refused.error.into() })?;
-        if let (Some(_), Some(checked)) = (ring.as_ref(), &checked) {
-            self.note(checked).map_err(|reason| {
-                let manifest = &checked.manifest;
-                let claim = Claim { class: manifest.class.clone(), generation: manifest.generation };
-                Refusal { claim: Some(claim), reason }
-            })?;
+        let Some(checked) = checked else { return Ok(None) };
+        if ring.is_none() {
+            return Ok(Some((checked, None)));
         }
-        Ok(checked)
+        self.judge(&checked).map_err(|reason| {
+            let manifest = &checked.manifest;
+            let claim = Claim { class: manifest.class.clone(), generation: manifest.generation };
+            Refusal { claim: Some(claim), reason }
+        })?;
+        let digest = checked.digest;
+        Ok(Some((checked, Some(digest))))
     }
 
-    fn note(&self, image: &Checked) -> Result<(), Reason> {
+    fn judge(&self, image: &Checked) -> Result<(), Reason> {
         if let Some(expected) = self.instance.as_ref()
             && image.manifest.instance_id.as_str() != expected
         {
             let found = image.manifest.instance_id.to_string();
             return Err(Reason::Instance { found, expected: expected.clone() });
         }
+        let accepted = Accepted { generation: image.manifest.generation, manifest: image.digest };
+        self.state().ledger.judge(&image.manifest.class, accepted).map(drop)
+    }
+
+    /// Whether layers may be shown together, by what was accepted and by one another.
+    ///
+    /// # Errors
+    /// [`Reason::Older`], [`Reason::Other`].
+    pub fn may_show<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
+        let images: Vec<_> = layers.into_iter().filter_map(stated).collect();
+        self.state().ledger.after(&images).map(drop)
+    }
+
+    /// Notes the generations of layers that are about to be shown.
+    ///
+    /// # Errors
+    /// As of [`Trust::may_show`]: another was accepted meanwhile. Nothing is noted then.
+    pub fn accept<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
+        let images: Vec<_> = layers.into_iter().filter_map(stated).collect();
         let mut state = self.state();
-        let new = state.ledger.judge(image)?;
-        state.ledger.accept(image);
+        let next = state.ledger.after(&images)?;
         // Written before it is shown: a crash in between leaves an image that is taken again. What
         // could not be written is tried again with each image.
-        if new || state.unwritten.is_some() {
-            state.unwritten = write_ledger(&state.path, &state.ledger).err().map(|error| {
-                tracing::warn!(%error, path = %state.path.display(), "the accepted generations are not kept");
-                error.to_string()
-            });
+        if next.is_some() || (state.unwritten.is_some() && !images.is_empty()) {
+            state.keep(next);
         }
         Ok(())
+    }
+
+    /// Notes the generations of layers that a rollback shows again, whatever was accepted after them: the next start must take
+    /// them.
+    pub fn accept_rollback<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) {
+        let mut state = self.state();
+        let mut next = state.ledger.clone();
+        for (class, image) in layers.into_iter().filter_map(stated) {
+            next.accepted.insert(class.clone(), image);
+        }
+        if next != state.ledger {
+            state.keep(Some(next));
+        }
     }
 
     /// What does not hold, for the status.
@@ -291,11 +359,11 @@ impl Trust {
 }
 
 fn default_state(point: &Path) -> PathBuf {
-    Path::new(STATE_DIR).join(format!("{}.json", mount_name(point)))
+    Path::new(STATE_DIR).join(format!("{}.json", mount_name(point, LONGEST_NAME)))
 }
 
 fn read_ledger(path: &Path) -> Result<Ledger, TrustError> {
-    match std::fs::read(path) {
+    match bounded::read(path, bounded::STATE) {
         Ok(json) => serde_json::from_slice(&json)
             .map_err(|source| TrustError::State { path: path.to_owned(), source }),
         // No directory either: whether one can be made is found out at the first image.
@@ -312,14 +380,14 @@ fn write_ledger(path: &Path, ledger: &Ledger) -> io::Result<()> {
     }
     let mut json = serde_json::to_vec_pretty(ledger)?;
     json.push(b'\n');
-    write_atomically(path, &json)
+    durable::write(path, &json)
 }
 
 /// The keys of all files that the patterns name. Empty lines and those that start with `#` are skipped.
 fn ring(patterns: &[String]) -> Result<Ring, TrustError> {
     let mut keys = Vec::new();
     for path in expand(patterns)? {
-        let text = std::fs::read_to_string(&path)
+        let text = bounded::read_to_string(&path, bounded::KEYS)
             .map_err(|source| TrustError::Read { path: path.clone(), source })?;
         for (index, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {
@@ -385,9 +453,49 @@ mod tests {
         }
     }
 
-    fn admit(trust: &Trust, image: &[u8]) -> Result<(), Reason> {
+    /// The layer of an image, where it is taken.
+    fn read(trust: &Trust, image: &[u8]) -> Result<Layer, Reason> {
         let index = read::index(image).unwrap();
-        trust.admit(&index, image).map(drop).map_err(|refusal| refusal.reason)
+        let (checked, vouched) = trust.admit(&index, image).map_err(|refusal| refusal.reason)?.unwrap();
+        let (meta, entries) = (crate::layer::Meta::bare_dir(), BTreeMap::new());
+        let root = crate::layer::LayerDir { meta, opaque: false, xattrs: Box::default(), entries }.into();
+        let (name, origin, class) = ("i".to_owned(), String::new(), Some(checked.manifest.class));
+        let generation = Some(checked.manifest.generation);
+        Ok(Layer { name, priority: 1, origin, class, generation, vouched, root })
+    }
+
+    /// Takes an image and shows it.
+    fn admit(trust: &Trust, image: &[u8]) -> Result<(), Reason> {
+        trust.accept([&read(trust, image)?])
+    }
+
+    #[test]
+    fn only_what_is_shown_counts_and_a_rollback_is_an_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let trust = Trust::new(&config, dir.path()).unwrap();
+        let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
+        // Both were read, and neither is shown.
+        assert!(read(&trust, &image(1, "a")).is_ok() && !dir.path().join("state").exists());
+        trust.accept([&two]).unwrap();
+        assert!(matches!(trust.may_show([&one]), Err(Reason::Older { accepted: 2, .. })));
+        assert!(matches!(trust.accept([&one]), Err(Reason::Older { accepted: 2, .. })));
+        trust.accept_rollback([&one]);
+        let later = Trust::new(&config, dir.path()).unwrap();
+        assert!(admit(&later, &image(1, "a")).is_ok());
+        assert!(matches!(admit(&later, &image(1, "b")), Err(Reason::Other { generation: 1, .. })));
+        assert!(admit(&later, &image(2, "b")).is_ok());
+    }
+
+    #[test]
+    fn two_images_of_a_class_exclude_one_another_in_any_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
+        let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
+        for pair in [[&one, &two], [&two, &one]] {
+            assert!(matches!(trust.accept(pair), Err(Reason::Older { found: 1, accepted: 2, .. })));
+        }
+        trust.accept([&one, &one]).unwrap();
     }
 
     #[test]

@@ -240,7 +240,11 @@ impl PrivateMount {
 
     /// Has the kernel forget names, and with them each old inode that nobody uses or watches: nobody needs to be told of
     /// those. Worth it for many names, for the kernel says only later what it has forgotten.
-    pub(crate) fn forget(changes: &[Change], shared: &Shared, notifier: &Notifier) {
+    pub(crate) fn forget<'a>(
+        changes: impl Iterator<Item = &'a Change>,
+        shared: &Shared,
+        notifier: &Notifier,
+    ) {
         for change in changes {
             let (What::Removed { ino: old } | What::Replaced { old, .. }) = change.what else { continue };
             if shared.table.has(old) && shared.table.has(change.parent) {

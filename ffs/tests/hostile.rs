@@ -138,8 +138,8 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Becomes)> {
         ("no bytes", vec![], Refused("not an ISO 9660 image")),
         ("one byte", vec![1], Refused("not an ISO 9660 image")),
         ("cut in the descriptors", whole[..16 * SECTOR + 100].to_vec(), Refused("damaged")),
-        ("cut before the root", whole[..18 * SECTOR].to_vec(), Refused("damaged")),
-        ("cut before the content", whole[..20 * SECTOR].to_vec(), Refused("outside the image")),
+        ("cut before the root", whole[..18 * SECTOR].to_vec(), Refused("the image is truncated")),
+        ("cut before the content", whole[..20 * SECTOR].to_vec(), Refused("the image is truncated")),
         (
             "a root outside",
             {
@@ -148,7 +148,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Becomes)> {
                 image[root + 2..root + 10].copy_from_slice(&forge::both32(1 << 30));
                 image
             },
-            Refused("damaged"),
+            Refused("outside the image"),
         ),
     ];
     cases.extend(loops());
@@ -161,8 +161,12 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Becomes)> {
             joliet(&[Record::file(&wide("j"), CONTENT, 7)]),
             Shown(&["j=content"]),
         ),
-        ("a slash in Joliet", joliet(&[Record::file(&wide("a/b"), CONTENT, 7)]), Shown(&["a_b=content"])),
-        ("dots in Joliet", joliet(&[Record::file(&wide(".."), CONTENT, 7)]), Shown(&["__=content"])),
+        ("a slash in Joliet", joliet(&[Record::file(&wide("a/b"), CONTENT, 7)]), Refused("it has a slash")),
+        (
+            "dots in Joliet",
+            joliet(&[Record::file(&wide(".."), CONTENT, 7)]),
+            Refused("it stands for a directory"),
+        ),
         ("Joliet outside", joliet(&[Record::file(&wide("j"), 1 << 20, 7)]), Refused("outside the image")),
         (
             "path tables that lie",
@@ -204,14 +208,14 @@ fn loops() -> Vec<(&'static str, Vec<u8>, Becomes)> {
 fn names() -> Vec<(&'static str, Vec<u8>, Becomes)> {
     let one = |record: Record| volume(&[record], |_| {});
     vec![
-        ("a slash", one(file(b"a/b")), Shown(&["a_b=content"])),
-        ("a way up", one(file(b"../../etc/passwd")), Shown(&[".._.._etc_passwd=content"])),
-        ("dot dot", one(file(b"..")), Shown(&["__=content"])),
-        ("dot", one(file(b".")), Shown(&["_=content"])),
-        ("a NUL", one(file(b"a\0b")), Shown(&["a_b=content"])),
-        ("no name in NM", one(file(b"")), Shown(&["F=content"])),
+        ("a slash", one(file(b"a/b")), Refused("it has a slash")),
+        ("a way up", one(file(b"../../etc/passwd")), Refused("it has a slash")),
+        ("dot dot", one(file(b"..")), Refused("it stands for a directory")),
+        ("dot", one(file(b".")), Refused("it stands for a directory")),
+        ("a NUL", one(file(b"a\0b")), Refused("it has a NUL")),
+        ("no name in NM", one(file(b"")), Shown(&["f=content"])),
         ("no Unicode", one(file(b"\xff\xfe")), Shown(&["\u{fffd}\u{fffd}=content"])),
-        ("a slash in the plain name", one(Record::file(b"A/B", CONTENT, 7)), Shown(&["A_B=content"])),
+        ("a slash in the plain name", one(Record::file(b"A/B", CONTENT, 7)), Shown(&["a.b=content"])),
         ("a name twice", volume(&[file(b"a"), file(b"a")], |_| {}), Refused("twice")),
         (
             "400 bytes of name",
@@ -231,7 +235,7 @@ fn extents() -> Vec<(&'static str, Vec<u8>, Becomes)> {
             one(Record::file(b"F", CONTENT, u32::MAX)),
             Refused("outside the image"),
         ),
-        ("a directory outside", one(dir(b"d", 1 << 31)), Refused("damaged")),
+        ("a directory outside", one(dir(b"d", 1 << 31)), Refused("outside the image")),
         (
             "2^40 bytes in pieces",
             {
@@ -246,14 +250,14 @@ fn extents() -> Vec<(&'static str, Vec<u8>, Becomes)> {
                 let records = [vec![part(2048); 30], vec![Record::file(b"F", CONTENT, 7)]].concat();
                 volume(&records, |_| {})
             },
-            Refused("outside the image"),
+            Refused("more bytes than the image"),
         ),
         (
             "two files of the same bytes",
             volume(&[file(b"a"), file(b"b")], |_| {}),
             Shown(&["a=content", "b=content"]),
         ),
-        ("a file that is its directory", one(Record::file(b"F", ROOT, 0)), Shown(&["F="])),
+        ("a file that is its directory", one(Record::file(b"F", ROOT, 0)), Shown(&["f="])),
     ]
 }
 
@@ -267,8 +271,8 @@ fn rock_ridge() -> Vec<(&'static str, Vec<u8>, Becomes)> {
     vec![
         ("a continuation of itself", with(&[ce(22, 0, 28)]), Refused("damaged")),
         ("two continuations in a circle", with(&[ce(21, 0, 28)]), Refused("damaged")),
-        ("a continuation outside", with(&[ce(1 << 30, 0, 28)]), Refused("damaged")),
-        ("a continuation of 4 GiB", with(&[ce(21, 0, u32::MAX)]), Refused("damaged")),
+        ("a continuation outside", with(&[ce(1 << 30, 0, 28)]), Refused("outside the image")),
+        ("a continuation of 4 GiB", with(&[ce(21, 0, u32::MAX)]), Refused("outside the image")),
         ("a thousand links of the same 4000 bytes", shared_target(), Refused("more bytes of names")),
         (
             "a link out of the tree",

@@ -3,7 +3,7 @@
 //! What differs on purpose is in the table of [`ffs::merge`]: the modification time, link count and
 //! size of directories.
 
-#![allow(clippy::unwrap_used)] // In what the tests share, too.
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // In what the tests share, too.
 
 mod common;
 

@@ -16,6 +16,8 @@
 //! reports by file system id and file handle, and FUSE has no such id (`f_fsid` of statfs(2) is zero). Marks on
 //! directories and files need none, since Linux 6.8.
 
+#![allow(clippy::print_stderr)] // What was seen when a test fails.
+
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};

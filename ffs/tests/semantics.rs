@@ -119,7 +119,7 @@ fn a_large_switch_shows_at_once_and_spoils_nothing() {
 #[test]
 fn a_large_switch_is_the_same_on_older_kernels() {
     needs_mount!("a_large_switch_is_the_same_on_older_kernels");
-    large_switch(Mount::without_epoch);
+    large_switch(Mount::as_on_older_kernels);
 }
 
 fn large_switch(on: impl Fn(Mount) -> Mount) {
@@ -188,33 +188,4 @@ fn memory_goes_with_its_last_user() {
     eventually("the old image gone", || old.upgrade().is_none().then_some(()));
     mount.unmount().unwrap();
     session.wait().unwrap();
-}
-
-#[test]
-fn access_control_lists_are_in_force() {
-    needs_mount!("access_control_lists_are_in_force");
-    let base = tempfile::tempdir().unwrap();
-    let layer = tree(&base.path().join("l"), &[("x", "for some")]);
-    // Everything above is open: the list alone decides.
-    for path in [base.path(), &layer] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    let set = std::process::Command::new("setfacl")
-        .args(["-m", "u:4711:r,g::-,o::-,m::r"])
-        .arg(layer.join("x"))
-        .status();
-    if !set.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED access_control_lists_are_in_force: no setfacl, or a file system without lists");
-        return;
-    }
-    let mounted = Mounted::new(&["--layer", &format!("l=dir:{}", layer.display())]);
-    std::fs::set_permissions(mounted.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .unwrap();
-    let reads = |user: u32| {
-        use std::os::unix::process::CommandExt;
-        let mut cat = std::process::Command::new("cat");
-        cat.uid(user).gid(user).arg(mounted.at("x")).stderr(std::process::Stdio::null());
-        cat.output().unwrap().stdout == b"for some"
-    };
-    assert!(reads(0) && reads(4711) && !reads(4712));
 }

@@ -80,7 +80,7 @@ fn what_cannot_take_over_leaves_everything_as_it_was() {
         let unknown = script(
             "unknown-field",
             &format!(
-                "sed 's/\"twin\":/\"triplet\":1,\"twin\":/' < /proc/self/fd/$3 > {0}\nexec 9< {0}\nexec {ffs} take-over --state 9 $4 $5",
+                "sed 's/\"private\":/\"triplet\":1,\"private\":/' < /proc/self/fd/$3 > {0}\nexec 9< {0}\nexec {ffs} take-over --state 9 $4 $5",
                 dir.path().join("state").display()
             ),
         );

@@ -161,3 +161,66 @@ fn a_host_that_asks_is_told_everything_again() {
     mounted.layer("replace", &format!("infrastructure=iso:{},priority=3", iso.display()));
     assert_eq!(next().generation, Some(2));
 }
+
+/// A file with an image of generation `n` that says `vN`, and a configuration that shows that of 1.
+fn two_generations(dir: &Path) -> String {
+    for generation in [1, 2] {
+        let image = infrastructure(generation, &format!("v{generation}"), Some(1));
+        std::fs::write(dir.join(format!("g{generation}.iso")), image).unwrap();
+    }
+    let layer = format!("[[layer]]\nname = \"infra\"\nsource = \"iso:{}/g1.iso\"\n", dir.display());
+    config(dir) + &layer
+}
+
+#[test]
+fn a_change_that_is_refused_leaves_the_ledger_alone() {
+    needs_mount!("a_change_that_is_refused_leaves_the_ledger_alone");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let mut mounted = Mounted::with_config(&[], &config);
+    let ledger = dir.path().join("state/accepted.json");
+    let before = std::fs::read_to_string(&ledger).unwrap();
+    let script = format!("replace infra=iso:{}/g2.iso\nadd x=dir:/nonexistent\n", dir.path().display());
+    std::fs::write(dir.path().join("script"), script).unwrap();
+    let point = mounted.at("").display().to_string();
+    let output = mounted.ffs(&["layer", "apply", &point, dir.path().join("script").to_str().unwrap()]);
+    assert!(!output.status.success());
+    assert_eq!(mounted.read("site"), "v1");
+    assert_eq!(std::fs::read_to_string(&ledger).unwrap(), before);
+    common::succeeded(&mounted.ffs(&["reload", &point]));
+    assert_eq!(mounted.read("site"), "v1");
+    assert!(!mounted.events().iter().any(|event| matches!(event.step, Step::Refused { .. })));
+    mounted.terminate();
+    // The next start takes what was shown.
+    let again = Mounted::with_config(&[], &config);
+    assert_eq!(again.read("site"), "v1");
+}
+
+#[test]
+fn a_rollback_survives_a_restart() {
+    needs_mount!("a_rollback_survives_a_restart");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let mut mounted = Mounted::with_config(&[], &config);
+    mounted.layer("replace", &format!("infra=iso:{}/g2.iso", dir.path().display()));
+    assert_eq!(mounted.read("site"), "v2");
+    common::succeeded(&mounted.ffs(&["rollback", mounted.at("").to_str().unwrap()]));
+    assert_eq!(mounted.read("site"), "v1");
+    mounted.terminate();
+    let again = Mounted::with_config(&[], &config);
+    assert_eq!(again.read("site"), "v1");
+}
+
+#[test]
+fn a_mount_that_fails_leaves_the_ledger_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    std::fs::write(dir.path().join("ffs.toml"), config).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let mut ffs = std::process::Command::new(env!("CARGO_BIN_EXE_ffs"));
+    ffs.args(["mount", "--foreground", "--config"])
+        .arg(dir.path().join("ffs.toml"))
+        .arg(dir.path().join("file"));
+    assert!(!ffs.output().unwrap().status.success());
+    assert!(!dir.path().join("state").exists());
+}

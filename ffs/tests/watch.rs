@@ -89,7 +89,7 @@ fn a_large_switch_is_seen_before_it_is_told_and_told_whole() {
 #[test]
 fn a_large_switch_is_told_on_older_kernels() {
     needs_mount!("a_large_switch_is_told_on_older_kernels");
-    told(Mount::without_epoch);
+    told(Mount::as_on_older_kernels);
 }
 
 /// Four switches as fast as they go, under a watcher; every third file goes and comes back.

@@ -4,13 +4,18 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use bench_probe::schedule::Schedule;
 use bench_probe::{Beat, Seen};
 use clap::Parser;
+use ctx_io::{errln, output};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
+
+/// The most that is read of the file, in bytes: it is read at every beat.
+const LONGEST: u64 = 16 << 20;
 
 /// Reads a file every so often and sends what it saw, and when, to a UDP port.
 #[derive(Parser)]
@@ -23,19 +28,28 @@ struct Cli {
     #[arg(long, value_name = "ADDR:PORT")]
     to: SocketAddr,
     /// Milliseconds between beats.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     interval: u64,
     /// Stop after so many beats.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::try_parse().unwrap_or_else(|error| {
-        let code = if error.use_stderr() { 64 } else { 0 };
-        let _ = error.print();
-        std::process::exit(code)
-    });
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::usage("bench-probe", &error),
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            errln!("bench-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
     let any: SocketAddr = if cli.to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
     let socket = UdpSocket::bind(any).context("cannot open a UDP socket")?;
     // A full queue loses the beat; it must not hold up the next.
@@ -58,7 +72,8 @@ fn main() -> anyhow::Result<()> {
 
 fn read(path: &Path, content: &mut Vec<u8>) -> Seen {
     content.clear();
-    match File::open(path).and_then(|mut file| file.read_to_end(content)) {
+    match File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(content)) {
+        Ok(length) if length as u64 > LONGEST => Seen::Error("EFBIG".to_owned()),
         Ok(_) => Seen::content(content),
         Err(error) => Seen::Error(name(&error)),
     }

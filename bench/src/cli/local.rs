@@ -5,16 +5,17 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
+use ctx_io::{errln, outln};
 
 use super::{Ended, programs};
-use crate::doctor::{self, Requirement, Subject, Unmet};
+use crate::doctor::{self, Requirement, Subject};
 use crate::drive;
 use crate::drive::run::Summary;
 use crate::plan::Plan;
 use crate::scenario::{Arm, Scenario};
 use crate::store::RunFolder;
 use crate::testbed::namespace;
-use crate::workload::layers::{peer, task::Task};
+use crate::workload::layers::task::Task;
 
 #[derive(Debug, Args)]
 pub(super) struct ProbeArguments {
@@ -25,22 +26,18 @@ pub(super) struct ProbeArguments {
 /// Does one task and prints what it found.
 pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<Ended> {
     let task: Task = serde_json::from_str(&arguments.task).context("the task cannot be read")?;
-    println!("{}", serde_json::to_string(&task.run()?)?);
+    outln!("{}", serde_json::to_string(&task.run()?)?);
     Ok(Ended::Done)
 }
 
-/// What the arms of a scenario need on this machine.
+/// What a scenario needs on this machine. The programs of peers are not among it: an arm whose program is missing is absent
+/// from the run, which says so.
 fn needs(scenario: &Scenario) -> Vec<Requirement> {
     let mut needed = vec![Requirement::Works(Subject::Namespaces)];
     let arms = &scenario.design.arms;
     if arms.iter().any(|arm| !matches!(arm, Arm::Native | Arm::Overlayfs)) {
         needed.push(Requirement::Works(Subject::Fuse));
     }
-    needed.extend(
-        arms.iter()
-            .filter_map(|arm| peer::package(*arm))
-            .map(|(program, package)| Requirement::program(program, package)),
-    );
     needed.push(Requirement::Memory(drive::layers::memory(&scenario.layers.clone().unwrap_or_default())));
     needed
 }
@@ -50,14 +47,14 @@ pub(super) fn check(scenario: &Scenario) -> anyhow::Result<Ended> {
     let programs = programs()?;
     let (ffs, linux) = (programs.join("ffs"), drive::layers::linux());
     for arm in &scenario.design.arms {
-        if let Some(why) = peer::absent(*arm, &drive::layers::version(*arm, &ffs), &linux) {
-            println!("{arm} will be absent: {why}.");
+        if let (_, Some(why)) = drive::layers::look(*arm, &ffs, &linux) {
+            outln!("{arm} will be absent: {why}.");
         }
     }
     match doctor::require(&doctor::probe(), &needs(scenario)) {
         Ok(()) => Ok(Ended::Done),
         Err(unmet) => {
-            eprintln!("{}", installable(&unmet));
+            errln!("{unmet}");
             Ok(Ended::Degraded)
         }
     }
@@ -75,22 +72,15 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
     }
     let mut needed = needs(scenario);
     needed.push(Requirement::Writable(results.to_owned()));
-    doctor::require(&doctor::probe(), &needed).map_err(|unmet| anyhow::anyhow!("{}", installable(&unmet)))
-}
-
-/// The peers are what `ci/setup --tests` installs, not what `ci/setup` alone does.
-fn installable(unmet: &Unmet) -> String {
-    unmet.to_string().replace("run ci/setup, or", "run ci/setup --tests, or")
+    Ok(doctor::require(&doctor::probe(), &needed)?)
 }
 
 /// Inside: the trials.
-pub(super) fn run(
-    folder: &RunFolder,
-    scenario: &Scenario,
-    plan: &Plan,
-    cache: &Path,
-) -> anyhow::Result<Summary> {
-    let state = namespace::private_folder(&cache.join("state"))?;
+pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Summary> {
+    let state = namespace::private_folder()?;
     let programs = programs()?;
-    super::run::until_stopped(folder, drive::layers::run(folder, scenario, plan, &programs, &state))
+    super::run::until_stopped(
+        folder,
+        drive::layers::run(folder, scenario, plan, &programs, state.path().as_ref()),
+    )
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ctx_io::{errln, output};
 
 use crate::{doctor, image};
 
@@ -68,21 +69,21 @@ pub enum Ended {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let usage = error.use_stderr();
-            // Standard output may be closed; there is nobody left to tell.
-            let _ = error.print();
-            return ExitCode::from(if usage { 64 } else { 0 });
-        }
+        Err(error) => return output::usage("bench", &error),
     };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("BENCH_LOG").unwrap_or_else(|_| "warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(output::stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    let ended = match cli.command {
+    output::end("bench", run_command(cli.command))
+}
+
+fn run_command(command: Command) -> ExitCode {
+    let ended = match command {
         Command::Doctor(arguments) => return doctor::cli::run(&arguments),
         Command::Check(arguments) => run::check(&arguments),
         Command::Run(arguments) => run::run(&arguments),
@@ -101,7 +102,7 @@ pub fn main() -> ExitCode {
         Ok(Ended::Degraded) => ExitCode::from(2),
         Ok(Ended::Status(status)) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("bench: {error:#}");
+            errln!("bench: {error:#}");
             ExitCode::FAILURE
         }
     }

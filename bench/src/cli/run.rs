@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use ctx_io::{errln, outln, output};
 
 use super::{Ended, local, programs};
 use crate::doctor::{self, Accelerator, Requirement, Subject};
@@ -11,7 +12,7 @@ use crate::drive;
 use crate::drive::lab::DriveError;
 use crate::drive::run::Summary;
 use crate::drive::setup::{self, Programs};
-use crate::gate::Verdict;
+use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
@@ -66,8 +67,8 @@ pub(super) struct GateArguments {
     /// The folder of the new run
     run: PathBuf,
     /// The smallest worsening that matters, in percent
-    #[arg(long, default_value_t = 25.0)]
-    margin: f64,
+    #[arg(long, default_value = "25", allow_negative_numbers = true)]
+    margin: Margin,
 }
 
 /// Reads a scenario; a wrong one has told where and why.
@@ -80,9 +81,9 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     setup::supported(&scenario)?;
     let known = movable(&scenario)?;
     let plan = Plan::new(&scenario);
-    println!("{}: {}", scenario.name(), scenario.title);
+    outln!("{}: {}", scenario.name(), scenario.title);
     if !known {
-        println!(
+        outln!(
             "Live migration of a PV guest needs shadow paging in the hosts' Xen; whether it has that is known when its \
              image is built: `bench image build {}`.",
             scenario.testbed.hypervisor.host().recipe
@@ -90,16 +91,16 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     }
     for trial in &plan.trials {
         let files = if trial.file_operations { ", with file operations" } else { "" };
-        println!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
+        outln!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
     }
     let seconds: u64 =
         drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
     let about = human(std::time::Duration::from_secs(seconds));
     if is_local(&scenario) {
-        println!("About {about} on this machine.");
+        outln!("About {about} on this machine.");
         return local::check(&scenario);
     }
-    println!("About {about} on emulated hosts.");
+    outln!("About {about} on emulated hosts.");
     Ok(Ended::Done)
 }
 
@@ -118,19 +119,19 @@ fn movable(scenario: &Scenario) -> anyhow::Result<bool> {
 }
 
 pub(super) fn schema() -> anyhow::Result<Ended> {
-    println!("{}", serde_json::to_string_pretty(&crate::scenario::schema())?);
+    outln!("{}", serde_json::to_string_pretty(&crate::scenario::schema())?);
     Ok(Ended::Done)
 }
 
 pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
     let (old, new) = (StoredRun::read(&arguments.baseline)?, StoredRun::read(&arguments.run)?);
-    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin / 100.0);
-    print!("{}", crate::gate::table(&lines));
+    let lines = crate::gate::gate(&old.samples, &new.samples, arguments.margin);
+    output::text(&crate::gate::table(&lines));
     if lines.is_empty() {
-        eprintln!("the runs have no metric in common on the same accelerator, hypervisor and dilation");
+        errln!("the runs have no metric in common on the same accelerator, hypervisor and dilation");
     }
     let verdict = crate::gate::verdict(&lines);
-    println!("verdict: {verdict} (margin {} %)", arguments.margin);
+    outln!("verdict: {verdict} (margin {} %)", arguments.margin);
     Ok(match verdict {
         Verdict::NoWorse => Ended::Done,
         Verdict::Unclear => Ended::Degraded,
@@ -153,7 +154,7 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
     let plan = Plan::new(&scenario);
     let about = About { git_revision: git_revision(&arguments.scenario) };
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
-    eprintln!("run {}", folder.path().display());
+    errln!("run {}", folder.path().display());
     drive_and_report(folder, &scenario, &plan)
 }
 
@@ -234,7 +235,7 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
     let summary = if is_local(scenario) {
-        local::run(&folder, scenario, plan, &Cache::location()?)?
+        local::run(&folder, scenario, plan)?
     } else {
         let images = images(scenario.testbed.hypervisor)?;
         let spec = setup::spec(
@@ -242,7 +243,7 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
             accelerator(scenario.testbed.hypervisor),
             &Programs::beside(&programs()?)?,
         )?;
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
     };
     let path = folder.finish()?;
@@ -281,16 +282,16 @@ pub(super) fn until_stopped(
 /// Prints the result and where the report is.
 fn tell(report: &Report) -> Ended {
     for sentence in &report.summary {
-        println!("{sentence}");
+        outln!("{sentence}");
     }
     for file in &report.changed {
-        eprintln!("changed since the run: {file}");
+        errln!("changed since the run: {file}");
     }
-    println!("report: {}", report.html.display());
+    outln!("report: {}", report.html.display());
     if report.invalid == 0 && report.changed.is_empty() {
         return Ended::Done;
     }
-    eprintln!("{} samples are invalid; the report says why", report.invalid);
+    errln!("{} samples are invalid; the report says why", report.invalid);
     Ended::Degraded
 }
 

@@ -5,13 +5,15 @@
 //! recognised for what it is, whatever ended the process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use ctx_format::Number;
+use ctx_io::{bounded, outln};
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
@@ -25,18 +27,19 @@ pub(super) enum Command {
     /// Boot hosts (and file servers) and leave them running
     Up {
         /// How many hosts: 1 or 2
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
-        hosts: u8,
+        #[arg(long, default_value = "2", allow_negative_numbers = true)]
+        hosts: Number<1, 2>,
         /// How many file servers beside them: 0 to 2
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-        servers: u8,
+        #[arg(long, default_value = "0", allow_negative_numbers = true)]
+        servers: Number<0, 2>,
         /// What runs guests on the hosts
         #[arg(long, value_enum, default_value = "kvm")]
         hypervisor: Hypervisor,
     },
     /// Open a shell on a machine, or run a command there
     Ssh {
-        /// Name of the machine: a, b, server-remote, server-local, guest
+        /// Name of the machine
+        #[arg(value_parser = ["a", "b", "server-remote", "server-local", "guest"])]
         machine: String,
         /// Command and arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -52,13 +55,13 @@ struct Record {
     /// The `unshare` process, in the user's PID namespace; killing it ends everything.
     holder: u32,
     /// The client's SSH configuration, inside.
-    ssh_config: PathBuf,
+    ssh_config: String,
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     match command {
         Command::Up { hosts, servers, hypervisor } if namespace::inside() => {
-            hold(*hypervisor, *hosts, *servers)
+            hold(*hypervisor, hosts.get(), servers.get())
         }
         Command::Up { hypervisor, .. } => up(*hypervisor),
         Command::Ssh { machine, command } => ssh(machine, command),
@@ -74,12 +77,12 @@ fn record_path() -> anyhow::Result<PathBuf> {
 
 /// The record of a testbed that is up.
 fn running(path: &Path) -> anyhow::Result<Option<Record>> {
-    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let Ok(file) = File::open(path) else { return Ok(None) };
     if file.try_lock_shared().is_ok() {
         return Ok(None);
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = bounded::read_text_from(file, bounded::STATE)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(serde_json::from_str(&text).ok())
 }
 
@@ -100,17 +103,19 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped()).stderr(stderr);
     let mut holder = holder.spawn().context("cannot run unshare")?;
     let ssh_config = match follow(&mut holder) {
-        Ok(line) => PathBuf::from(line),
+        Ok(line) => line,
         Err(error) => {
             let _ = holder.kill();
             let _ = holder.wait();
-            return Err(error.context(std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned()));
+            return Err(
+                error.context(bounded::tail(&log, bounded::TAIL).unwrap_or_default().trim().to_owned())
+            );
         }
     };
     file.set_len(0)?;
     file.rewind()?;
     file.write_all(serde_json::to_string(&Record { holder: holder.id(), ssh_config })?.as_bytes())?;
-    println!("The testbed is up: `bench testbed ssh a`, `bench testbed down`.");
+    outln!("The testbed is up: `bench testbed ssh a`, `bench testbed down`.");
     Ok(Ended::Done)
 }
 
@@ -120,30 +125,30 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
         let line = line?;
         match line.strip_prefix("ready ") {
             Some(rest) => return Ok(rest.to_owned()),
-            None => println!("{line}"),
+            None => outln!("{line}"),
         }
     }
     bail!("the testbed did not come up")
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.
-fn hold(hypervisor: Hypervisor, hosts: u8, servers: u8) -> anyhow::Result<Ended> {
+fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
-        let state = namespace::private_folder(&Cache::location()?.join("state"))?;
+        let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
         let accelerator = super::run::accelerator(hypervisor);
-        let spec = setup::plain(hypervisor, accelerator, usize::from(hosts), usize::from(servers));
-        let testbed = crate::testbed::up::up(&spec, &images, &state, &state).await?;
+        let spec = setup::plain(hypervisor, accelerator, usize::try_from(hosts)?, usize::try_from(servers)?);
+        let testbed = crate::testbed::up::up(&spec, &images, &state, state.path().as_ref()).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {
-            println!(
+            outln!(
                 "{}: up after {:.1} s on {}",
                 node.name(),
                 node.boot_time.as_secs_f64(),
                 node.accelerator.name()
             );
         }
-        println!("ready {}", testbed.keys.config().display());
+        outln!("ready {}", testbed.keys.config());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         terminate.recv().await;
         testbed.down().await;
@@ -160,7 +165,8 @@ fn ssh(machine: &str, command: &[String]) -> anyhow::Result<Ended> {
         .args(namespace::nsenter_flags(inside))
         .args(["--", "ssh", "-F"])
         .arg(&record.ssh_config)
-        .arg(machine)
+        // What comes after is no option of ssh, before the machine's name or behind it.
+        .args(["--", machine])
         .args(command)
         .exec();
     Err(error).context("cannot run nsenter")
@@ -176,7 +182,7 @@ fn first_process(holder: u32) -> anyhow::Result<u32> {
 fn down() -> anyhow::Result<Ended> {
     let path = record_path()?;
     match running(&path)? {
-        None => println!("No testbed is up."),
+        None => outln!("No testbed is up."),
         Some(record) => {
             // SIGKILL to `unshare` takes all the rest along: that is what its --kill-child is for.
             let holder = nix::unistd::Pid::from_raw(i32::try_from(record.holder)?);
@@ -184,7 +190,7 @@ fn down() -> anyhow::Result<Ended> {
                 .with_context(|| format!("cannot stop process {holder}"))?;
             // The lock goes when the last process has: that is the event to wait for.
             File::open(&path)?.lock_shared()?;
-            println!("The testbed is down.");
+            outln!("The testbed is down.");
         }
     }
     let _ = std::fs::remove_file(&path);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use ctx_io::{outln, output};
 
 use super::{Options, Report, Status, probe_with};
 
@@ -21,9 +22,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> ExitCode {
     let report = probe_with(&Options { afresh: arguments.afresh, cache: None });
     if arguments.json {
-        println!("{}", json(&report));
+        outln!("{}", json(&report));
     } else {
-        print!("{}", text(&report));
+        output::text(&text(&report));
     }
     let possible = report.findings.iter().all(|finding| finding.status != Status::Missing);
     if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -32,7 +33,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 /// The report and what follows from it as one JSON object.
 pub fn json(report: &Report) -> String {
     let whole = serde_json::json!({
-        "accelerator": report.accelerator(),
+        // Nothing is said of it before a kernel was booted.
+        "accelerator": report.accelerator_known().then(|| report.accelerator()),
         "possible": report.possibilities(),
         "findings": report.findings,
         "facts": report.facts,
@@ -49,6 +51,7 @@ pub fn text(report: &Report) -> String {
     for finding in &report.findings {
         let status = match finding.status {
             Status::Ok => "ok",
+            Status::Unknown => "unknown",
             Status::Degraded => "degraded",
             Status::Missing => "MISSING",
         };
@@ -107,8 +110,8 @@ mod tests {
             },
             virtualization: Virtualization {
                 hardware: Boot::Hangs { payload: "x".into(), limit_ms: 5000 },
-                kernel: None,
-                xen: None,
+                kernel: Boot::Untried { reason: "the boot sector did not come up".into() },
+                xen: Boot::Untried { reason: "no kernel came up".into() },
                 emulated: up,
             },
         }

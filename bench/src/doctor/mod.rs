@@ -8,6 +8,7 @@
 //! What a scenario needs is a [`Requirement`], evaluated against the report once and told whole, before anything starts.
 
 mod accelerator;
+mod boot;
 pub mod cli;
 mod probes;
 mod requirement;
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::scenario::Hypervisor;
 
-pub use accelerator::{Accelerator, Boot, Virtualization};
+pub use accelerator::{Accelerator, Virtualization};
+pub use boot::Boot;
 pub use requirement::{Lack, Machine, Requirement, Unmet, require};
 
 /// How a probe ended.
@@ -28,6 +30,8 @@ pub use requirement::{Lack, Machine, Requirement, Unmet, require};
 pub enum Status {
     /// It works.
     Ok,
+    /// It was not tried, or only in part.
+    Unknown,
     /// It does not work, and something slower or narrower is used instead.
     Degraded,
     /// It does not work, and what needs it cannot be done.
@@ -90,7 +94,8 @@ pub struct Facts {
     pub memory_available: u64,
     /// Bytes of memory in all.
     pub memory_total: u64,
-    /// The cache folder.
+    /// The cache folder; in JSON with replacement characters where it is not UTF-8.
+    #[serde(serialize_with = "lossy")]
     pub cache: PathBuf,
     /// Bytes that are free there.
     pub cache_free: u64,
@@ -100,6 +105,10 @@ pub struct Facts {
     pub kernel: String,
     /// Whether the bench runs as root.
     pub root: bool,
+}
+
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// What this machine can do.
@@ -143,6 +152,30 @@ impl Report {
         }
     }
 
+    /// Whether that is known: nothing is before a kernel was booted.
+    pub const fn accelerator_known(&self) -> bool {
+        self.virtualization.known()
+    }
+
+    /// How hosts with a hypervisor run, for a person.
+    fn how(&self, hypervisor: Hypervisor) -> String {
+        let virtualization = &self.virtualization;
+        let known = match hypervisor {
+            Hypervisor::Kvm => virtualization.known(),
+            Hypervisor::Xen => virtualization.known_for_xen(),
+        };
+        if !known {
+            return "emulated, unless they come up with hardware virtualization: that is tried when their images are \
+                    built (`bench image build`)"
+                .into();
+        }
+        let how = self.accelerator_for(hypervisor).describe();
+        if hypervisor == Hypervisor::Xen && self.accelerator_for(hypervisor) != self.accelerator() {
+            return format!("{how}; with hardware virtualization, {}", virtualization.xen);
+        }
+        how.to_owned()
+    }
+
     /// What was found about a subject.
     pub fn finding(&self, subject: Subject) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.subject == subject)
@@ -159,7 +192,7 @@ impl Report {
         let nested = |what, hypervisor: Hypervisor| {
             let possible = blocked.is_empty();
             let how = if possible {
-                self.accelerator_for(hypervisor).describe().to_owned()
+                self.how(hypervisor)
             } else {
                 format!("not before this is cured: {}", blocked.join(", "))
             };
@@ -197,8 +230,8 @@ impl Subject {
     }
 }
 
-/// Probes everything. Takes seconds, at most 20 where a present `/dev/kvm` boots nothing; what came of booting guests is kept
-/// in the cache folder until the machine is booted again or QEMU is another.
+/// Probes everything. Takes seconds, and half a minute more where a kernel hangs with `/dev/kvm`; what came of booting guests is kept
+/// in the cache folder until the machine is booted again, or QEMU, the kernel or the processor is another.
 pub fn probe() -> Report {
     probe_with(&Options::default())
 }
@@ -220,7 +253,7 @@ pub fn probe_with(options: &Options) -> Report {
         .or_else(|| crate::image::Cache::location().ok())
         .unwrap_or_else(|| std::env::temp_dir().join("bench"));
     let facts = probes::facts(&cache);
-    let virtualization = accelerator::probe(&cache, &facts.qemu, options.afresh);
+    let virtualization = accelerator::probe(&cache, &facts.qemu, &facts.processor, options.afresh);
     let findings = probes::findings(&facts, &virtualization);
     Report { findings, facts, virtualization }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub(super) fn findings(facts: &Facts, virtualization: &Virtualization) -> Vec<Fi
     vec![
         qemu(facts, &virtualization.emulated),
         hardware(virtualization),
-        nested(&virtualization.hardware),
+        nested(virtualization),
         namespaces(facts.root),
         networks(facts.root),
         fuse(facts.root),
@@ -81,20 +82,25 @@ fn qemu(facts: &Facts, emulated: &Boot) -> Finding {
         }
         Boot::Impossible { reason } => found(Status::Missing, reason.clone())
             .so("no hosts can be booted", format!("{SETUP} qemu-system-x86")),
-        other => found(Status::Missing, format!("QEMU {}: {}", facts.qemu, sentence(other)))
+        other => found(Status::Missing, format!("QEMU {}: {}", facts.qemu, other))
             .so("no hosts can be booted", "try it again on a quieter machine, or install another QEMU"),
     }
 }
 
 fn hardware(virtualization: &Virtualization) -> Finding {
-    // The first boot that did not come up decides; else the kernel, which proves more than the boot sector.
+    let found = |status, evidence: String| finding(Subject::HardwareVirtualization, status, evidence);
+    // The boot sector proves that something boots, a kernel that kernels do.
     let decisive = match (&virtualization.hardware, &virtualization.kernel) {
-        (Boot::Up { .. }, Some(kernel)) => kernel,
-        (hardware, _) => hardware,
+        (Boot::Up { .. }, kernel @ Boot::Up { .. }) => return found(Status::Ok, kernel.to_string()),
+        (sector @ Boot::Up { .. }, Boot::Untried { reason }) => {
+            return found(Status::Unknown, format!("{sector}; {reason}")).so(
+                "hosts are emulated unless a kernel comes up",
+                "run `bench image build`, then `bench doctor`",
+            );
+        }
+        (Boot::Up { .. }, kernel) => kernel,
+        (sector, _) => sector,
     };
-    if let Boot::Up { .. } = decisive {
-        return finding(Subject::HardwareVirtualization, Status::Ok, sentence(decisive));
-    }
     let remedy = match decisive {
         Boot::Impossible { reason } if reason.contains("ermission") => {
             "add yourself to the group kvm, then log in again"
@@ -102,28 +108,32 @@ fn hardware(virtualization: &Virtualization) -> Finding {
         Boot::Impossible { .. } => "switch it on in the firmware, or use a machine (or a runner) that has it",
         _ => "use a machine whose /dev/kvm boots guests",
     };
-    finding(Subject::HardwareVirtualization, Status::Degraded, sentence(decisive))
+    found(Status::Degraded, decisive.to_string())
         .so("hosts are emulated (accelerator tcg); networks are scaled with them", remedy)
 }
 
-fn nested(hardware: &Boot) -> Finding {
+fn nested(virtualization: &Virtualization) -> Finding {
     let found = |status, evidence: &str| finding(Subject::NestedVirtualization, status, evidence);
-    match hardware {
-        Boot::Up { nested: Some(true), .. } => found(Status::Ok, "a guest's processor has VMX or SVM"),
-        Boot::Up { .. } => found(Status::Degraded, "a guest's processor has neither VMX nor SVM").so(
-            "hosts are emulated (accelerator tcg), although guests boot with hardware virtualization",
-            "load kvm_intel or kvm_amd with nested=1",
-        ),
-        _ => found(Status::Degraded, "not looked at, since no guest boots with hardware virtualization"),
-    }
-}
-
-fn sentence(boot: &Boot) -> String {
-    match boot {
-        Boot::Up { payload, took_ms, .. } => format!("{payload} came up in {took_ms} ms"),
-        Boot::Hangs { payload, limit_ms } => format!("{payload} had not come up after {} s", limit_ms / 1000),
-        Boot::Fails { payload, reason } => format!("{payload} did not come up: {reason}"),
-        Boot::Impossible { reason } => reason.clone(),
+    match (&virtualization.hardware, &virtualization.kernel, &virtualization.xen) {
+        (_, _, Boot::Up { nested: Some(true), .. }) => {
+            found(Status::Ok, "Xen in a guest can give guests of its own hardware virtualization")
+        }
+        (Boot::Up { nested: Some(true), .. }, Boot::Up { .. }, _) => {
+            found(Status::Unknown, "a guest's processor has VMX or SVM; no guest of a guest was booted").so(
+                "hosts run with it (accelerator kvm); a host whose guest does not come up ends a run",
+                "`bench run scenarios/smoke.toml` boots a guest of a guest",
+            )
+        }
+        (Boot::Up { nested: Some(false), .. }, _, _) => {
+            found(Status::Degraded, "a guest's processor has neither VMX nor SVM").so(
+                "hosts are emulated (accelerator tcg), although guests boot with hardware virtualization",
+                "load kvm_intel or kvm_amd with nested=1",
+            )
+        }
+        (Boot::Up { .. }, Boot::Untried { .. }, _) => {
+            found(Status::Unknown, "not looked at before a kernel has come up with hardware virtualization")
+        }
+        _ => found(Status::Degraded, "not looked at, since no kernel comes up with hardware virtualization"),
     }
 }
 
@@ -198,16 +208,11 @@ fn fuse(root: bool) -> Finding {
                 .so("ffs's own tests are skipped; guests have FUSE of their own", remedy);
         }
     };
-    if !root {
-        return match which("fusermount3") {
-            Some(path) => found(Status::Ok, format!("/dev/fuse opens; {} mounts", path.display())),
-            None => {
-                found(Status::Degraded, "/dev/fuse opens, and nothing mounts for an ordinary user".into())
-                    .so("ffs's own tests are skipped", format!("{SETUP} fuse3"))
-            }
-        };
+    if !root && which("fusermount3").is_none() {
+        return found(Status::Degraded, "/dev/fuse opens, and nothing mounts for an ordinary user".into())
+            .so("ffs's own tests are skipped", format!("{SETUP} fuse3"));
     }
-    match mount_fuse(&device) {
+    match if root { mount_fuse(&device) } else { fusermount() } {
         Ok(()) => found(Status::Ok, "mounted and unmounted a file system".into()),
         Err(error) => found(Status::Degraded, format!("mount: {error}"))
             .so("ffs's own tests are skipped; guests have FUSE of their own", "run where mounts are allowed"),
@@ -224,22 +229,40 @@ fn mount_fuse(device: &fs::File) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+/// The same by the program that does it for ordinary users: it hands the descriptor back over a socket.
+fn fusermount() -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    // Held until it is unmounted: the file system ends with the descriptor that waits in it.
+    let (_ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
+    let run = |command: &mut Command| match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("fusermount3: {error}")),
+    };
+    let theirs = std::os::fd::OwnedFd::from(theirs);
+    let mut mount = Command::new("fusermount3");
+    mount.args(["-o", "fsname=bench-doctor", "--"]).arg(folder.path());
+    run(mount.env("_FUSE_COMMFD", "0").stdin(theirs))?;
+    run(Command::new("fusermount3").args(["-u", "-z", "--"]).arg(folder.path()))
+}
+
 fn libvirt() -> Finding {
     // The program is linked against it, so a program that runs has it; its file name has its version.
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    match loaded_libvirt(&maps).or_else(|| said(Command::new("virsh").arg("--version"))) {
+    match loaded(&fs::read("/proc/self/maps").unwrap_or_default(), b"libvirt.so")
+        .or_else(|| said(Command::new("virsh").arg("--version")))
+    {
         Some(version) => finding(Subject::Libvirt, Status::Ok, version),
         None => finding(Subject::Libvirt, Status::Missing, "the library libvirt.so is not there")
             .so("hosts cannot be talked to", format!("{SETUP} libvirt0")),
     }
 }
 
-/// The file name of the library in a process's maps, in which paths are bytes.
-fn loaded_libvirt(maps: &[u8]) -> Option<String> {
-    let lines = maps.split(|byte| *byte == b'\n');
-    let mut files = lines.filter_map(|line| line.rsplit(|byte| *byte == b'/').next());
-    let file = files.find(|file| file.starts_with(b"libvirt.so"))?;
-    Some(String::from_utf8_lossy(file).into_owned())
+/// The name of the file in a process's memory map that begins with `name`. Paths in it are any bytes.
+fn loaded(maps: &[u8], name: &[u8]) -> Option<String> {
+    maps.split(|byte| *byte == b'\n')
+        .filter_map(|line| line.rsplit(|byte| *byte == b'/').next())
+        .find(|file| file.starts_with(name))
+        .map(|file| String::from_utf8_lossy(file).into_owned())
 }
 
 fn image_tools(root: bool) -> Finding {
@@ -269,6 +292,10 @@ fn image_tools(root: bool) -> Finding {
         return finding(Subject::ImageTools, Status::Missing, format!("no {keys}"))
             .so("Debian's packages cannot be verified", format!("{SETUP} debian-archive-keyring"));
     }
+    if let Err(error) = image::rehearse() {
+        return finding(Subject::ImageTools, Status::Missing, error.to_string())
+            .so("no images can be built", format!("{SETUP} e2fsprogs uidmap"));
+    }
     let versions: Vec<String> =
         [said(Command::new("mmdebstrap").arg("--version")), said(Command::new("mke2fs").arg("-V"))]
             .into_iter()
@@ -278,10 +305,25 @@ fn image_tools(root: bool) -> Finding {
 }
 
 fn ssh() -> Finding {
-    match (said(Command::new("ssh").arg("-V")), which("ssh-keygen")) {
-        (Some(version), Some(_)) => finding(Subject::Ssh, Status::Ok, version),
+    match (said(Command::new("ssh").arg("-V")), make_key()) {
+        (Some(version), Ok(())) => finding(Subject::Ssh, Status::Ok, version),
+        (Some(_), Err(why)) => {
+            finding(Subject::Ssh, Status::Missing, format!("ssh-keygen makes no key: {why}"))
+                .so("hosts cannot be talked to", format!("{SETUP} openssh-client"))
+        }
         _ => finding(Subject::Ssh, Status::Missing, "ssh and ssh-keygen are not there")
             .so("hosts cannot be talked to", format!("{SETUP} openssh-client")),
+    }
+}
+
+/// A key as a testbed's are made.
+fn make_key() -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f"]).arg(folder.path().join("key"));
+    match run::limited(&mut command, LIMIT) {
+        Ok(outcome) if outcome.success() => Ok(()),
+        other => Err(failure(other)),
     }
 }
 
@@ -298,6 +340,17 @@ fn memory(facts: &Facts) -> Finding {
 
 fn disk(facts: &Facts) -> Finding {
     let evidence = format!("{} free at {}", size(facts.cache_free), facts.cache.display());
+    // Where it is or will be: a file of our own tells what permissions, quotas and read-only mounts allow.
+    if let Err(error) =
+        existing(&facts.cache).map_or_else(|| Ok(()), |at| tempfile::tempfile_in(at).map(drop))
+    {
+        return finding(
+            Subject::Disk,
+            Status::Missing,
+            format!("{} cannot be written: {error}", facts.cache.display()),
+        )
+        .so("no images can be kept", "set BENCH_CACHE to a folder that you can write");
+    }
     if facts.cache_free >= IMAGES_DISK {
         return finding(Subject::Disk, Status::Ok, evidence);
     }
@@ -381,7 +434,7 @@ mod tests {
         assert_eq!(processor("processor\t: 0\nmodel name\t: A Fast One\n"), "A Fast One");
         let maps =
             b"7f00-7f01 r--p 0 08:01 5 /x/\xff.so\n7f00 r--p 0 08:01 6 /usr/lib/libvirt.so.0.11000.0\n";
-        assert_eq!(loaded_libvirt(maps).as_deref(), Some("libvirt.so.0.11000.0"));
+        assert_eq!(loaded(maps, b"libvirt.so").as_deref(), Some("libvirt.so.0.11000.0"));
         let path = Path::new(std::ffi::OsStr::from_bytes(b"a\xfe/b"));
         assert_eq!(group_path(b"1:cpu:/\xff\n0::/a\xfe/b\n"), Some(path));
         assert_eq!(version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)"), "10.0.2");
@@ -391,9 +444,34 @@ mod tests {
     fn an_unusable_kvm_is_degraded_and_says_what_follows() {
         let hangs = Boot::Hangs { payload: "a Linux kernel".into(), limit_ms: 8000 };
         let emulated = Boot::Up { payload: "x".into(), took_ms: 1, nested: Some(true) };
-        let found = hardware(&Virtualization { hardware: hangs, kernel: None, xen: None, emulated });
-        assert_eq!(found.status, Status::Degraded);
-        assert!(found.evidence.contains("8 s") && found.follows.contains("tcg") && !found.remedy.is_empty());
+        let untried = Boot::Untried { reason: "no kernel".into() };
+        let judge = |hardware: &Boot, kernel: &Boot| {
+            let (hardware, kernel) = (hardware.clone(), kernel.clone());
+            let (xen, emulated) = (untried.clone(), emulated.clone());
+            let virtualization = Virtualization { hardware, kernel, xen, emulated };
+            (super::hardware(&virtualization), super::nested(&virtualization))
+        };
+        let up = &emulated;
+        for (found, nested) in [judge(&hangs, &untried), judge(up, &hangs)] {
+            assert_eq!((found.status, nested.status), (Status::Degraded, Status::Degraded));
+            assert!(found.evidence.contains("8 s") && found.follows.contains("tcg"), "{found:?}");
+            assert!(!found.remedy.is_empty());
+        }
+        // A boot sector that came up is no kernel that did.
+        let (found, nested) = judge(up, &untried);
+        assert_eq!((found.status, nested.status), (Status::Unknown, Status::Unknown));
+        assert!(
+            found.evidence.contains("no kernel") && found.remedy.contains("bench image build"),
+            "{found:?}"
+        );
+        assert_eq!(judge(up, up).0.status, Status::Ok);
+    }
+
+    #[test]
+    fn paths_in_a_memory_map_are_any_bytes() {
+        let maps = b"7f00-7f01 r-xp 00 fe:00 1  /home/\xff/bench\n7f02-7f03 r--p 00 fe:00 2  /usr/lib/libvirt.so.0\n";
+        assert_eq!(loaded(maps, b"libvirt.so").as_deref(), Some("libvirt.so.0"));
+        assert_eq!(loaded(b"7f00-7f01 r-xp 00 fe:00 1  /home/\xff/bench\n", b"libvirt.so"), None);
     }
 
     #[test]

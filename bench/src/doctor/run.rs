@@ -1,6 +1,6 @@
 //! Runs a program for as long as it may take and no longer.
 
-use std::io;
+use std::io::{self, BufRead as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -37,22 +37,41 @@ pub(super) fn command(program: &str) -> Command {
 
 /// Runs it to its end or until `limit`, whichever comes first, reading all that it writes.
 pub(super) fn limited(command: &mut Command, limit: Duration) -> io::Result<Outcome> {
+    until(command, limit, |_| false)
+}
+
+/// The same, and ends it as soon as it has written a line that says enough.
+pub(super) fn until(
+    command: &mut Command,
+    limit: Duration,
+    enough: impl Fn(&str) -> bool + Copy + Send + 'static,
+) -> io::Result<Outcome> {
     let begun = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (sender, receiver) = mpsc::channel();
     let readers = [
-        child.stdout.take().map(|stream| spawn_reader(stream, sender.clone())),
-        child.stderr.take().map(|stream| spawn_reader(stream, sender)),
+        child.stdout.take().map(|stream| spawn_reader(stream, enough, sender.clone())),
+        child.stderr.take().map(|stream| spawn_reader(stream, enough, sender)),
     ];
     // Both streams end when the program does; what is waited for is that, not a clock.
-    let mut ended = true;
-    for _ in readers.iter().flatten() {
-        ended &= receiver.recv_timeout(limit.saturating_sub(begun.elapsed())).is_ok();
+    let mut open = readers.iter().flatten().count();
+    while open > 0 && receiver.recv_timeout(limit.saturating_sub(begun.elapsed())) == Ok(Said::All) {
+        open -= 1;
     }
+    let ended = open == 0;
     let status = if ended { Some(child.wait()?) } else { end(&mut child)? };
     let output =
         readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect::<Vec<_>>().concat();
     Ok(Outcome { status, output, took: begun.elapsed() })
+}
+
+/// What a reader reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// A line that says enough.
+    Enough,
+    /// The stream has ended.
+    All,
 }
 
 /// Nothing when it had to be killed.
@@ -63,14 +82,20 @@ fn end(child: &mut Child) -> io::Result<Option<ExitStatus>> {
 }
 
 fn spawn_reader(
-    mut stream: impl io::Read + Send + 'static,
-    ended: mpsc::Sender<()>,
+    stream: impl io::Read + Send + 'static,
+    enough: impl Fn(&str) -> bool + Send + 'static,
+    said: mpsc::Sender<Said>,
 ) -> thread::JoinHandle<String> {
     thread::spawn(move || {
-        let mut bytes = Vec::new();
+        let (mut stream, mut bytes, mut from) = (io::BufReader::new(stream.take(ctx_io::bounded::STATE)), Vec::new(), 0);
         // What was read before an error is still worth showing.
-        let _ = stream.read_to_end(&mut bytes);
-        let _ = ended.send(());
+        while matches!(stream.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
+            if enough(&String::from_utf8_lossy(&bytes[from..])) {
+                let _ = said.send(Said::Enough);
+            }
+            from = bytes.len();
+        }
+        let _ = said.send(Said::All);
         String::from_utf8_lossy(&bytes).into_owned()
     })
 }
@@ -86,6 +111,17 @@ mod tests {
                 .unwrap();
         assert_eq!(outcome.status.unwrap().code(), Some(3));
         assert!(outcome.output.contains("out") && outcome.output.contains("err"));
+    }
+
+    #[test]
+    fn what_has_said_enough_is_ended() {
+        let script = "echo one; echo enough; exec sleep 600";
+        let outcome = until(command("sh").args(["-c", script]), Duration::from_secs(300), |line| {
+            line.contains("enough")
+        })
+        .unwrap();
+        assert!(outcome.status.is_none());
+        assert_eq!(outcome.output, "one\nenough\n");
     }
 
     #[test]

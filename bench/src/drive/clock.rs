@@ -84,7 +84,7 @@ mod tests {
         let reading = |at: u64, says: f64| Reading {
             at: start + Duration::from_secs(at),
             uncertainty: Duration::from_millis(100),
-            says: Duration::from_secs_f64(says),
+            says: Duration::try_from_secs_f64(says).unwrap(),
         };
         assert!(judge("a", reading(0, 5.0), reading(30, 35.1)).is_ok());
         let error = judge("a", reading(0, 5.0), reading(30, 95.0)).unwrap_err();

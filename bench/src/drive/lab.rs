@@ -14,6 +14,7 @@ use crate::exec::ExecError;
 use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
 use crate::testbed::address::Network;
+use crate::testbed::plain::Private;
 use crate::testbed::site::Site;
 use crate::testbed::ssh::{Ssh, SshError};
 use crate::testbed::up::{Images, Spec, Testbed, UpError, up};
@@ -106,7 +107,7 @@ impl Lab {
         scenario: &Scenario,
         spec: &Spec,
         images: &Images,
-        state: &Path,
+        state: &Private,
         logs: &Path,
     ) -> Result<Lab, DriveError> {
         let testbed = up(spec, images, state, logs).await?;

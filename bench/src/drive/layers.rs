@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::lab::DriveError;
 use super::measure::{Conditions, Measures};
 use super::run::Summary;
+use crate::doctor;
 use crate::metric;
 use crate::plan::{Plan, Trial};
 use crate::progress::{Progress, Step};
@@ -173,8 +174,18 @@ pub async fn run(
     Ok(summary)
 }
 
+/// What an arm's program says of its version, and why the arm is left out of a run here, if it is.
+pub fn look(arm: Arm, ffs: &Path, linux: &str) -> (String, Option<String>) {
+    if let Some(why) = peer::not_installed(arm, |program| doctor::which(program).is_some()) {
+        return (String::new(), Some(why));
+    }
+    let version = version(arm, ffs);
+    let absent = peer::too_old(arm, &version, linux);
+    (version, absent)
+}
+
 /// What an arm's program says of its version.
-pub fn version(arm: Arm, ffs: &Path) -> String {
+fn version(arm: Arm, ffs: &Path) -> String {
     let (program, arguments): (&Path, &[&str]) = match arm {
         Arm::Ffs | Arm::FfsPassthrough => (ffs, &["--version"]),
         _ => match peer::package(arm) {
@@ -208,8 +219,7 @@ impl Bench<'_> {
         };
         let linux = linux();
         for arm in arms {
-            let version = version(*arm, &self.ffs);
-            let absent = peer::absent(*arm, &version, &linux);
+            let (version, absent) = look(*arm, &self.ffs, &linux);
             let start = peer::start(*arm, &self.trees.small_layers(), &self.trees.native(), &named);
             // Where a run keeps its state is no option of the file system.
             let command = start.describe().replace(&format!("{}/", self.state.display()), "");

@@ -1,6 +1,5 @@
 //! A run: the trials of the plan, one after the other, each written down before the next begins.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use crate::progress::{Progress, Step};
 use crate::scenario::{Experiment, Scenario};
 use crate::store::{Outcome, RunFolder};
 use crate::testbed::node::Node;
+use crate::testbed::plain::Private;
 use crate::testbed::up::{Images, Spec};
 
 /// What became of a run.
@@ -64,7 +64,7 @@ pub async fn run(
     plan: &Plan,
     spec: &Spec,
     images: &Images,
-    state: &Path,
+    state: &Private,
 ) -> Result<Summary, DriveError> {
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ctx_io::bounded;
 use sha2::{Digest as _, Sha256};
 
 use super::cache::{FileDigest, HYPERVISOR, HYPERVISOR_CONFIG};
@@ -99,7 +100,7 @@ fn make(
 
 /// Removes the folder of a build that has ended or died, and what it used elsewhere.
 pub(super) fn clear(folder: &Path) -> Result<(), Error> {
-    if let Ok(scratch) = fs::read_to_string(folder.join(SCRATCH_NOTE)) {
+    if let Ok(scratch) = bounded::read_to_string(&folder.join(SCRATCH_NOTE), bounded::NUMBER) {
         ext4::remove_tree(Path::new(&scratch))?;
     }
     ext4::remove_tree(folder)
@@ -166,13 +167,13 @@ fn assemble(
 /// Runs mmdebstrap and unpacks its stream into `tree`.
 fn debootstrap(recipe: &Recipe, folder: &Path, tree: &Path, report: &dyn Fn(Stage)) -> Result<(), Error> {
     // apt downloads as a user of its own, who may not enter a private cache folder; /var/tmp is on disk where /tmp is memory.
-    let root = Path::new("/var/tmp");
-    let root = if root.is_dir() { root.to_owned() } else { std::env::temp_dir() };
+    // Not $TMPDIR, which may have any characters: a shell reads the path in mmdebstrap's hooks.
+    let root = Path::new(if Path::new("/var/tmp").is_dir() { "/var/tmp" } else { "/tmp" });
     let scratch = tempfile::Builder::new()
         .prefix("bench-image-")
         .permissions(fs::Permissions::from_mode(0o755))
-        .tempdir_in(&root)
-        .map_err(Error::io("create a folder in", &root))?
+        .tempdir_in(root)
+        .map_err(Error::io("create a folder in", root))?
         .keep();
     put(&folder.join(SCRATCH_NOTE), scratch.as_os_str().as_encoded_bytes())?;
     let files = scratch.join("files.tar");
@@ -380,7 +381,7 @@ fn put(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 fn sync(path: &Path) -> Result<(), Error> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("write", path))
+    fs::File::open(path).and_then(|file| ctx_io::durable::sync(&file)).map_err(Error::io("write", path))
 }
 
 fn digest_of(path: &Path) -> Result<FileDigest, Error> {

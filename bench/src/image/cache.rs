@@ -130,13 +130,15 @@ impl Cache {
     /// Where [`Cache::open`] looks.
     ///
     /// # Errors
-    /// [`Error::NoCache`] when none of the variables is set.
+    /// [`Error::NoCache`] when none of the variables is set, [`Error::Io`] when the current folder is not known.
     pub fn location() -> Result<PathBuf, Error> {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         set("BENCH_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|path| path.join("bench")))
             .or_else(|| set("HOME").map(|path| path.join(".cache/bench")))
             .ok_or(Error::NoCache)
+            // Programs run in other folders, and take a name that begins with a dash for an option.
+            .and_then(|path| std::path::absolute(&path).map_err(Error::io("find", &path)))
     }
 
     /// A cache in a folder of the caller's choice.
@@ -250,7 +252,7 @@ impl Cache {
 /// The manifest in a folder; nothing when the folder is not there or one of its files has not the size it should have.
 fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
     let path = folder.join("image.json");
-    let text = match fs::read(&path) {
+    let text = match ctx_io::bounded::read(&path, ctx_io::bounded::STATE) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", &path)(error)),

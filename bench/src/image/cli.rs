@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::Subcommand;
+use ctx_io::outln;
 
 use super::{Cache, Display, Error, Image, Manifest, Recipe, build_all};
 
@@ -39,25 +40,25 @@ pub fn run(command: &Command) -> Result<(), Error> {
             let recipes = resolve(recipes)?;
             let display = Display::default();
             for image in build_all(&recipes, &cache, *afresh, &|progress| display.show(progress))? {
-                println!("{}", describe(&image));
+                outln!("{}", describe(&image));
             }
         }
         Command::List => {
             let current = current()?;
             for manifest in cache.list()? {
-                println!("{}", row(&manifest, current.contains(&manifest.digest)));
+                outln!("{}", row(&manifest, current.contains(&manifest.digest)));
             }
         }
         Command::Prune { all } => {
             let keep = if *all { BTreeSet::new() } else { current()? };
             let pruned = cache.prune(&keep)?;
             for (name, digest) in &pruned.removed {
-                println!("removed {name} {}", short(digest));
+                outln!("removed {name} {}", short(digest));
             }
             for (name, digest) in &pruned.in_use {
-                println!("kept {name} {}: in use", short(digest));
+                outln!("kept {name} {}: in use", short(digest));
             }
-            println!("{:.0} MiB freed", mebibytes(pruned.bytes));
+            outln!("{:.0} MiB freed", mebibytes(pruned.bytes));
         }
     }
     Ok(())

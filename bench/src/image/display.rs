@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ctx_io::errln;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Progress, Stage};
@@ -30,7 +31,7 @@ impl Display {
     /// Shows one report.
     pub fn show(&self, progress: &Progress) {
         if !self.terminal {
-            eprintln!("{}", line(progress));
+            errln!("{}", line(progress));
             return;
         }
         // A bar that another thread left in the middle is still a bar.

@@ -74,7 +74,10 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
     let (inodes, bytes) = Usage::of(tree)?.layout();
     let at = |range: std::ops::Range<usize>| identity.get(range).unwrap_or("0");
     let uuid = [at(0..8), at(8..12), at(12..16), at(16..20), at(20..32)].join("-");
+    // By its name alone: in a path mke2fs takes what follows a `?` for options.
+    let (folder, file) = (out.parent().unwrap_or(Path::new("/")), out.file_name().unwrap_or_default());
     let output = as_root("mke2fs")
+        .current_dir(folder)
         .args([
             "-q",
             "-F",
@@ -92,7 +95,7 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
         .args(["-E", &format!("hash_seed={uuid},nodiscard"), "-U", &uuid])
         .args(["-N", &inodes.to_string(), "-d"])
         .arg(tree)
-        .arg(out)
+        .arg(file)
         .arg(format!("{}k", bytes / 1024))
         .stdin(Stdio::null())
         .output()
@@ -107,6 +110,15 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
+}
+
+/// Makes a small file system and forgets it: whether that works here, user namespace and subordinate ids included.
+pub(crate) fn rehearse() -> Result<(), Error> {
+    let folder = std::env::temp_dir();
+    let scratch = tempfile::tempdir().map_err(Error::io("create a folder in", &folder))?;
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).map_err(Error::io("create", &tree))?;
+    write("doctor", &tree, &scratch.path().join("image"), &"0".repeat(32))
 }
 
 /// A command that sees itself as root, in a user namespace where the caller is not.

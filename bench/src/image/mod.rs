@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 pub use build::{build, build_all};
 pub use cache::{Cache, Image, Manifest, Pruned};
 pub use display::Display;
-pub(crate) use ext4::has_subordinate_ids;
+pub(crate) use ext4::{has_subordinate_ids, rehearse};
 pub use progress::{Progress, Stage};
 pub use recipe::{BUILDER_VERSION, File, Hook, Recipe, Symlink};
 

@@ -99,7 +99,9 @@ impl Progress {
     /// What can be said when `stage` begins after the build has run for `elapsed`.
     pub(crate) fn at(image: &str, stage: Stage, elapsed: Duration) -> Self {
         let done = stage.begins();
-        let left = (done > 0.0).then(|| elapsed.mul_f64((1.0 - done) / done));
+        let left = elapsed.as_secs_f64() * (1.0 - done) / done;
+        // Nothing is known before the first stage has passed: the quotient is no number then.
+        let left = Duration::try_from_secs_f64(left).ok();
         Self { image: image.to_owned(), stage, done, left }
     }
 }

@@ -5,9 +5,9 @@
 //! recipe is never built twice, and a changed one never meets an old image.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Component, Path};
 
+use ctx_io::bounded;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -168,13 +168,13 @@ impl Recipe {
         let folder = path.parent().unwrap_or(Path::new("."));
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         // The file itself may have any ending; only what it includes must be called `NAME.toml`.
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = bounded::read_to_string(path, bounded::CONFIG).map_err(Error::io("read", path))?;
         let read = |included: &str| {
             if included == name {
                 return Ok((path.display().to_string(), text.clone()));
             }
             let beside = folder.join(format!("{included}.toml"));
-            fs::read_to_string(&beside)
+            bounded::read_to_string(&beside, bounded::CONFIG)
                 .map(|text| (beside.display().to_string(), text))
                 .map_err(|error| format!("includes `{included}`: {}: {error}", beside.display()))
         };
@@ -261,7 +261,7 @@ impl Recipe {
                 (Some(content), None, _) => content.strip_prefix('\n').map(str::to_owned).unwrap_or(content),
                 (None, Some(source), Some(folder)) => {
                     let path = folder.join(source);
-                    fs::read_to_string(&path).map_err(Error::io("read", &path))?
+                    bounded::read_to_string(&path, bounded::CONFIG).map_err(Error::io("read", &path))?
                 }
                 _ => {
                     let message = format!("file {}: give either `content` or `source`", file.path);
@@ -335,6 +335,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(folder: &Path, name: &str, text: &str) -> std::path::PathBuf {

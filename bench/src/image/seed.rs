@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use ctx_io::durable;
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, ext4};
@@ -139,8 +140,9 @@ pub fn write(seed: &Seed, out: &Path) -> Result<(), Error> {
     }
 
     ext4::write("seed", &tree, &beside, &super::recipe::hex(&identity.finalize()))?;
-    fs::File::open(&beside).and_then(|file| file.sync_all()).map_err(Error::io("write", &beside))?;
-    fs::rename(&beside, out).map_err(Error::io("rename to", out))
+    fs::File::open(&beside).and_then(|file| durable::sync(&file)).map_err(Error::io("write", &beside))?;
+    // Out of the folder of its own.
+    fs::rename(&beside, out).and_then(|()| durable::sync_dir(folder)).map_err(Error::io("rename to", out))
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use crate::{
     metric,
     scenario::{Arm, Experiment},
     stats::{Analysis, Interval, Overhead},
+    store::StoredRun,
 };
 
 /// The paper's overhead (section "A recontextualization mechanism"), ten runs.
@@ -41,11 +42,11 @@ fn percent(value: f64, interval: Option<Interval>) -> String {
 }
 
 /// What was found, in a sentence a group.
-pub(super) fn summary(experiment: Experiment, analysis: &Analysis) -> Vec<String> {
+pub(super) fn summary(experiment: Experiment, runs: &[StoredRun], analysis: &Analysis) -> Vec<String> {
     let mut sentences = match experiment {
         Experiment::Migration => migration(analysis),
         Experiment::Gluster => gluster(analysis),
-        Experiment::Layers => super::peers::summary(analysis),
+        Experiment::Layers => super::peers::summary(runs, analysis),
     };
     if sentences.is_empty() {
         sentences.push("There is no pair of valid samples to compare.".into());

@@ -113,7 +113,7 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
             derived.push(format!("{}/{name}", store::FIGURES));
         }
     }
-    let summary = claims::summary(experiment, &analysis);
+    let summary = claims::summary(experiment, &stored, &analysis);
     let html = render(&view::View::new(&stored, &analysis, &summary, &changed, &pictures))?;
     let path = folder.join(store::REPORT);
     store::write_whole(&path, html.as_bytes())?;

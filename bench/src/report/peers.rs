@@ -9,6 +9,7 @@ use crate::{
     scenario::{Arm, Experiment},
     stats::{Analysis, Group, Interval},
     store::StoredRun,
+    workload::layers::peer,
 };
 
 /// File systems of one group side by side.
@@ -188,7 +189,7 @@ const GOALS: [(Arm, &str, Limit); 15] = [
 ];
 
 /// `ffs` beside its goals.
-pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
+pub(super) fn goals(runs: &[StoredRun], analysis: &Analysis) -> Vec<Goal> {
     let of = |group: &Group, arm: Arm, metric: &str, limit: &Limit| -> Option<Goal> {
         let unit = metric::unit(metric);
         let unit = if unit == "1" { String::new() } else { format!(" {unit}") };
@@ -224,7 +225,7 @@ pub(super) fn goals(analysis: &Analysis) -> Vec<Goal> {
             limit: text,
             ours: format!("{times}{}{after}", with_interval(value, interval)),
             best: best(analysis, group, metric).map_or_else(
-                || "nobody can".into(),
+                || if unmeasured(runs, metric) { "none was measured" } else { "nobody can" }.into(),
                 |(arm, value)| format!("{arm}: {} {}", three_digits(value), metric::unit(metric)),
             ),
             verdict,
@@ -246,15 +247,30 @@ fn best(analysis: &Analysis, group: &Group, metric: &str) -> Option<(Arm, f64)> 
     values.min_by(|(_, a), (_, b)| if higher { b.total_cmp(a) } else { a.total_cmp(b) })
 }
 
+/// Whether a file system that could have a value of this metric is absent, under all of its arms: then nothing is known of what
+/// the others can.
+fn unmeasured(runs: &[StoredRun], metric: &str) -> bool {
+    let absent = |arm: &Arm| {
+        let mut notes = runs.iter().filter_map(|run| run.manifest.peers.get(arm.name())).peekable();
+        notes.peek().is_some() && notes.all(|note| note.absent.is_some())
+    };
+    let others =
+        Arm::PEERS.into_iter().filter(|arm| !arm.is_ours() && !peer::cannot(*arm).contains_key(metric));
+    let measured: Vec<Arm> = others.clone().filter(|arm| !absent(arm)).collect();
+    others.filter(absent).any(|arm| measured.iter().all(|other| peer::package(*other) != peer::package(arm)))
+}
+
 /// Where `ffs` is ahead of the best of the others, and where it is behind, by medians.
-pub(super) fn summary(analysis: &Analysis) -> Vec<String> {
+pub(super) fn summary(runs: &[StoredRun], analysis: &Analysis) -> Vec<String> {
     let mut sentences = Vec::new();
     for group in &analysis.groups {
         let (mut ahead, mut behind, mut alone) = (Vec::new(), Vec::new(), Vec::new());
         for metric in metric::LAYERS {
             let Some((ours, _)) = median(analysis, group, metric, Arm::Ffs) else { continue };
             let Some((arm, theirs)) = best(analysis, group, metric) else {
-                alone.push(metric::label(metric).to_lowercase());
+                if !unmeasured(runs, metric) {
+                    alone.push(metric::label(metric).to_lowercase());
+                }
                 continue;
             };
             let higher = metric::find(metric).is_some_and(|m| m.better == Better::Higher);

@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, env};
 
 use super::*;
+#[allow(clippy::pedantic, unreachable_pub, clippy::print_stderr)] // Shared with other crates.
+#[path = "../../../ctx/io/tests/support/nosync.rs"]
+mod nosync;
 use crate::synthetic::{Machine, scenario};
 
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -50,6 +53,23 @@ fn everything_derived_is_made_again_byte_for_byte() {
         assert!(first.invalid > 0);
         keep(&format!("report-{}.html", file.replace('/', "-")), &first.html);
     }
+}
+
+#[test]
+fn a_run_is_stored_and_reported_where_a_directory_cannot_be_synced() {
+    let Some(mounted) =
+        nosync::Mounted::new("a_run_is_stored_and_reported_where_a_directory_cannot_be_synced")
+    else {
+        return;
+    };
+    let path = Machine::new("kvm", "tcg", 2.0)
+        .run(&mounted.path(), &scenario("paper/migration-kvm.toml", Some("quick")));
+    let made = report(&[&path], None).unwrap();
+    assert!(made.html.is_file());
+    assert_eq!(store::verify(&path).unwrap(), []);
+    let left =
+        files(&path).into_keys().filter(|path| path.file_name().is_some_and(ctx_io::durable::is_leftover));
+    assert_eq!(left.count(), 0);
 }
 
 #[test]
@@ -167,4 +187,34 @@ fn file_systems_stand_side_by_side_and_beside_the_goals() {
         assert!(html.contains(needed), "{needed}");
     }
     keep("report-peers.html", &made.html);
+}
+
+#[test]
+fn of_what_was_not_measured_nobody_says_that_it_cannot() {
+    let root = tempfile::tempdir().unwrap();
+    let what = scenario("beyond/ffs-peers.toml", Some("quick"));
+    let path = Machine::new("none", "none", 1.0).run(root.path(), &what);
+    let mut stored = StoredRun::read(&path).unwrap();
+    // No other program can swap a layer than mergerfs, and it is not installed.
+    let peers = &mut stored.manifest.peers;
+    for arm in ["mergerfs", "mergerfs-passthrough"] {
+        stored.samples.retain(|sample| sample.arm != arm);
+        peers.get_mut(arm).unwrap().absent = Some("the program mergerfs is not installed".into());
+    }
+    let said = |runs: &[StoredRun]| {
+        let analysis = analyse(&[("", &runs[0].samples)]);
+        let summary = peers::summary(runs, &analysis).join("\n");
+        let goals = serde_json::to_string(&peers::goals(runs, &analysis)).unwrap();
+        (summary, goals)
+    };
+    let absent = said(std::slice::from_ref(&stored));
+    assert!(!absent.0.contains("alone does"), "{}", absent.0);
+    assert!(absent.1.contains("none was measured") && !absent.1.contains("nobody can"), "{}", absent.1);
+    // Where it was measured and had no value, it cannot.
+    for arm in ["mergerfs", "mergerfs-passthrough"] {
+        stored.manifest.peers.get_mut(arm).unwrap().absent = None;
+    }
+    let measured = said(std::slice::from_ref(&stored));
+    assert!(measured.0.contains("ffs alone does: swap →"), "{}", measured.0);
+    assert!(measured.1.contains("nobody can"), "{}", measured.1);
 }

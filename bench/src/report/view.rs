@@ -141,7 +141,7 @@ impl View {
             links: links(runs),
             carried: carried(analysis),
             peers: peers(runs, analysis),
-            goals: goals(analysis),
+            goals: goals(runs, analysis),
             invalid: invalid(analysis),
             warmup: analysis.warmup,
             several: analysis.groups.len() > 1,

@@ -160,21 +160,27 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         }
         _ => {}
     }
-    if scenario.guest.memory < Size::from_mib(64) {
+    if scenario.guest.memory < Size::from_mib(64) || scenario.guest.memory > Size::from_mib(1 << 20) {
         let message = format!("{} of memory do not boot a guest", scenario.guest.memory);
-        return at.fail(&["guest", "memory"], None, &message, "use at least \"64 MiB\"; 256 MiB is usual");
+        let help = "use \"64 MiB\" to \"1024 GiB\"; 256 MiB is usual";
+        return at.fail(&["guest", "memory"], None, &message, help);
     }
     if !(1..=64).contains(&scenario.guest.vcpus) {
         let message = format!("{} virtual CPUs", scenario.guest.vcpus);
         return at.fail(&["guest", "vcpus"], None, &message, "use 1 to 64");
     }
     guest_type(scenario, at)?;
-    for (name, time) in
-        [("max_downtime", scenario.migration.max_downtime), ("timeout", scenario.migration.timeout)]
-    {
-        if time.micros() == 0 {
+    // QEMU takes whole milliseconds, and at most 2000 s.
+    let migration = &scenario.migration;
+    let times = [
+        ("max_downtime", migration.max_downtime, Time::from_millis(1), Time::from_secs(2000), "300 ms"),
+        ("timeout", migration.timeout, Time::from_secs(1), Time::from_secs(24 * 3600), "5 min"),
+    ];
+    for (name, time, least, most, usual) in times {
+        if !(least..=most).contains(&time) {
             let message = format!("with {name} = \"{time}\" no migration ends well");
-            return at.fail(&["migration", name], None, &message, "300 ms and 5 min are usual");
+            let help = format!("use \"{least}\" to \"{most}\"; {usual} is usual");
+            return at.fail(&["migration", name], None, &message, &help);
         }
     }
     Ok(())
@@ -230,9 +236,11 @@ fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         return at.fail(&["network", "tolerance"], None, &message, "use for example \"30 %\"");
     }
     for (name, link) in [("remote", &network.remote), ("local", &network.local)] {
-        if link.rate.bits_per_second() < 8000 {
-            let message = format!("a link of {} carries nothing", link.rate);
-            return at.fail(&["network", name, "rate"], None, &message, "use at least \"8 kbit/s\"");
+        let carried = 8000..=100_000_000_000;
+        if !carried.contains(&link.rate.bits_per_second()) {
+            let message = format!("a link of {} carries nothing, or more than any machine", link.rate);
+            let help = "use \"8 kbit/s\" to \"100 Gbit/s\"";
+            return at.fail(&["network", name, "rate"], None, &message, help);
         }
         if link.delay > Time::from_secs(4) {
             let message = format!("a delay of {} is more than netem keeps", link.delay);
@@ -247,9 +255,18 @@ fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
     }
     let bonnie = scenario.bonnie.get_or_insert_with(Bonnie::default);
     let mib = Size::from_mib(1).bytes();
-    if bonnie.size.bytes() == 0 || !bonnie.size.bytes().is_multiple_of(mib) {
-        let message = format!("Bonnie++ takes whole MiB, not {}", bonnie.size);
+    let most = Size::from_mib(1 << 20);
+    if bonnie.size.bytes() == 0 || !bonnie.size.bytes().is_multiple_of(mib) || bonnie.size > most {
+        let message = format!("Bonnie++ takes whole MiB, from 1 MiB to {most}, not {}", bonnie.size);
         return at.fail(&["bonnie", "size"], None, &message, "use for example \"8 MiB\"");
+    }
+    if bonnie.per_char > bonnie.size {
+        let message = format!("per_char = \"{}\" is more than the file's {}", bonnie.per_char, bonnie.size);
+        return at.fail(&["bonnie", "per_char"], None, &message, "use \"0 B\", which skips it, up to `size`");
+    }
+    if !(1..=1_000_000).contains(&bonnie.seeks) {
+        let message = format!("seeks = {} is outside 1 to 1000000", bonnie.seeks);
+        return at.fail(&["bonnie", "seeks"], None, &message, "100 are usual on a slow link");
     }
     let chunk = bonnie.chunk.bytes();
     if !chunk.is_power_of_two() || !(256..=mib).contains(&chunk) || bonnie.chunk > bonnie.size {

@@ -38,6 +38,7 @@ pub struct Layers {
     #[schemars(range(min = 2, max = 100))]
     pub many_layers: u32,
     /// Of those files, how many are looked up before the program's memory is read.
+    #[schemars(range(max = 10_000_000))]
     pub many_looked_up: u32,
 }
 
@@ -102,9 +103,9 @@ pub(super) fn check(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Faul
         let message = format!("a file of {} is no measure of throughput", layers.large);
         return at.fail(&["layers", "large"], None, &message, "use \"1 MiB\" to \"4 GiB\"; 256 MiB is usual");
     }
-    if layers.storm > Time::from_secs(600) {
-        let message = format!("a storm of {} is too long", layers.storm);
-        return at.fail(&["layers", "storm"], None, &message, "use at most \"10 min\"; 5 s are usual");
+    if layers.storm < Time::from_millis(100) || layers.storm > Time::from_secs(600) {
+        let message = format!("a storm of {} shows nothing, or takes too long", layers.storm);
+        return at.fail(&["layers", "storm"], None, &message, "use \"100 ms\" to \"10 min\"; 5 s are usual");
     }
     if layers.many_looked_up > layers.many_files {
         let message = format!("{} of {} files cannot be looked up", layers.many_looked_up, layers.many_files);

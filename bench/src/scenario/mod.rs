@@ -224,6 +224,7 @@ pub struct Design {
     #[schemars(range(max = 100))]
     pub warmup: u32,
     /// Seed of the order within blocks: a whole number from 0.
+    #[schemars(range(max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
 }
 
@@ -395,6 +396,7 @@ pub struct Bonnie {
     /// Size of a read or write (`-s SIZE:CHUNK`).
     pub chunk: Size,
     /// Number of seeks (`-s SIZE:CHUNK:SEEKS`); Bonnie++'s own 8192 outlast everything on a slow link.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub seeks: u32,
     /// Bytes of the per-character tests (`-f SIZE`); "0 B" skips them (`-f`).
     pub per_char: Size,
@@ -402,6 +404,7 @@ pub struct Bonnie {
     #[schemars(range(max = 1000))]
     pub files: u32,
     /// In how many blocks, from the first, the file operations run.
+    #[schemars(range(max = 10_000))]
     pub file_blocks: u32,
 }
 
@@ -494,7 +497,7 @@ impl Scenario {
     /// to do.
     pub fn load(path: &Path, profile: Option<&str>) -> Result<Self, ScenarioError> {
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG)
             .map_err(|source| ScenarioError::unreadable(file.clone(), &source))?;
         Self::parse(&file, &text, profile)
     }

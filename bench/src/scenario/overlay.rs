@@ -115,10 +115,14 @@ pub(super) fn read(table: &Table<'_>) -> Result<Scenario, Fault> {
             full.push(field.to_owned());
             describe(&full).map_or_else(|| format!("add `{field}`"), |is| format!("add `{field}`: {is}"))
         } else {
-            describe(&path).map_or_else(
+            let is = describe(&path).map_or_else(
                 || "`bench schema` prints what can stand here".to_owned(),
                 |is| format!("{}: {is}", path.join(".")),
-            )
+            );
+            match schema::range(&path) {
+                Some((low, high)) => format!("write a number from {low} to {high}; {is}"),
+                None => is,
+            }
         };
         Fault { span, message, help }
     })

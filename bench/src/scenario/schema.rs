@@ -63,13 +63,26 @@ fn to_partial(value: &mut Value) {
     }
 }
 
+/// The least and the largest number that may stand at a path, where the schema says both.
+pub(super) fn range(path: &[String]) -> Option<(Value, Value)> {
+    let schema = schema();
+    let at = field(&schema, path)?;
+    Some((at.get("minimum")?.clone(), at.get("maximum")?.clone()))
+}
+
+/// The schema of the field at a path.
+fn field<'a>(schema: &'a Value, path: &[String]) -> Option<&'a Value> {
+    let mut at = schema;
+    for key in path {
+        at = resolve(schema, at).get("properties")?.get(key)?;
+    }
+    Some(at)
+}
+
 /// What the field at a path is, in the words of its documentation, on one line.
 pub(super) fn description(path: &[String]) -> Option<String> {
     let schema = schema();
-    let mut at = &schema;
-    for key in path {
-        at = resolve(&schema, at).get("properties")?.get(key)?;
-    }
+    let at = field(&schema, path)?;
     let text = at.get("description").or_else(|| resolve(&schema, at).get("description"))?.as_str()?;
     Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
@@ -83,4 +96,35 @@ fn resolve<'a>(schema: &'a Value, at: &'a Value) -> &'a Value {
         .and_then(|r| r.strip_prefix("#/$defs/"))
         .and_then(|name| schema["$defs"].get(name))
         .unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every number in a value, with what stands above it.
+    fn numbers<'a>(value: &'a Value, name: &str, found: &mut Vec<(String, &'a Value)>) {
+        let kind = value.get("type").map(ToString::to_string).unwrap_or_default();
+        if kind.contains("integer") || kind.contains("number") {
+            found.push((name.to_owned(), value));
+        }
+        match value {
+            Value::Object(object) => {
+                object.iter().for_each(|(key, value)| numbers(value, &format!("{name}/{key}"), found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| numbers(item, name, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_number_of_a_scenario_has_a_range() {
+        let schema = schema();
+        let mut found = Vec::new();
+        numbers(&schema, "", &mut found);
+        assert!(found.len() > 15, "{found:?}");
+        for (name, value) in found {
+            assert!(value.get("minimum").is_some() && value.get("maximum").is_some(), "{name}: {value}");
+        }
+    }
 }

@@ -164,7 +164,9 @@ impl Link {
     /// One direction of the link.
     pub fn direction(&self) -> Netem {
         let delay = self.delay / 2;
-        let jitter = self.delay.mul_f64(self.variation / std::f64::consts::SQRT_2);
+        let jitter = self.delay.as_secs_f64() * self.variation / std::f64::consts::SQRT_2;
+        // A share of the delay, which `check` has seen to be finite and not negative.
+        let jitter = Duration::try_from_secs_f64(jitter).unwrap_or_default();
         let rate = self.rate / 8;
         // Four times what the link itself holds: a queue that only ever overflows for a sender that
         // ignores the link, so that netem's limit is never what is measured.

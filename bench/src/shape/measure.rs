@@ -54,7 +54,7 @@ impl Path {
 
     /// The median round trip.
     pub fn round_trip(&self) -> Duration {
-        Duration::from_secs_f64(self.ping.median.max(0.0) / 1000.0)
+        Duration::try_from_secs_f64(self.ping.median / 1000.0).unwrap_or_default()
     }
 }
 

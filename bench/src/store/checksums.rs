@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Read as _},
     path::{Path, PathBuf},
 };
 
+use ctx_io::{bounded, durable::is_leftover};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -40,7 +41,15 @@ impl Mismatch {
 }
 
 fn digest(path: &Path) -> Result<String, StoreError> {
-    Ok(hex(&Sha256::digest(fs::read(path).doing("read", path)?)))
+    // In pieces: raw output may be large.
+    let (mut file, mut hasher, mut piece) =
+        (fs::File::open(path).doing("read", path)?, Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut piece).doing("read", path)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            length => hasher.update(&piece[..length]),
+        }
+    }
 }
 
 /// Every file below a folder, by its path in it, without the list itself and files being written.
@@ -54,7 +63,7 @@ fn files(folder: &Path) -> Result<BTreeMap<String, PathBuf>, StoreError> {
             let path = format!("{prefix}{name}");
             if entry.file_type().doing("read", &entry.path())?.is_dir() {
                 folders.push((entry.path(), format!("{path}/")));
-            } else if path != CHECKSUMS && !name.ends_with(".partial") {
+            } else if path != CHECKSUMS && !name.ends_with(".partial") && !is_leftover(&entry.file_name()) {
                 found.insert(path, entry.path());
             }
         }
@@ -75,7 +84,7 @@ pub(super) fn write(folder: &Path) -> Result<(), StoreError> {
 
 fn read(folder: &Path) -> Result<Option<BTreeMap<String, String>>, StoreError> {
     let path = folder.join(CHECKSUMS);
-    let text = match fs::read_to_string(&path) {
+    let text = match bounded::read_to_string(&path, bounded::STATE) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.doing("read", &path)?,
     };

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -84,7 +83,7 @@ pub struct Log {
 /// # Errors
 /// It cannot be read, or a line that is not the last is bad: then with its number.
 pub fn read_log(path: &Path) -> Result<Log, StoreError> {
-    let bytes = fs::read(path).doing("read", path)?;
+    let bytes = ctx_io::bounded::read(path, ctx_io::bounded::LOG).doing("read", path)?;
     let mut log = Log { events: Vec::new(), whole_bytes: 0, torn: false };
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), line: index + 1, what };

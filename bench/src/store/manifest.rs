@@ -1,6 +1,6 @@
 //! `manifest.json`: what was asked, and on what it was measured.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{io::ErrorKind, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -135,7 +135,7 @@ impl Manifest {
             format: u32,
         }
         let path = folder.join(MANIFEST);
-        let text = match fs::read_to_string(&path) {
+        let text = match ctx_io::bounded::read_to_string(&path, ctx_io::bounded::STATE) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(StoreError::NotARun { path: folder.to_owned() });
             }

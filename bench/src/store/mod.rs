@@ -46,6 +46,7 @@ use std::{
 
 pub(crate) use checksums::refresh;
 pub use checksums::{Mismatch, verify};
+use ctx_io::durable;
 use error::Doing;
 pub use error::StoreError;
 pub use event::{Event, Log, kind, read_log};
@@ -271,7 +272,7 @@ impl RunFolder {
         };
         let payload = serde_json::json!({"order": trial.order, "outcome": outcome, "reason": reason});
         self.event(kind::TRIAL_ENDED, &payload)?;
-        self.inner().log.sync_data().doing("sync", &self.path.join(EVENTS))?;
+        durable::sync_data(&self.inner().log).doing("sync", &self.path.join(EVENTS))?;
         self.write_samples()
     }
 
@@ -314,7 +315,7 @@ impl RunFolder {
     /// A file cannot be written.
     pub fn finish(self) -> Result<PathBuf, StoreError> {
         self.event(kind::RUN_ENDED, &serde_json::json!({"trials_done": self.completed_trials().len()}))?;
-        self.inner().log.sync_all().doing("sync", &self.path.join(EVENTS))?;
+        durable::sync(&self.inner().log).doing("sync", &self.path.join(EVENTS))?;
         self.write_samples()?;
         self.update_manifest(|manifest| manifest.ended_utc = Some(event::Now::read().utc()))?;
         checksums::write(&self.path)?;

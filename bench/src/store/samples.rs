@@ -1,6 +1,6 @@
 //! Samples as a function of events, and as `samples.csv`.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::{
     EVENTS, SAMPLES,
@@ -100,7 +100,7 @@ pub(crate) fn write(folder: &Path, samples: &[Sample]) -> Result<(), StoreError>
 /// # Errors
 /// It cannot be read, or a row is not a sample: then with its line.
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>, StoreError> {
-    let bytes = fs::read(path).doing("read", path)?;
+    let bytes = ctx_io::bounded::read(path, ctx_io::bounded::LOG).doing("read", path)?;
     csv::Reader::from_reader(bytes.as_slice())
         .into_deserialize()
         .map(|row: Result<Sample, csv::Error>| {

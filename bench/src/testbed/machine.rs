@@ -3,9 +3,8 @@
 //! The flags are those that work where the runner has no hardware virtualization as well. What differs
 //! between hypervisors (the emulated processor, and what is booted before the kernel) is given.
 
-use std::path::PathBuf;
-
 use super::address::{Member, Network};
+use super::plain::PlainPath;
 pub use crate::doctor::Accelerator;
 
 /// A read-only disk, known inside by its serial number.
@@ -14,7 +13,7 @@ pub struct Disk {
     /// Serial number: the machine finds it as `/dev/disk/by-id/virtio-SERIAL`.
     pub serial: String,
     /// The raw image.
-    pub path: PathBuf,
+    pub path: PlainPath,
 }
 
 /// A hypervisor that is started in the kernel's place, with the kernel as its first domain's
@@ -22,7 +21,7 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Multiboot {
     /// The hypervisor, a 32-bit ELF file.
-    pub image: PathBuf,
+    pub image: PlainPath,
     /// Its own command line.
     pub append: String,
 }
@@ -43,15 +42,15 @@ pub struct Machine {
     /// QEMU's name of the processor where it is emulated, with flags.
     pub emulated_cpu: &'static str,
     /// Kernel, booted directly.
-    pub kernel: PathBuf,
+    pub kernel: PlainPath,
     /// The bench's initramfs.
-    pub initrd: PathBuf,
+    pub initrd: PlainPath,
     /// Further words of the kernel command line.
     pub append: String,
     /// Disks; the one with serial `root` is the root file system.
     pub disks: Vec<Disk>,
     /// Socket for QMP.
-    pub qmp: PathBuf,
+    pub qmp: PlainPath,
 }
 
 impl Machine {
@@ -69,18 +68,18 @@ impl Machine {
         }
         push(&["-smp", &self.vcpus.to_string(), "-m", &self.memory_mib.to_string()]);
         push(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-        push(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp.display())]);
-        let (kernel, initrd) = (self.kernel.display().to_string(), self.initrd.display().to_string());
+        push(&["-qmp", &format!("unix:{},server=on,wait=off", self.qmp)]);
+        let (kernel, initrd) = (self.kernel.as_str(), self.initrd.as_str());
         match &self.multiboot {
-            None => push(&["-kernel", &kernel, "-initrd", &initrd, "-append", &self.append]),
+            None => push(&["-kernel", kernel, "-initrd", initrd, "-append", &self.append]),
             // The first word of a module is its file, the rest what it is told.
             Some(first) => push(&[
                 "-kernel",
-                &first.image.display().to_string(),
+                first.image.as_str(),
                 "-append",
                 &first.append,
                 "-initrd",
-                &format!("{} {},{}", escape(&kernel), escape(&self.append), escape(&initrd)),
+                &format!("{kernel} {},{initrd}", escape(&self.append)),
             ]),
         }
         push(&["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
@@ -89,7 +88,7 @@ impl Machine {
                 "-drive",
                 &format!(
                     "if=none,id=disk{i},format=raw,readonly=on,cache=unsafe,aio=threads,file={}",
-                    escape(&disk.path.display().to_string())
+                    disk.path
                 ),
                 "-device",
                 &format!("virtio-blk-pci,drive=disk{i},serial={}", disk.serial),
@@ -123,6 +122,10 @@ mod tests {
     use super::*;
     use crate::testbed::address::Role;
 
+    fn plain(path: &str) -> PlainPath {
+        PlainPath::new(std::path::Path::new(path)).unwrap()
+    }
+
     fn host() -> Machine {
         Machine {
             name: "a".into(),
@@ -131,11 +134,11 @@ mod tests {
             vcpus: 1,
             multiboot: None,
             emulated_cpu: "max,-la57",
-            kernel: "/c/vmlinuz".into(),
-            initrd: "/c/initrd".into(),
+            kernel: plain("/c/vmlinuz"),
+            initrd: plain("/c/initrd"),
             append: "console=ttyS0".into(),
-            disks: vec![Disk { serial: "root".into(), path: "/c/a,b.ext4".into() }],
-            qmp: "/s/a.qmp".into(),
+            disks: vec![Disk { serial: "root".into(), path: plain("/c/a.ext4") }],
+            qmp: plain("/s/a.qmp"),
         }
     }
 
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn a_hypervisor_is_started_first_and_the_kernel_is_its_module() {
         let mut machine = host();
-        machine.multiboot = Some(Multiboot { image: "/c/xen".into(), append: "console=com1".into() });
+        machine.multiboot = Some(Multiboot { image: plain("/c/xen"), append: "console=com1".into() });
         machine.append = "root=x,y".into();
         let args = machine.arguments(Accelerator::Tcg);
         let after = |flag: &str| args[args.iter().position(|arg| arg == flag).unwrap() + 1].as_str();
@@ -165,6 +168,6 @@ mod tests {
         for tap in ["h0-mgmt", "h0-mig", "h0-data"] {
             assert!(line.contains(&format!("ifname={tap},")), "{line}");
         }
-        assert!(line.contains("file=/c/a,,b.ext4"), "a comma in a path is doubled: {line}");
+        assert!(line.contains("file=/c/a.ext4"), "{line}");
     }
 }

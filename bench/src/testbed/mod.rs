@@ -13,6 +13,7 @@ pub mod machine;
 pub mod namespace;
 pub mod network;
 pub mod node;
+pub mod plain;
 pub mod qmp;
 pub mod seed;
 pub mod site;

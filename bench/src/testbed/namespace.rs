@@ -2,7 +2,7 @@
 //!
 //! Everything that the bench starts lives in a network, mount and PID namespace whose first
 //! process is the bench itself. When that process ends, however it ends, the kernel kills all
-//! others in the PID namespace, and bridges, TAP devices and the state folder (a tmpfs in the
+//! others in the PID namespace, and bridges, TAP devices and the private folder (a tmpfs in the
 //! mount namespace) go with their namespaces. `unshare --kill-child` ties the first process to the
 //! one that the user started, so a SIGKILL to either has the same effect
 //! (`pid_namespaces(7)`, `unshare(1)`).
@@ -11,12 +11,14 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 
-/// Set in the environment of the process that runs inside.
+use super::plain::{self, PlainPath, Private};
+
+/// Set in the environment of the process that runs inside: where its private folder is to be.
 const MARK: &str = "BENCH_INSIDE";
 
 /// Why the namespaces could not be had.
@@ -33,6 +35,12 @@ pub enum NamespaceError {
         who: &'static str,
         /// What `unshare` said.
         evidence: String,
+    },
+    /// No folder to mount the private one on.
+    #[error("no folder for sockets and keys ({}): make /tmp writable, or set XDG_RUNTIME_DIR", refused.join("; "))]
+    NoAnchor {
+        /// Each folder that was tried, with what is wrong with it.
+        refused: Vec<String>,
     },
     /// A step of going in failed.
     #[error("{what}: {source}")]
@@ -80,8 +88,10 @@ pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
 pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, NamespaceError> {
     let exe = std::env::current_exe()
         .map_err(|source| NamespaceError::Io { what: "cannot find this program's path".into(), source })?;
+    let anchor =
+        plain::anchor(plain::candidates()).map_err(|refused| NamespaceError::NoAnchor { refused })?;
     let mut command = Command::new("unshare");
-    command.args(flags()?).arg("--").arg(exe).args(arguments).env(MARK, "1");
+    command.args(flags()?).arg("--").arg(exe).args(arguments).env(MARK, anchor.as_str());
     Ok(command)
 }
 
@@ -103,16 +113,29 @@ pub fn nsenter_flags(process: u32) -> Vec<String> {
     flags
 }
 
-/// A folder in memory, of this mount namespace alone: it is gone when the namespace is.
-///
-/// `anchor` is an existing or creatable empty folder that the file system is mounted over.
+/// A folder in memory, of this mount namespace alone: it is gone when the namespace is. Its path is plain,
+/// so that every program can be handed the files in it.
 ///
 /// # Errors
-/// When the folder cannot be made or mounted over.
-pub fn private_folder(anchor: &Path) -> Result<PathBuf, NamespaceError> {
+/// Outside the namespaces, or when it cannot be mounted.
+pub fn private_folder() -> Result<Private, NamespaceError> {
     let io = |what: String| move |source| NamespaceError::Io { what, source };
-    std::fs::create_dir_all(anchor).map_err(io(format!("cannot make {}", anchor.display())))?;
-    mount(Some("bench"), anchor, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0700"))
-        .map_err(|e| io(format!("cannot mount a tmpfs on {}", anchor.display()))(e.into()))?;
-    Ok(anchor.to_owned())
+    let mark = std::env::var_os(MARK).unwrap_or_default();
+    let anchor = PlainPath::new(Path::new(&mark)).ok_or_else(|| {
+        io("cannot make a private folder".into())(std::io::Error::other("not inside the bench's namespaces"))
+    })?;
+    let below = std::fs::File::open(&anchor).and_then(|folder| match folder.try_lock_shared() {
+        Ok(()) => Ok(folder),
+        Err(error) => Err(error.into()),
+    });
+    let below = below.map_err(io(format!("cannot lock {anchor}")))?;
+    mount(
+        Some("bench"),
+        anchor.as_str(),
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0700"),
+    )
+    .map_err(|e| io(format!("cannot mount a tmpfs on {anchor}"))(e.into()))?;
+    Ok(Private::new(anchor, Some(below)))
 }

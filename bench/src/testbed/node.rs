@@ -99,7 +99,8 @@ impl Node {
         let stdout = qemu.stdout.take().expect("standard output was asked to be a pipe");
         let console = Console::follow(stdout, &log("console.log")).await.map_err(start_error)?;
         let not_ready = |reason: String, console: &Console| {
-            let qemu_says = std::fs::read_to_string(log("qemu.log")).unwrap_or_default();
+            let qemu_says =
+                ctx_io::bounded::tail(&log("qemu.log"), ctx_io::bounded::TAIL).unwrap_or_default();
             let reason = match qemu_says.trim().lines().last() {
                 Some(line) => format!("{reason} (QEMU: {line})"),
                 None => reason,
@@ -108,7 +109,7 @@ impl Node {
         };
         console.ready(deadline).await.map_err(|reason| not_ready(reason, &console))?;
         let qmp_error = |source| BootError::Qmp { machine: name.clone(), source };
-        let mut qmp = Qmp::connect(&machine.qmp).await.map_err(qmp_error)?;
+        let mut qmp = Qmp::connect(machine.qmp.as_ref()).await.map_err(qmp_error)?;
         let got = qmp.accelerator().await.map_err(qmp_error)?;
         if got != accelerator {
             return Err(BootError::Accelerator { machine: name, got: got.name(), asked: accelerator.name() });

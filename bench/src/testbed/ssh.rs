@@ -7,12 +7,13 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::plain::PlainPath;
 use crate::drive::arrivals::{Arrivals, arrivals};
 use crate::exec::{Exec, ExecError, Output};
+use ctx_io::bounded;
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -57,7 +58,7 @@ const AGAIN: Duration = Duration::from_secs(120);
 /// Keys of one run, in its private folder.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    folder: PathBuf,
+    folder: PlainPath,
     /// The client's public key, for `authorized_keys`.
     pub client_public: String,
     /// The machines' private host key.
@@ -73,12 +74,12 @@ impl Keys {
     ///
     /// # Errors
     /// When `ssh-keygen` fails or the folder cannot be written.
-    pub async fn make(folder: &Path, aliases: &[(String, Ipv4Addr)]) -> Result<Keys, SshError> {
+    pub async fn make(folder: &PlainPath, aliases: &[(String, Ipv4Addr)]) -> Result<Keys, SshError> {
         let fail = |e: std::io::Error| SshError::Keys(e.to_string());
         for name in ["client", "host"] {
             let out = Command::new("ssh-keygen")
                 .args(["-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f"])
-                .arg(folder.join(name))
+                .arg(folder.join(name).as_str())
                 .output()
                 .await
                 .map_err(fail)?;
@@ -86,9 +87,9 @@ impl Keys {
                 return Err(SshError::Keys(String::from_utf8_lossy(&out.stderr).trim().to_owned()));
             }
         }
-        let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(fail);
+        let read = |name: &str| bounded::read_to_string(folder.join(name).as_ref(), bounded::KEYS).map_err(fail);
         let keys = Keys {
-            folder: folder.to_owned(),
+            folder: folder.clone(),
             client_public: read("client.pub")?,
             host_private: read("host")?,
             host_public: read("host.pub")?,
@@ -99,7 +100,7 @@ impl Keys {
     }
 
     /// The client's configuration file.
-    pub fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PlainPath {
         self.folder.join("ssh_config")
     }
 
@@ -108,7 +109,7 @@ impl Keys {
         for (name, address) in aliases {
             let _ = writeln!(text, "Host {name}\n    HostName {address}");
         }
-        let folder = self.folder.display();
+        let folder = &self.folder;
         // One elliptic curve and a cipher that the emulated CPU does quickly: the post-quantum key
         // exchange costs most of a second there.
         let _ = writeln!(
@@ -261,7 +262,7 @@ async fn open(
 /// Why a command failed, with what ssh itself has said last of the connection.
 fn broke(error: &openssh::Error, session: &Session) -> String {
     let log = session.control_socket().with_file_name("log");
-    let said = std::fs::read_to_string(log).unwrap_or_default();
+    let said = bounded::tail(&log, bounded::TAIL).unwrap_or_default();
     match said.trim().lines().last() {
         Some(line) => format!("{} (ssh: {line})", chain(error)),
         None => chain(error),
@@ -277,4 +278,32 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A path with a space, or with a `%`, made ssh look for other files than there are.
+    #[tokio::test]
+    async fn ssh_finds_the_files_that_its_configuration_names() {
+        let there = |program: &str| crate::doctor::which(program).is_some();
+        if !there("ssh") || !there("ssh-keygen") {
+            eprintln!("SKIPPED testbed::ssh::ssh_finds_the_files_that_its_configuration_names: no ssh");
+            return;
+        }
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        let folder = PlainPath::new(home.path()).unwrap();
+        let keys = Keys::make(&folder, &[("a".into(), [198, 18, 0, 11].into())]).await.unwrap();
+        let output =
+            Command::new("ssh").args(["-G", "-F", keys.config().as_str(), "a"]).output().await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        assert_eq!(value("hostname"), Some("198.18.0.11"));
+        for name in ["identityfile", "userknownhostsfile"] {
+            assert!(value(name).is_some_and(|file| Path::new(file).is_file()), "{name} in {text}");
+        }
+    }
 }

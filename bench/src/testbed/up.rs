@@ -1,7 +1,7 @@
 //! Bringing a testbed up: networks, keys, seeds, then all machines side by side.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -13,6 +13,7 @@ use super::machine::{Accelerator, Disk, Machine};
 use super::namespace::NamespaceError;
 use super::network::{self, NetworkError};
 use super::node::{BootError, Node};
+use super::plain::{PlainPath, Private};
 use super::seed;
 use super::site::Site;
 use super::ssh::{Keys, SshError};
@@ -74,6 +75,15 @@ pub enum UpError {
         /// The error.
         #[source]
         source: crate::image::Error,
+    },
+    /// An image could not be linked into the private folder.
+    #[error("cannot link the image's files into {folder}: {source}")]
+    Link {
+        /// The private folder.
+        folder: PlainPath,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
     },
     /// A machine.
     #[error(transparent)]
@@ -142,13 +152,35 @@ fn names(spec: &Spec) -> Vec<(String, Ipv4Addr)> {
     names
 }
 
+/// What a machine boots from, as QEMU is given it.
+struct Boot {
+    kernel: PlainPath,
+    initrd: PlainPath,
+    root: PlainPath,
+    /// What is started before the kernel, in images that have it.
+    hypervisor: Option<PlainPath>,
+}
+
+impl Boot {
+    /// Links the files of an image into the private folder.
+    fn link(state: &Private, name: &str, image: &Image) -> std::io::Result<Boot> {
+        let link = |what: &str, file: &Path| state.link(&format!("{name}.{what}"), file);
+        Ok(Boot {
+            kernel: link("vmlinuz", &image.kernel())?,
+            initrd: link("initrd", &image.initrd())?,
+            root: link("root", &image.root())?,
+            hypervisor: image.hypervisor().map(|file| link("hypervisor", &file)).transpose()?,
+        })
+    }
+}
+
 /// Brings a testbed up in the bench's namespace.
 ///
-/// `state` is a folder in memory that goes with the namespace, `logs` keeps the machines' consoles.
+/// `state` is the folder in memory that goes with the namespace, `logs` keeps the machines' consoles.
 ///
 /// # Errors
 /// The first machine that does not come up, with its console's last lines; the others are stopped.
-pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Result<Testbed, UpError> {
+pub async fn up(spec: &Spec, images: &Images, state: &Private, logs: &Path) -> Result<Testbed, UpError> {
     let sites = &Site::ALL[..];
     let hosts: Vec<Site> = sites.iter().copied().take(spec.hosts).collect();
     let servers: Vec<Site> = sites.iter().copied().take(spec.servers).collect();
@@ -156,17 +188,21 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
         hosts.iter().map(|s| s.host()).chain(servers.iter().map(|s| s.server())).collect();
     network::up(&members).await?;
     let names = names(spec);
-    let keys = Keys::make(state, &names).await?;
+    let keys = Keys::make(state.path(), &names).await?;
 
-    let write = |machine: &str, content: &Seed| -> Result<PathBuf, UpError> {
+    let write = |machine: &str, content: &Seed| -> Result<PlainPath, UpError> {
         let path = state.join(format!("{machine}.seed"));
-        crate::image::seed::write(content, &path)
+        crate::image::seed::write(content, path.as_ref())
             .map_err(|source| UpError::Seed { machine: machine.to_owned(), source })?;
         Ok(path)
     };
     let mut guest_seed = seed::common(&spec.guest.name, spec.guest.member, &keys, &names, &[]);
     seed::add(&mut guest_seed, &spec.guest_extra);
     let guest_seed = write(&spec.guest.name, &guest_seed)?;
+
+    let link = |source| UpError::Link { folder: state.path().clone(), source };
+    let of_host = Boot::link(state, "host-image", &images.host).map_err(link)?;
+    let of_guest = Boot::link(state, "guest-image", &images.guest).map_err(link)?;
 
     let host = spec.hypervisor.host();
     let mut machines = Vec::new();
@@ -185,15 +221,19 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             member: site.host(),
             memory_mib: spec.host_memory_mib,
             vcpus: 1,
-            multiboot: spec.hypervisor.multiboot(&images.host, spec.host_memory_mib, spec.guest.memory_mib),
+            multiboot: spec.hypervisor.multiboot(
+                of_host.hypervisor.clone(),
+                spec.host_memory_mib,
+                spec.guest.memory_mib,
+            ),
             emulated_cpu: host.emulated_cpu,
-            kernel: images.host.kernel(),
-            initrd: images.host.initrd(),
+            kernel: of_host.kernel.clone(),
+            initrd: of_host.initrd.clone(),
             append: machine_append(spec.accelerator, host.console),
             disks: vec![
-                Disk { serial: "root".into(), path: images.host.root() },
+                Disk { serial: "root".into(), path: of_host.root.clone() },
                 Disk { serial: "seed".into(), path: write(name, &content)? },
-                Disk { serial: "guest-root".into(), path: images.guest.root() },
+                Disk { serial: "guest-root".into(), path: of_guest.root.clone() },
                 Disk { serial: "guest-seed".into(), path: guest_seed.clone() },
             ],
             qmp: state.join(format!("{name}.qmp")),
@@ -209,11 +249,11 @@ pub async fn up(spec: &Spec, images: &Images, state: &Path, logs: &Path) -> Resu
             vcpus: 1,
             multiboot: None,
             emulated_cpu: EMULATED_CPU,
-            kernel: images.guest.kernel(),
-            initrd: images.guest.initrd(),
+            kernel: of_guest.kernel.clone(),
+            initrd: of_guest.initrd.clone(),
             append: machine_append(spec.accelerator, "ttyS0"),
             disks: vec![
-                Disk { serial: "root".into(), path: images.guest.root() },
+                Disk { serial: "root".into(), path: of_guest.root.clone() },
                 Disk { serial: "seed".into(), path: write(&name, &content)? },
             ],
             qmp: state.join(format!("{name}.qmp")),

@@ -7,7 +7,7 @@
 
 use crate::class::ClassName;
 use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Manifest, ManifestError, Sha256};
-use crate::read::{Entry, Image, Kind, Range};
+use crate::read::{Entry, Image, Kind};
 use crate::sign::{KeyId, PublicKey, Ring, SIGNATURE_LEN, SIGNATURE_PATH, SignatureError};
 use crate::write::DIR_MODE;
 
@@ -60,7 +60,9 @@ pub enum CheckError {
     #[error("the image is not signed: it has no /{SIGNATURE_PATH}, and only signed images are taken here")]
     Unsigned,
     /// Something in the data that no manifest can vouch for.
-    #[error("`/{path}` of the context image is {what}: a manifest vouches for regular files only")]
+    #[error(
+        "`/{path}` of the context image is {what}: a manifest vouches for regular files only, as they are stored"
+    )]
     Unvouched {
         /// Its path in the image.
         path: String,
@@ -176,10 +178,11 @@ fn tree(manifest: &Manifest, data: &Entry, image: &[u8], signed: bool) -> Result
             }
             Kind::File(ranges) => {
                 left = left.checked_sub(entry.size).ok_or(CheckError::Overlap { len: image.len() as u64 })?;
-                let chunks = ranges.iter().map(|range| bytes_of(image, *range));
+                let chunks = ranges.iter().map(|range| range.of(image).unwrap_or_default());
                 found += 1;
                 manifest.verify_chunks(&path, chunks)?.mode.bits()
             }
+            Kind::Compressed(_) => return Err(unvouched("a compressed file")),
             Kind::Symlink(_) => return Err(unvouched("a symbolic link")),
             _ => return Err(unvouched("a special file")),
         };
@@ -193,13 +196,6 @@ fn tree(manifest: &Manifest, data: &Entry, image: &[u8], signed: bool) -> Result
     // Names are unique in an indexed image: as many files as the manifest names are all of them,
     // if each was found in it.
     if found == manifest.files.len() { Ok(()) } else { missing(manifest, Some(data)) }
-}
-
-/// A range of the image; nothing when it lies outside, which no indexed image has.
-fn bytes_of(image: &[u8], range: Range) -> &[u8] {
-    let start = usize::try_from(range.start).ok();
-    let end = usize::try_from(range.start.saturating_add(range.len)).ok();
-    start.zip(end).and_then(|(start, end)| image.get(start..end)).unwrap_or_default()
 }
 
 fn missing(manifest: &Manifest, data: Option<&Entry>) -> Result<(), CheckError> {

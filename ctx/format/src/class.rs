@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::number::{Number, NumberError};
+
 /// The longest class name, in bytes. It is a component of file names on both sides.
 pub const MAX_CLASS_NAME: usize = 32;
 
@@ -92,9 +94,10 @@ impl fmt::Display for Priority {
 }
 
 impl FromStr for Priority {
-    type Err = std::num::ParseIntError;
+    type Err = NumberError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        // In its range it fits.
+        text.parse().map(|number: Number<0, 65535>| Self(u16::try_from(number.get()).unwrap_or(u16::MAX)))
     }
 }
 

@@ -5,13 +5,14 @@
 //! `/.ctx/manifest.json` and `/data/**`; everything belongs to root, directories are 0700, and all
 //! times are one fixed time, so an image can be compared, cached and signed by its digest.
 
-use std::io;
+use std::collections::HashSet;
 
 use hadris_fs::{Content, NoClock, Node, Owner, PathError, Permissions, SetAttr, Tree};
 use hadris_iso::{IsoId, IsoLevel};
 
 use crate::data::{ContextData, TreeConflict};
 use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Mode};
+use crate::path::RelPath;
 use crate::sign::{SIGNATURE_PATH, SecretKey};
 
 /// The volume label of an image, by which a guest tells what it is for.
@@ -80,6 +81,15 @@ pub enum WriteError {
         /// The manifest's size in bytes.
         size: usize,
     },
+    /// Directories have numbers of 16 bits in an image.
+    #[error(
+        "the image would have {directories} directories, and ISO 9660 can number {MAX_DIRECTORIES}: put more files into \
+         fewer directories, or split the class"
+    )]
+    TooManyDirectories {
+        /// How many there would be, the root and those of the manifest and the data included.
+        directories: usize,
+    },
     /// The image writer refused.
     #[error("the ISO image cannot be written: {0}")]
     Iso(String),
@@ -94,6 +104,10 @@ impl From<PathError> for WriteError {
 /// What the descriptors, directories and their padding take beside the files, at most, for a small
 /// tree. Only a hint for the first allocation; the image grows when it is not enough.
 const OVERHEAD: usize = 512 << 10;
+
+/// Directories of an image, its root included. Path tables number them with 16 bits (ECMA-119, 9.4); Linux reads
+/// none, others do. One is kept for the directory to which those are moved that are nested too deep.
+pub const MAX_DIRECTORIES: usize = 65_534;
 
 /// The mode of every directory on an image.
 pub const DIR_MODE: u16 = 0o700;
@@ -121,6 +135,7 @@ pub fn write_signed_iso(
     if manifest.len() > MAX_MANIFEST {
         return Err(WriteError::ManifestTooLarge { files: data.files.len(), size: manifest.len() });
     }
+    check_directories(data)?;
     let payload: usize = data.files.values().map(|file| file.content.len().next_multiple_of(2048)).sum();
     let mut image = Vec::with_capacity(payload + manifest.len() + OVERHEAD);
 
@@ -140,6 +155,14 @@ pub fn write_signed_iso(
     }
     hadris_iso::sync::write(&mut image, &tree, &iso_options(*options))?;
     Ok(image)
+}
+
+/// Checks that the image's directories can be numbered.
+fn check_directories(data: &ContextData) -> Result<(), WriteError> {
+    let parents: HashSet<_> = data.files.keys().flat_map(RelPath::parents).collect();
+    // The root, and those of the manifest and of the data.
+    let directories = parents.len() + 3;
+    if directories > MAX_DIRECTORIES { Err(WriteError::TooManyDirectories { directories }) } else { Ok(()) }
 }
 
 /// An image without anything in it: no manifest, so no reader takes it for context data. It stands in a
@@ -185,49 +208,8 @@ fn attrs(mode: u16) -> SetAttr {
     SetAttr::new().with_permissions(Permissions::new(mode.into())).with_owner(Owner::new(0, 0))
 }
 
-/// Writes `bytes` to `path` so that `path` is at any time, a power cut included, either what it was
-/// or all of `bytes`: a new file of mode 0600 beside it, fsync, rename, fsync of the directory.
-///
-/// # Errors
-/// Whatever the file system answers; `path` is then unchanged and the temporary file removed.
-pub fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
-    use std::fs::{self, File, OpenOptions};
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => std::path::Path::new("."),
-    };
-    // Hidden, and unlike any finished name: a cleaner can tell leftovers of a crash by `.tmp`.
-    let mut temporary_name = std::ffi::OsString::from(".");
-    temporary_name.push(name);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    temporary_name.push(format!(".{}.{count}.tmp", std::process::id()));
-    let temporary = parent.join(temporary_name);
-
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(parent)?.sync_all()
-    })();
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use crate::class::Priority;
     use crate::data::File;
@@ -277,23 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn an_atomic_write_leaves_the_new_file_alone_and_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.iso");
-        for bytes in [&b"old"[..], b"new"] {
-            write_atomically(&path, bytes).unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        }
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_atomic_write_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        std::fs::create_dir(&path).unwrap();
-        assert!(write_atomically(&path, b"x").is_err());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    fn too_many_directories_are_called_that() {
+        let many = |count| {
+            let files = (0..count).map(|n| (format!("d{n}/f").parse().unwrap(), File::private(""))).collect();
+            ContextData { files, ..data(&[]) }
+        };
+        check_directories(&many(MAX_DIRECTORIES - 3)).unwrap();
+        let error = write_iso(&many(66_000), &ImageOptions::default()).unwrap_err().to_string();
+        let expected = "the image would have 66003 directories, and ISO 9660 can number 65534: ";
+        assert!(error.starts_with(expected), "{error}");
     }
 }

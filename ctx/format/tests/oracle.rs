@@ -3,7 +3,7 @@
 //! `xorriso` (libisofs) and `isoinfo` (cdrkit) share no code with the writer or with each other.
 
 // Helpers outside of `#[test]` functions fail their test by panicking too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::fs;

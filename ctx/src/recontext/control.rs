@@ -8,16 +8,40 @@
 //! ← {"ok":false,"error":"…"}
 //! ```
 //!
-//! A connection may ask many things, one after the other. The socket is root's alone (0600): who can
+//! A connection may ask many things, one after the other. A question has at most 64 KiB, an answer at most 64 MiB; after a
+//! longer question the connection is closed, since where the next one begins is not known. The socket is root's alone (0600): who can
 //! write to it decides when a guest gets new data, not what is in it.
 
 use std::path::Path;
 
+use ctx_io::bounded::{self, Size, TooLarge};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
 use super::record::Record;
+
+/// The longest question, in bytes: a name and a reason.
+pub(super) const QUESTION: u64 = 64 << 10;
+
+/// Reads a line of at most `limit` bytes, without its newline; `None` at the end.
+///
+/// # Errors
+/// What reading returns, and [`TooLarge`].
+pub(super) async fn read_line(
+    from: &mut (impl AsyncBufRead + Unpin),
+    limit: u64,
+) -> std::io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    // One more for the newline.
+    if from.take(limit + 1).read_until(b'\n', &mut line).await? == 0 {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    if line.len() as u64 > limit { Err(TooLarge { limit }.into()) } else { Ok(Some(line)) }
+}
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +77,18 @@ pub struct Answer {
 impl Answer {
     pub(super) fn error(error: impl Into<String>) -> Self {
         Self { error: Some(error.into()), ..Self::default() }
+    }
+
+    /// The answer as a line; one that nobody would read says so instead.
+    pub(super) fn to_line(&self) -> Vec<u8> {
+        // Plain values with string keys: serializing cannot fail.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        if line.len() as u64 > bounded::ANSWER {
+            let error = format!("the answer has more than {}, the limit", Size(bounded::ANSWER));
+            line = serde_json::to_vec(&Self::error(error)).unwrap_or_default();
+        }
+        line.push(b'\n');
+        line
     }
 }
 
@@ -111,12 +147,17 @@ pub async fn ask(socket: &Path, question: &Ask) -> Result<Answer, ControlError> 
         .map_err(|error| ControlError::Connect { path: path.clone(), error })?;
     let fail = |message: String| ControlError::Answer { path: path.clone(), message };
     let mut line = serde_json::to_vec(question).map_err(|error| fail(error.to_string()))?;
+    if line.len() as u64 > QUESTION {
+        return Err(fail(format!("the question has more than {}, the limit", Size(QUESTION))));
+    }
     line.push(b'\n');
     let mut stream = BufReader::new(stream);
     stream.write_all(&line).await.map_err(|error| fail(error.to_string()))?;
-    let mut answer = String::new();
-    stream.read_line(&mut answer).await.map_err(|error| fail(error.to_string()))?;
-    serde_json::from_str(&answer).map_err(|error| fail(error.to_string()))
+    let answer = read_line(&mut stream, bounded::ANSWER)
+        .await
+        .map_err(|error| fail(error.to_string()))?
+        .unwrap_or_default();
+    serde_json::from_slice(&answer).map_err(|error| fail(error.to_string()))
 }
 
 #[cfg(test)]

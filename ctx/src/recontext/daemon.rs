@@ -11,12 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use ctx_io::accept::Backoff;
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::control::{Answer, Ask, Status};
+use super::control::{Answer, Ask, QUESTION, Status, read_line};
 use super::queue::{Job, Queue};
 use super::record::{Outcome, Record};
 use super::run::{Recontextualizer, Request};
@@ -46,9 +47,6 @@ pub enum DaemonError {
 
 /// Waits before a run that failed is tried again.
 const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
-
-/// The longest question on the control socket, in bytes.
-const MAX_QUESTION: u64 = 64 << 10;
 
 type Waiter = oneshot::Sender<Vec<Record>>;
 
@@ -99,6 +97,8 @@ pub async fn daemon(
     };
     ready();
     daemon.reconcile().await;
+    // Until when no connection is accepted, since there was no descriptor for one.
+    let (mut backoff, mut paused) = (Backoff::new("the control socket"), tokio::time::Instant::now());
 
     loop {
         tokio::select! {
@@ -124,11 +124,15 @@ pub async fn daemon(
                 None => break,
             },
             Some(message) = messages.recv() => daemon.message(message),
-            accepted = listener.accept() => match accepted {
+            accepted = async {
+                tokio::time::sleep_until(paused).await;
+                listener.accept().await
+            } => match accepted {
                 Ok((stream, _)) => {
+                    backoff.accepted();
                     tokio::spawn(serve(stream, sender.clone()));
                 }
-                Err(error) => tracing::warn!(%error, "the control socket"),
+                Err(error) => paused = tokio::time::Instant::now() + backoff.failed(&error),
             },
             // Only to free the tasks' memory: what they did comes as a message.
             Some(_) = daemon.runs.join_next() => {}
@@ -412,11 +416,15 @@ async fn serve(stream: UnixStream, sender: mpsc::UnboundedSender<Message>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
-        let mut line = Vec::new();
-        match (&mut read).take(MAX_QUESTION).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
+        let line = match read_line(&mut read, QUESTION).await {
+            Ok(Some(line)) => line,
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                let refused = Answer::error(format!("the question cannot be taken: {error}"));
+                let _ = write.write_all(&refused.to_line()).await;
+                return;
+            }
+            Ok(None) | Err(_) => return,
+        };
         let answer = match serde_json::from_slice(&line) {
             Ok(question) => {
                 let (answer, received) = oneshot::channel();
@@ -425,9 +433,7 @@ async fn serve(stream: UnixStream, sender: mpsc::UnboundedSender<Message>) {
             }
             Err(error) => Answer::error(format!("not a question: {error}")),
         };
-        let mut line = serde_json::to_vec(&answer).unwrap_or_default();
-        line.push(b'\n');
-        if write.write_all(&line).await.is_err() {
+        if write.write_all(&answer.to_line()).await.is_err() {
             return;
         }
     }

@@ -15,7 +15,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ctx_format::write_atomically;
+use ctx_io::{bounded, durable};
 use roxmltree::Document;
 
 use super::device::{disks, target_of};
@@ -141,11 +141,11 @@ fn write_empty(path: &Path) -> Result<(), HookError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let made = (|| {
         let image = ctx_format::write::empty_iso().map_err(io::Error::other)?;
-        if std::fs::read(path).ok().as_deref() != Some(&image[..]) {
+        if bounded::read(path, image.len() as u64).ok().as_deref() != Some(&image[..]) {
             if let Some(folder) = path.parent() {
                 std::fs::DirBuilder::new().recursive(true).mode(0o711).create(folder)?;
             }
-            write_atomically(path, &image)?;
+            durable::write(path, &image)?;
         }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
     })();

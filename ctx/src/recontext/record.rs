@@ -3,13 +3,12 @@
 //! The log is an interface: `bench` and operators read it. Times are `CLOCK_MONOTONIC` of the host
 //! that ran, in nanoseconds; the wall clock stands beside the trigger to line hosts up.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 
 use ctx_format::ClassName;
 use ctx_format::manifest::Sha256;
+use ctx_io::jsonl::{self, Appender};
 use serde::{Deserialize, Serialize};
 
 use super::ack::{Acknowledgement, Answer};
@@ -145,33 +144,22 @@ impl Record {
     }
 
     /// Appends it to the log at `path` as one line, in one write, so that readers and other writers
-    /// never see half of it.
+    /// never see half of it; also where a crash left half of another ([`ctx_io::jsonl`]).
     ///
     /// # Errors
     /// Whatever the file system answers.
     pub fn append(&self, path: &Path) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self).map_err(io::Error::other)?;
-        line.push(b'\n');
-        let mut log = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-        log.write_all(&line)?;
-        log.sync_data()
+        let mut log = Appender::open(path, 0o640)?;
+        log.append(self)?;
+        log.sync()
     }
 
-    /// Reads a log. A last line without an end, cut off by a crash, is left out.
+    /// Reads a log. A line that is not a record is left out, and named in the result.
     ///
     /// # Errors
-    /// Whatever the file system answers, and the number of a line that is not a record.
-    pub fn read_log(path: &Path) -> io::Result<Vec<Self>> {
-        let text = std::fs::read_to_string(path)?;
-        text.split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-            .enumerate()
-            .map(|(index, line)| {
-                serde_json::from_str(line).map_err(|error| {
-                    io::Error::other(format!("{}:{}: not a record: {error}", path.display(), index + 1))
-                })
-            })
-            .collect()
+    /// What reading returns.
+    pub fn read_log(path: &Path) -> io::Result<jsonl::Log<Self>> {
+        jsonl::read(path)
     }
 }
 
@@ -214,14 +202,19 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_read_back_without_a_line_that_was_cut_off() {
+    fn a_torn_line_swallows_no_record() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
-        record().append(&path).unwrap();
         record().append(&path).unwrap();
         let mut log = std::fs::read(&path).unwrap();
         log.extend_from_slice(b"{\"run\":");
         std::fs::write(&path, log).unwrap();
-        assert_eq!(Record::read_log(&path).unwrap(), [record(), record()]);
+        let torn = Record::read_log(&path).unwrap();
+        assert!(torn.records == [record()] && torn.torn && torn.damaged.is_empty());
+        record().append(&path).unwrap();
+        let log = Record::read_log(&path).unwrap();
+        assert_eq!(log.records, [record(), record()]);
+        let said: Vec<String> = log.damaged.iter().map(ToString::to_string).collect();
+        assert!(said.len() == 1 && said[0].contains("events.jsonl:2: not a record"), "{said:?}");
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use ctx_format::write_atomically;
+use ctx_io::{bounded, durable};
 use serde::{Deserialize, Serialize};
 
 use super::plan::Journal;
@@ -61,7 +61,7 @@ impl StateDir {
     /// [`StateError`] when it cannot be read.
     pub fn load(&self, uuid: &str) -> Result<DomainState, StateError> {
         let path = self.domain_file(uuid);
-        match fs::read(&path) {
+        match bounded::read(&path, bounded::STATE) {
             Ok(json) => Ok(serde_json::from_slice(&json).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "state that cannot be understood is not used");
                 DomainState::default()
@@ -80,7 +80,7 @@ impl StateDir {
         state.devices.insert(target.to_owned(), journal.clone());
         let path = self.domain_file(uuid);
         let json = serde_json::to_vec_pretty(&state).unwrap_or_default();
-        write_atomically(&path, &json).map_err(|error| StateError { path, error })
+        durable::write(&path, &json).map_err(|error| StateError { path, error })
     }
 
     /// The name of the image of a device and generation.
@@ -102,7 +102,7 @@ impl StateDir {
         if let Some(parent) = path.parent() {
             make_dir(parent, 0o711)?;
         }
-        write_atomically(path, image).map_err(|error| StateError { path: path.to_owned(), error })
+        durable::write(path, image).map_err(|error| StateError { path: path.to_owned(), error })
     }
 
     /// Removes the images of a device except `keep`: they may hold secrets. Best effort.

@@ -4,7 +4,7 @@
 //! have one such driver, so the tests of a binary share it and keep apart by domain name.
 
 // Helpers fail their test by panicking, and not every test binary uses all of them.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, unreachable_pub)]
 
 use std::path::Path;
 use std::process::Command;

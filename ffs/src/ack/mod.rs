@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use ctx_format::ack::Ack;
-use ctx_format::write_atomically;
+use ctx_io::durable;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,7 @@ impl Way for File {
             std::fs::create_dir_all(dir)?;
         }
         let lines: Vec<u8> = all.iter().flat_map(|state| state.to_line()).collect();
-        write_atomically(&self.0, &lines)?;
+        durable::write(&self.0, &lines)?;
         Ok(true)
     }
 }

@@ -18,8 +18,10 @@ use crate::dirs::same;
 use crate::events::{Log, Step};
 use crate::follow::{Verdict, backoff, judge};
 use crate::handover::state;
-use crate::layer::{Layer, device, image};
+use crate::layer::Layer;
+use crate::layer::load::{self, Asked, LoadError};
 use crate::memory::Limit;
+use crate::sealed::Sealed;
 use crate::trust::Trust;
 use crate::uevent::{Action, Uevent};
 
@@ -245,6 +247,12 @@ impl Daemon {
             self.log.write(Step::Refused { origin: layer.origin, reason: reason.clone() });
             return reason;
         }
+        if let Err(reason) = self.trust.may_show([&layer]) {
+            // Another of its class came first, while this one was read.
+            let (origin, reason) = (layer.origin, reason.to_string());
+            self.log.write(Step::Refused { origin, reason: reason.clone() });
+            return reason;
+        }
         let shown = self.mount.current();
         let have = shown.layers.iter().find(|have| have.name == layer.name);
         match judge(have.map(|have| &**have), &layer, self.config.accept_older) {
@@ -291,21 +299,29 @@ fn read_device(
 ) -> Result<Layer, Failure> {
     let path = Path::new("/dev").join(device);
     log.write(Step::Reading { device: device.to_owned(), attempt });
-    let image = device::read(&path, limit.now()).map_err(|error| match limit.refuses(&error) {
-        Some(reason) => Failure { passes: false, reason, memory: true },
-        None => Failure { passes: error.passes(), reason: error.to_string(), memory: false },
-    })?;
-    log.write(Step::Read { device: device.to_owned(), bytes: image.bytes().len() as u64 });
     let origin = format!("device:{}", path.display());
     let claimed = |claim: Option<&Claim>| {
         if let Some(Claim { class, generation }) = claim.cloned() {
             log.write(Step::Claimed { device: device.to_owned(), class, generation });
         }
     };
-    // A disc that was read while it was being changed gives a damaged image once.
-    let (layer, claim) = image::layer(image, name, priority, &origin, trust).map_err(|error| {
-        claimed(error.claim());
-        Failure { passes: attempt < 3, reason: error.to_string(), memory: false }
+    let read = |image: &Sealed| {
+        log.write(Step::Read { device: device.to_owned(), bytes: image.bytes().len() as u64 });
+    };
+    let asked = Asked { name, priority, origin: &origin, trust };
+    let (layer, claim) = load::load(&path, &asked, limit, read).map_err(|error| {
+        if let Some(reason) = error.no_room(limit) {
+            return Failure { passes: false, reason, memory: true };
+        }
+        let passes = match &error {
+            LoadError::Device(error) => error.passes(),
+            LoadError::Image(error) => {
+                claimed(error.claim());
+                // A disc that was read while it was being changed gives a damaged image once.
+                attempt < 3
+            }
+        };
+        Failure { passes, reason: error.to_string(), memory: false }
     })?;
     claimed(claim.as_ref());
     log.write(Step::Verified {

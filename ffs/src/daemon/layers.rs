@@ -22,8 +22,9 @@ use crate::edit::{Desired, Op, plan};
 use crate::events::Step;
 use crate::follow::Hold;
 use crate::generation::Generation;
+use crate::layer::Layer;
 use crate::layer::dir::{self, DirError};
-use crate::layer::{Layer, device, image};
+use crate::layer::load::{self, Asked, LoadError};
 use crate::memory::Limit;
 use crate::projection::plain;
 use crate::trust::Trust;
@@ -87,13 +88,17 @@ pub(super) fn load(
     match &spec.source {
         Source::Dir(path) => followed.read(spec, path).map(Some).map_err(|source| error(source.to_string())),
         Source::Iso(path) => {
-            let image = device::read(path, limit.now()).map_err(|source| match limit.refuses(&source) {
-                Some(reason) => DaemonError::NoRoom { name: spec.name.clone(), reason },
-                None => error(source.to_string()),
-            })?;
-            image::layer(image, Some(&spec.name), spec.priority, &spec.source.to_string(), trust)
-                .map(|(layer, _)| Some(layer))
-                .map_err(|source| error(format!("`{}`: {source}", path.display())))
+            let origin = spec.source.to_string();
+            let asked = Asked { name: Some(&spec.name), priority: spec.priority, origin: &origin, trust };
+            load::load(path, &asked, limit, |_| ()).map(|(layer, _)| Some(layer)).map_err(|source| {
+                if let Some(reason) = source.no_room(limit) {
+                    return DaemonError::NoRoom { name: spec.name.clone(), reason };
+                }
+                match source {
+                    LoadError::Device(source) => error(source.to_string()),
+                    LoadError::Image(source) => error(format!("`{}`: {source}", path.display())),
+                }
+            })
         }
         Source::Device(_) => Ok(None),
     }
@@ -143,6 +148,18 @@ impl Daemon {
             .into_iter()
             .filter(|layer| !current.layers.iter().any(|have| same(have, layer)))
             .map(Arc::new)
+            .collect();
+        let news: Vec<Arc<Layer>> = news
+            .into_iter()
+            .filter(|layer| match self.trust.accept([&**layer]) {
+                Ok(()) => true,
+                // Another of its class came first.
+                Err(reason) => {
+                    let (origin, reason) = (layer.origin.clone(), reason.to_string());
+                    self.log.write(Step::Refused { origin, reason });
+                    false
+                }
+            })
             .collect();
         let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
         let Some(first) = news.first() else { return };
@@ -246,6 +263,10 @@ impl Daemon {
                 }
             }
         }
+        if let Err(reason) = self.trust.accept(read.iter().map(|layer| &**layer)) {
+            self.follow_back(&plan.load.iter().map(|spec| spec.name.as_str()).collect());
+            return Err(reason.to_string().into());
+        }
         let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
         let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
         let generation = read.first().and_then(|layer| layer.generation).filter(|_| ops.len() == 1);
@@ -319,6 +340,8 @@ impl Daemon {
             }
         }
         let asked = std::mem::replace(&mut self.desired, asked);
+        let back = layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer)));
+        self.trust.accept_rollback(back.map(|layer| &**layer));
         self.switch("rollback", None, asked, layers);
         self.follow_desired();
         Ok(())

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use ctx_format::Number;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::ack;
@@ -121,6 +122,8 @@ enum Message {
     /// A door is closed, and the last one has left.
     AtRest,
     Stale,
+    /// Mounts came or went, somewhere on this machine.
+    Mounts,
     Stop,
     Reload,
     SessionEnded(io::Result<()>),
@@ -210,6 +213,8 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
+    let together = |reason: crate::trust::Reason| TrustError::Together(reason.to_string());
+    trust.may_show(layers.iter().map(|layer| &**layer)).map_err(together)?;
     let options = Options {
         projection: config.projection,
         passthrough: config.passthrough,
@@ -221,11 +226,15 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = mount.unmount();
         error
     };
+    let shown = mount.current();
+    let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer));
+    drop(shown);
+    accepted.map_err(|reason| unmount_on(together(reason).into()))?;
     let server = Server::start(socket, doors.clone(), to_loop(&tx))
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
     let started = number.and_then(|number| {
-        let gone = mount.watch_table(number, made_read_only(&log))?;
+        let gone = mount.watch_table(number, hear_of_mounts(&tx, &log))?;
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
@@ -310,7 +319,8 @@ fn block_signals() -> Result<SigSet, DaemonError> {
 }
 
 fn limit(config: &Config) -> Limit {
-    Limit { image: config.image_limit, total: config.max_memory.unwrap_or_else(memory::default_limit) }
+    let total = config.max_memory.map_or_else(memory::default_limit, Number::get);
+    Limit { image: config.image_limit.get(), total }
 }
 
 /// The directories that are followed: none yet.
@@ -343,10 +353,15 @@ fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
     });
 }
 
-/// Writes down that a mount had been made writable.
-fn made_read_only(log: &Arc<Log>) -> impl Fn(&Path) + Send + 'static {
-    let log = log.clone();
-    move |point| log.write(Step::MadeReadOnly { point: point.display().to_string() })
+/// Hears of mounts that came or went, and writes down those that had been made writable.
+fn hear_of_mounts(tx: &Sender<Message>, log: &Arc<Log>) -> impl Fn(&[PathBuf]) + Send + 'static {
+    let (tx, log) = (tx.clone(), log.clone());
+    move |undone| {
+        for point in undone {
+            log.write(Step::MadeReadOnly { point: point.display().to_string() });
+        }
+        let _ = tx.send(Message::Mounts);
+    }
 }
 
 /// Lets commands in that come as extended attributes.
@@ -443,6 +458,7 @@ impl Daemon {
                 let _ = answer.send(response);
             }
             Message::Stale => self.rescan(),
+            Message::Mounts => self.mount.uncover(),
             Message::Reload => {
                 // systemd tells by the time that this reload is the one it asked for (sd_notify(3)).
                 let (mono_ns, _) = crate::sys::clocks().unwrap_or_default();

@@ -63,7 +63,6 @@ fn of_mount(mount: &Mount, config: &Config, abilities: &mut Vec<String>, reduced
     }
     let names = [
         ("inotify", able.events),
-        ("epoch", able.epoch),
         ("readdirplus", able.readdirplus),
         ("prefetch", able.prefetch),
         ("passthrough", able.passthrough),

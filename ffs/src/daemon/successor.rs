@@ -187,7 +187,7 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
     let hooks =
         Hooks::start(hooks, &point, log.clone(), works.clone(), outcomes, waiting).map_err(unmount_on)?;
     mount
-        .watch_table(connection.device, super::made_read_only(&log))
+        .watch_table(connection.device, super::hear_of_mounts(&tx, &log))
         .and_then(|gone| threads::start(&tx, &doors, &signals, session, uevents.clone(), gone))
         .map_err(unmount_on)?;
     super::hear_of_stale(&mount, &tx);

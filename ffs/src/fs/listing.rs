@@ -2,15 +2,18 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::attr::{attr, file_type};
 use super::{FOREVER, ONE, Shared};
 use crate::merge::{Dir, Node};
+
+/// A size that no file has: the kernel gives a listed name with it to the program, leaves what it has cached for that name as
+/// it is, and forgets the inode again (fs/fuse/readdir.c, `fuse_direntplus_link`). Taking an old name in would drop the new
+/// one, and with it what is mounted there.
+const NOT_LINKED: u64 = u64::MAX;
 
 impl Shared {
     pub(super) fn readdir(&self, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -46,10 +49,13 @@ impl Shared {
             Err(error) => reply.error(error),
             Ok(dir) => {
                 let own = Node::Dir(dir.clone());
-                let ttl = if self.lasts(&dir) { FOREVER } else { Duration::ZERO };
+                let now = self.dir(ino).ok();
                 for (next, name, node) in entries(&dir, offset, backwards) {
-                    let attr = attr(node.unwrap_or(&own));
-                    if reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, ONE) {
+                    let mut attr = attr(node.unwrap_or(&own));
+                    if node.is_some_and(|node| !self.announced.keeps(now.as_deref(), dir.ino, name, node)) {
+                        attr.size = NOT_LINKED;
+                    }
+                    if reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, &attr, ONE) {
                         break;
                     }
                     // The kernel takes a reference for each entry but `.` and `..`.
@@ -60,13 +66,6 @@ impl Shared {
                 reply.ok();
             }
         }
-    }
-
-    /// Whether names of a listing may stay in the kernel's cache. It takes them in as names of the moment at which it does,
-    /// however old the answer is: so not while a switch is coming, nor what a listing shows of a generation that went.
-    fn lasts(&self, dir: &Arc<Dir>) -> bool {
-        let now = self.dir(INodeNo(dir.ino));
-        !self.passing.load(Ordering::Acquire) && now.is_ok_and(|now| Arc::ptr_eq(&now, dir))
     }
 
     /// The directory that a listing shows: what it showed when the listing began.

@@ -28,9 +28,10 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
 };
 
+use crate::announced::Announced;
 use crate::generation::Generation;
 use crate::handover::state::Agreed;
-use crate::layer::{Content, Name};
+use crate::layer::Content;
 use crate::merge::{Dir, File, Node, ROOT};
 use crate::prefetch::Prefetch;
 use crate::readers::Readers;
@@ -61,8 +62,8 @@ pub(crate) type OnCommand =
 pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) current: ArcSwap<Generation>,
-    /// A switch that drops all names in one step is coming.
-    pub(crate) passing: AtomicBool,
+    /// Names that are answered in a way of their own.
+    pub(crate) announced: Announced,
     pub(crate) table: Table,
     /// The replay of changes for watchers.
     pub(crate) replay: Replay,
@@ -72,9 +73,6 @@ pub(crate) struct Shared {
     pub(crate) readers: Readers,
     /// Whether the kernel takes attributes with listings.
     pub(crate) readdirplus: AtomicBool,
-    /// Whether access control lists are in force: the kernel asks for them on first looks by others
-    /// than the owner, so only where the mount begins with some.
-    pub(crate) acls: bool,
     /// Whether fusermount3 made the mount for a user: the kernel does not hold it read-only. So opens are
     /// asked for, and those for writing are refused; and its owner gives commands by extended attribute.
     pub(crate) users_mount: bool,
@@ -98,12 +96,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(generation: Generation, passthrough: bool, users_mount: bool) -> Self {
         let table = Table::new(generation.root.clone());
-        let acls = any_acl(&generation.root);
         table.remember(&hidden(HIDDEN));
         let root = nix::unistd::geteuid().is_root();
         Self {
             passthrough: passthrough && root,
-            ..Self::with(generation, table, Handles::default(), acls, users_mount)
+            ..Self::with(generation, table, Handles::default(), users_mount)
         }
     }
 
@@ -112,16 +109,14 @@ impl Shared {
         generation: Generation,
         table: Table,
         dirs: Handles<Mutex<Arc<Dir>>>,
-        acls: bool,
         users_mount: bool,
     ) -> Self {
         Self {
             gate: RwLock::new(()),
-            passing: AtomicBool::new(false),
+            announced: Announced::default(),
             table,
             replay: Replay::default(),
             current: ArcSwap::from_pointee(generation),
-            acls,
             users_mount,
             refused: Refused::default(),
             passthrough: false,
@@ -171,14 +166,29 @@ impl Shared {
 
     /// Answers with the file that is told of, as it is now: the name that it gets stays in the cache as any other.
     fn told(&self, reply: ReplyEntry) {
-        let dir = self.replay.told().and_then(|(parent, name)| Some((self.dir(INodeNo(parent)).ok()?, name)));
-        match dir.as_ref().and_then(|(dir, name)| dir.get(name)) {
+        let Some((parent, name)) = self.replay.told() else { return reply.error(Errno::ENOENT) };
+        let (dir, name) = (self.dir(INodeNo(parent)), name.as_slice());
+        match dir.as_ref().ok().and_then(|dir| dir.get(name)) {
             Some(node @ Node::File(_)) => {
                 self.table.remember(node);
-                reply.entry(&FOREVER, &attr(node), ONE);
+                self.named(parent, name, node, reply);
             }
             _ => reply.error(Errno::ENOENT),
         }
+    }
+
+    /// Answers with what a name stands for: forever, unless a switch is about to change that.
+    fn named(&self, parent: u64, name: &[u8], node: &Node, reply: ReplyEntry) {
+        if self.announced.changes(parent, name) {
+            once(reply, &attr(node));
+        } else {
+            reply.entry(&FOREVER, &attr(node), ONE);
+        }
+    }
+
+    /// Whether the kernel asks for the target of a rename whatever it has cached.
+    pub(crate) fn renames_over(&self) -> bool {
+        self.agreed.get().is_some_and(|agreed| agreed.renames_over())
     }
 
     fn dir(&self, ino: INodeNo) -> Result<Arc<Dir>, Errno> {
@@ -208,10 +218,10 @@ impl Filesystem for Ffs {
             | InitFlags::FUSE_CACHE_SYMLINKS
             // Cached pages are dropped when we say so, not when attributes look new.
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-            | InitFlags::FUSE_EXPORT_SUPPORT;
-        if self.0.acls {
-            wanted |= InitFlags::FUSE_POSIX_ACL;
-        }
+            | InitFlags::FUSE_EXPORT_SUPPORT
+            // Also where no layer has an access control list: one may that comes later. The kernel asks for them on first
+            // looks by others than the owner.
+            | InitFlags::FUSE_POSIX_ACL;
         if self.0.passthrough {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             let _ = config.set_max_stack_depth(STOREYS);
@@ -258,12 +268,16 @@ impl Filesystem for Ffs {
                 None => reply.error(Errno::ENOENT),
             };
         }
+        if let Some(covered) = self.0.announced.covered(parent.0, name.as_bytes()) {
+            self.0.table.asked(&covered);
+            return reply.entry(&FOREVER, &attr(&covered), ONE);
+        }
         match self.0.dir(parent) {
             Err(error) => reply.error(error),
             Ok(dir) => match dir.get(name.as_bytes()) {
                 Some(node) => {
-                    self.0.table.remember(node);
-                    reply.entry(&FOREVER, &attr(node), ONE);
+                    self.0.table.asked(node);
+                    self.0.named(parent.0, name.as_bytes(), node, reply);
                     self.0.prefetch.looked_up(dir.ino, &dir.asked, dir.entries.len());
                 }
                 None if parent.0 == ROOT && name.as_bytes() == ALIAS_NAME => {
@@ -277,6 +291,7 @@ impl Filesystem for Ffs {
                     self.0.table.remember(&earlier);
                     once(reply, &attr(&earlier));
                 }
+                None if self.0.announced.changes(parent.0, name.as_bytes()) => reply.error(Errno::ENOENT),
                 // Number 0 is how FUSE says "not there, and you may remember that".
                 None => reply.entry(&FOREVER, &FileAttr { ino: INodeNo(0), ..attr(&Node::Dir(dir)) }, ONE),
             },
@@ -553,15 +568,4 @@ impl Filesystem for Ffs {
 /// Answers with an entry that holds for this one lookup.
 fn once(reply: ReplyEntry, attr: &FileAttr) {
     reply.entry_with_ttls(&FOREVER, &Duration::ZERO, attr, ONE);
-}
-
-/// Whether anything in a tree has an access control list.
-fn any_acl(dir: &Dir) -> bool {
-    let has =
-        |xattrs: &[(Name, Box<[u8]>)]| xattrs.iter().any(|(name, _)| **name == *b"system.posix_acl_access");
-    has(dir.xattrs())
-        || dir.entries.iter().any(|(_, node)| match node {
-            Node::Dir(dir) => any_acl(dir),
-            Node::File(file) => has(&file.leaf.xattrs),
-        })
 }

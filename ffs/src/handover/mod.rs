@@ -33,6 +33,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::announced::Cover;
 use crate::edit::Desired;
 use crate::fs::Shared;
 use crate::generation::Generation;
@@ -74,11 +75,8 @@ pub(crate) fn pack(
         device,
         agreed: shared.agreed.get().copied().unwrap_or_default(),
         private,
-        epoch: mount.abilities().epoch,
         users_mount: shared.users_mount,
-        never_writable: mount.was_never_writable(),
         refused_writes: shared.refused.count(),
-        acls: shared.acls,
     };
     // Held until the end: addresses stand for objects as long as these live.
     let (shown, known, (next_handle, open)) = (mount.current(), shared.table.known(), shared.dirs.all());
@@ -86,6 +84,7 @@ pub(crate) fn pack(
         .iter()
         .map(|(handle, dir)| (*handle, dir.lock().unwrap_or_else(PoisonError::into_inner).clone()))
         .collect();
+    let covered = shared.announced.all_covered();
     let mut packer = pack::Packer::default();
     let shown = packer.generation(&shown);
     let before = before.map(|(generation, desired)| (packer.generation(generation), desired.into()));
@@ -94,6 +93,13 @@ pub(crate) fn pack(
         ways: shared.table.ways(),
         next_handle,
         open_dirs: open.iter().map(|(handle, dir)| (*handle, packer.dir(dir))).collect(),
+        covered: covered
+            .iter()
+            .map(|((parent, name), cover)| {
+                let node = packer.node(&cover.node);
+                (*parent, state::Bytes(name.clone()), state::Bytes(cover.path.clone()), node)
+            })
+            .collect(),
         stale: shared.stale.load(std::sync::atomic::Ordering::Relaxed),
     };
     let (tree, files) = packer.finish(shown, before, inodes);
@@ -116,7 +122,7 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     let private = match &connection.private {
         Ok(private) => {
             let root = unpack::descriptor(private.root)?;
-            Ok(PrivateMount::resume(root, connection.epoch, private.stand_in))
+            Ok(PrivateMount::resume(root, connection.agreed.renames_over(), private.stand_in))
         }
         Err(reason) => Err(reason.clone()),
     };
@@ -130,9 +136,13 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
         objects.generation(&tree.shown)?,
         table,
         Handles::resume(kernel.next_handle, open),
-        connection.acls,
         connection.users_mount,
     );
+    let covered = kernel.covered.iter().map(|(parent, name, path, node)| {
+        let cover = Cover { path: path.0.clone(), node: objects.node(*node)? };
+        Ok(((*parent, name.0.clone()), cover))
+    });
+    shared.announced.cover(covered.collect::<Result<_, StateError>>()?);
     let _ = shared.agreed.set(connection.agreed);
     shared.passthrough = shared.passes();
     shared.refused.count_also(connection.refused_writes);
@@ -144,9 +154,8 @@ pub(crate) fn unpack(connection: &Connection, tree: &Tree, kernel: &Kernel) -> R
     let connection = Resumed {
         fuse: unpack::descriptor(connection.fuse)?,
         agreed: connection.agreed,
-        epoch: connection.epoch,
+        number: connection.device,
         private,
-        never_writable: connection.never_writable,
     };
     Ok(Resumable { shared, inodes: objects.inodes(tree)?, connection, before })
 }

@@ -101,6 +101,7 @@ impl Packer {
             origin: layer.origin.clone(),
             class: layer.class.clone(),
             generation: layer.generation,
+            vouched: layer.vouched,
             root: self.layer_dir(&layer.root),
         };
         let at = push(&mut self.tree.layers, packed);

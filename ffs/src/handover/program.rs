@@ -5,7 +5,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -270,7 +270,8 @@ fn ended(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
 pub(crate) fn say_able() -> io::Result<()> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let able = serde_json::to_vec(&Able { takes_over: super::state::FORMAT, version })?;
-    io::stdout().write_all(&able)
+    ctx_io::output::bytes(&able);
+    Ok(())
 }
 
 #[cfg(test)]

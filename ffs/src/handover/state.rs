@@ -29,6 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use ctx_format::ClassName;
 use ctx_format::ack::{Ack, Hook};
+use ctx_format::manifest::Sha256;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -37,7 +38,7 @@ use crate::hooks::Outcome;
 use crate::table::Way;
 
 /// The only format so far.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// The number of a descriptor that is inherited.
 pub(crate) type Fd = RawFd;
@@ -83,21 +84,12 @@ pub(crate) struct Connection {
     pub(crate) device: u64,
     pub(crate) agreed: Agreed,
     /// The private mount, or why there is none.
-    #[serde(rename = "twin")]
     pub(crate) private: Result<PrivateMount, String>,
-    /// Whether the kernel drops all names in one step.
-    pub(crate) epoch: bool,
     /// Whether fusermount3 mounted it for a user.
-    #[serde(rename = "ask_opens")]
     pub(crate) users_mount: bool,
-    /// Whether the mount that everybody sees was read-only from the first moment; false where an
-    /// older program mounted it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) never_writable: bool,
     /// Writes that were refused. What the last ones left in the kernel's cache may still be there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) refused_writes: u64,
-    pub(crate) acls: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // As serde wants it.
@@ -114,6 +106,13 @@ pub(crate) struct Agreed {
     pub(crate) minor: u32,
     /// `FUSE_*` flags that were asked for and granted.
     pub(crate) taken: u64,
+}
+
+impl Agreed {
+    /// Whether the kernel asks for the target of a rename whatever it has cached: FUSE 7.37, Linux 6.1.
+    pub(crate) fn renames_over(self) -> bool {
+        (self.major, self.minor) >= (7, 37)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +226,7 @@ pub(crate) struct Layer {
     pub(crate) origin: String,
     pub(crate) class: Option<ClassName>,
     pub(crate) generation: Option<u64>,
+    pub(crate) vouched: Option<Sha256>,
     pub(crate) root: At,
 }
 
@@ -285,6 +285,9 @@ pub(crate) struct Kernel {
     pub(crate) next_handle: u64,
     /// Open directories by handle.
     pub(crate) open_dirs: Vec<(u64, At)>,
+    /// Names that changed while something was mounted on or below them: directory, name, path, and what the kernel has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) covered: Vec<(u64, Bytes, Bytes, Node)>,
     /// A directory layer was found to differ from its scan, and is yet to be read again.
     pub(crate) stale: bool,
 }

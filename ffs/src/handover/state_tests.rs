@@ -80,8 +80,10 @@ prop_compose! {
         (name, origin) in ("\\PC{0,8}", "\\PC{0,8}"),
         (priority, generation, root) in any::<(u16, Option<u64>, At)>(),
         class in option::of(class()),
+        vouched in option::of("[0-9a-f]{64}"),
     ) -> Layer {
-        Layer { name, priority, origin, class, generation, root }
+        let vouched = vouched.map(|digest| digest.parse().unwrap());
+        Layer { name, priority, origin, class, generation, vouched, root }
     }
 }
 
@@ -216,7 +218,7 @@ prop_compose! {
 prop_compose! {
     fn state()(
         point in bytes(),
-        (fuse, device, flags) in any::<(Fd, u64, (bool, bool, bool, bool))>(),
+        (fuse, device, users_mount) in any::<(Fd, u64, bool)>(),
         (major, minor, taken, refused_writes) in any::<(u32, u32, u64, u64)>(),
         private in prop_oneof![
             any::<(Fd, u64)>().prop_map(|(root, stand_in)| Ok(PrivateMount { root, stand_in })),
@@ -225,18 +227,18 @@ prop_compose! {
         tree in tree(),
         known in vec((node(), any::<u64>()), 0..4),
         ways in vec((any::<u64>(), prop_oneof![Just(Way::Asked), any::<u32>().prop_map(Way::Passed)]), 0..3),
+        covered in vec((any::<u64>(), bytes(), bytes(), node()), 0..3),
         kernel in (any::<u64>(), vec(any::<(u64, At)>(), 0..3), any::<bool>()),
         daemon in daemon(),
     ) -> State {
-        let (epoch, users_mount, acls, never_writable) = flags;
         let agreed = Agreed { major, minor, taken };
         let (next_handle, open_dirs, stale) = kernel;
         State {
             version: "0.1.0".to_owned(),
             point,
-            connection: Connection { fuse, device, agreed, private, epoch, users_mount, never_writable, refused_writes, acls },
+            connection: Connection { fuse, device, agreed, private, users_mount, refused_writes },
             tree,
-            kernel: Kernel { known, ways, next_handle, open_dirs, stale },
+            kernel: Kernel { known, ways, next_handle, open_dirs, covered, stale },
             daemon,
         }
     }
@@ -292,8 +294,8 @@ proptest! {
 #[test]
 fn another_format_is_refused_by_its_first_line() {
     let read = |text: &str| State::read(text.as_bytes()).unwrap_err().to_string();
-    assert!(read("ffs state 2\nwhatever").contains("format 2"));
-    assert!(read("ffs state 2\nwhatever").contains("restart the mount"));
+    assert!(read("ffs state 1\nwhatever").contains("format 1"));
+    assert!(read("ffs state 1\nwhatever").contains("restart the mount"));
     assert!(read("{}").contains("not a state"));
     assert!(read("ffs state x\n{}").contains("not a state"));
     assert!(read(&format!("ffs state {FORMAT}\n{{}}")).contains("missing field"));

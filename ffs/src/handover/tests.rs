@@ -18,7 +18,7 @@ fn layer(name: &str, priority: u16, entries: Vec<(&str, LayerNode)>) -> Arc<Laye
     let entries = entries.into_iter().map(|(name, node)| (name.as_bytes().into(), node)).collect();
     let root = Arc::new(LayerDir { entries, ..LayerDir::new(Meta::bare_dir()) });
     let (name, origin) = (name.to_owned(), format!("iso:/{name}"));
-    Arc::new(Layer { name, priority, origin, class: None, generation: Some(1), root })
+    Arc::new(Layer { name, priority, origin, class: None, generation: Some(1), vouched: None, root })
 }
 
 fn layers() -> Vec<Arc<Layer>> {
@@ -126,14 +126,11 @@ fn what_contradicts_itself_is_refused() {
         device: 0,
         agreed: state::Agreed::default(),
         private: Err("none".to_owned()),
-        epoch: false,
         users_mount: false,
-        never_writable: true,
         refused_writes: 0,
-        acls: false,
     };
     let (ways, open_dirs) = (vec![(ROOT, Way::Passed(5))], vec![(3, tree.shown.root)]);
-    let kernel = Kernel { known, ways, next_handle: 7, open_dirs, stale: true };
+    let kernel = Kernel { known, ways, next_handle: 7, open_dirs, covered: Vec::new(), stale: true };
     let good = unpack(&connection, &tree, &kernel).unwrap();
     assert_eq!(good.shared.table.ways(), [(ROOT, Way::Passed(5))]);
     assert_eq!((good.shared.table.len(), good.shared.dirs.all().0), (1, 7));

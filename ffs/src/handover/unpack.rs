@@ -89,6 +89,7 @@ impl Unpacked {
                 origin: layer.origin.clone(),
                 class: layer.class.clone(),
                 generation: layer.generation,
+                vouched: layer.vouched,
                 root: at(&layer_dirs, layer.root)?,
             }))
         });

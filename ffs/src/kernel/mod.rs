@@ -6,7 +6,9 @@
 //! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
 //! | `session` | which of the ways to mount is taken |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
+//! | `covers` | what is mounted on a mount of ours |
 
+pub(crate) mod covers;
 pub mod guard;
 pub mod mountinfo;
 pub mod mounting;

@@ -17,8 +17,12 @@ pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 pub struct Entry {
     /// The number of the mount, which is unique while it exists.
     pub id: u64,
+    /// The number of the mount that it is mounted on.
+    pub parent: u64,
     /// Major and minor number of the file system's device.
     pub device: (u64, u64),
+    /// What of the file system is mounted: a path in it.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub point: PathBuf,
     /// The type of the file system, with its subtype.
@@ -31,14 +35,15 @@ impl Entry {
     fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = number(fields.next()?)?;
-        let (_parent, device, _root) = (fields.next()?, fields.next()?, fields.next()?);
+        let (parent, device, root) = (number(fields.next()?)?, fields.next()?, fields.next()?);
         let colon = device.iter().position(|byte| *byte == b':')?;
         let device = (number(&device[..colon])?, number(&device[colon + 1..])?);
-        let point = OsString::from_vec(unescape(fields.next()?)).into();
+        let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
+        let (root, point) = (path(root), path(fields.next()?));
         let flags = flags(fields.next()?);
         // Optional fields end with a hyphen.
         fields.find(|field| *field == b"-")?;
-        Some(Self { id, device, point, kind: unescape(fields.next()?), flags })
+        Some(Self { id, parent, device, root, point, kind: unescape(fields.next()?), flags })
     }
 
     /// Whether nobody can write through this mount.

@@ -66,6 +66,32 @@ impl DeviceError {
 /// # Errors
 /// [`DeviceError`].
 pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
+    read_first(device, limit, volume_len)
+}
+
+/// Reads all of a device (or of a regular file), at most `limit` bytes: for a volume that uses more than its
+/// descriptor says.
+///
+/// # Errors
+/// [`DeviceError`].
+pub fn read_whole(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
+    read_first(device, limit, |file| file.seek(SeekFrom::End(0)))
+}
+
+/// The length of a device or of a regular file; `None` where it cannot be opened.
+pub(super) fn len(device: &Path) -> Option<u64> {
+    open(device).ok()?.seek(SeekFrom::End(0)).ok()
+}
+
+fn open(device: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(device)
+}
+
+fn read_first(
+    device: &Path,
+    limit: u64,
+    len: impl Fn(&mut File) -> io::Result<u64>,
+) -> Result<Sealed, DeviceError> {
     let classify = |source: io::Error| {
         let device = device.to_owned();
         match source.raw_os_error() {
@@ -77,11 +103,7 @@ pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
             _ => DeviceError::Failed { device, source },
         }
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(device)
-        .map_err(classify)?;
+    let mut file = open(device).map_err(classify)?;
     if file.metadata().map_err(classify)?.file_type().is_block_device() {
         match sys::drive_status(&file) {
             DriveStatus::NoDisc | DriveStatus::TrayOpen => {
@@ -92,7 +114,7 @@ pub fn read(device: &Path, limit: u64) -> Result<Sealed, DeviceError> {
         }
         sys::forget_pages(&file);
     }
-    let len = volume_len(&mut file).map_err(classify)?;
+    let len = len(&mut file).map_err(classify)?;
     if len == 0 {
         return Err(DeviceError::Empty { device: device.to_owned() });
     }
@@ -120,7 +142,10 @@ fn volume_len(file: &mut File) -> io::Result<u64> {
     if &descriptor[1..6] != b"CD001" || descriptor[0] != 1 {
         return Ok(device);
     }
+    // A volume has at least the system area, a descriptor and the end of descriptors: what says less says nothing.
+    let least = 18 * 2048;
     let blocks = u32::from_le_bytes([descriptor[80], descriptor[81], descriptor[82], descriptor[83]]);
     let block = u16::from_le_bytes([descriptor[128], descriptor[129]]);
-    Ok((u64::from(blocks) * u64::from(block)).min(device))
+    let volume = u64::from(blocks) * u64::from(block);
+    Ok(if volume < least { device } else { volume.min(device) })
 }

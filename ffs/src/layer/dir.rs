@@ -65,6 +65,7 @@ pub fn layer_telling(
         origin: format!("dir:{}", path.display()),
         class: None,
         generation: None,
+        vouched: None,
         root: tree,
     })
 }

@@ -1,7 +1,8 @@
 //! An ISO 9660 image in sealed memory as a layer.
 //!
 //! An image with `/.ctx/manifest.json` is context data: the tree that shows is `/data`, and it must
-//! be exactly what the manifest names, byte for byte. Any other image shows its root.
+//! be exactly what the manifest names, byte for byte. Any other image shows its root. Files that are stored
+//! compressed are decompressed here, once, into sealed memory of their own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use ctx_format::check::{Checked, Claim};
 use ctx_format::manifest::{DATA_DIR, MANIFEST_PATH};
-use ctx_format::read::{self, Entry, ReadError, Time};
+use ctx_format::read::{self, Entry, ReadError, Time, Zisofs, ZisofsError};
 
 use super::{Content, Kind, Layer, LayerDir, LayerNode, Leaf, Meta, WhiteoutName, whiteout_name};
-use crate::sealed::Sealed;
+use crate::memory::{Limit, TooMuch};
+use crate::sealed::{Sealed, Writer};
 use crate::trust::{Refusal, Trust};
 
 /// Why an image cannot be a layer.
@@ -27,6 +29,20 @@ pub enum ImageError {
     /// A plain image without a layer's name.
     #[error("the image has no /{MANIFEST_PATH}: only a named layer can show a plain image")]
     NotContext,
+    /// Compressed files that are too large.
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
+    /// A compressed file that is damaged.
+    #[error("the compressed file `/{path}` of the image is damaged: {source}")]
+    Compressed {
+        /// Its path in the image.
+        path: String,
+        /// What is wrong.
+        source: ZisofsError,
+    },
+    /// No memory for what is decompressed.
+    #[error("cannot hold what the image has compressed in memory: {0}")]
+    Memory(#[from] std::io::Error),
 }
 
 impl ImageError {
@@ -34,16 +50,12 @@ impl ImageError {
     pub fn claim(&self) -> Option<&Claim> {
         match self {
             Self::Refused(refusal) => refusal.claim.as_ref(),
-            Self::Read(_) | Self::NotContext => None,
+            _ => None,
         }
     }
 }
 
-/// Makes a layer of an image.
-///
-/// `name` and `priority` say what the layer is to be called and how it ranks; where they are `None`
-/// the manifest decides, and an image without one is refused. What the manifest says the image is comes
-/// back beside the layer.
+/// Makes a layer of an image, as [`layer_within`], whatever it holds.
 ///
 /// # Errors
 /// [`ImageError`].
@@ -54,9 +66,28 @@ pub fn layer(
     origin: &str,
     trust: &Trust,
 ) -> Result<(Layer, Option<Claim>), ImageError> {
+    layer_within(image, name, priority, origin, trust, &Limit::NONE)
+}
+
+/// Makes a layer of an image.
+///
+/// `name` and `priority` say what the layer is to be called and how it ranks; where they are `None`
+/// the manifest decides, and an image without one is refused. What the manifest says the image is comes
+/// back beside the layer. What is stored compressed and would not fit under the limit is not decompressed.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn layer_within(
+    image: Sealed,
+    name: Option<&str>,
+    priority: Option<u16>,
+    origin: &str,
+    trust: &Trust,
+    limit: &Limit,
+) -> Result<(Layer, Option<Claim>), ImageError> {
     let index = read::index(image.bytes())?;
     let image = Arc::new(image);
-    if let Some(Checked { manifest, .. }) = trust.admit(&index, image.bytes())? {
+    if let Some((Checked { manifest, .. }, vouched)) = trust.admit(&index, image.bytes())? {
         let empty = Entry { name: DATA_DIR.into(), ..empty_dir() };
         let data = index.root.get(DATA_DIR).unwrap_or(&empty);
         let layer = Layer {
@@ -65,18 +96,22 @@ pub fn layer(
             origin: origin.to_owned(),
             class: Some(manifest.class.clone()),
             generation: Some(manifest.generation),
-            root: tree(data, &image),
+            vouched,
+            // A manifest vouches for no compressed file.
+            root: tree(data, &image, None),
         };
         return Ok((layer, Some(Claim { class: manifest.class, generation: manifest.generation })));
     }
     let name = name.ok_or(ImageError::NotContext)?;
+    let content = Decompressed::of(&index.root, image.bytes(), limit)?;
     let layer = Layer {
         name: name.to_owned(),
         priority: priority.unwrap_or(0),
         origin: origin.to_owned(),
         class: None,
         generation: None,
-        root: tree(&index.root, &image),
+        vouched: None,
+        root: tree(&index.root, &image, content),
     };
     Ok((layer, None))
 }
@@ -95,22 +130,74 @@ fn empty_dir() -> Entry {
     }
 }
 
-fn tree(dir: &Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
-    let mut links = Links::default();
+fn tree(dir: &Entry, image: &Arc<Sealed>, decompressed: Option<Decompressed>) -> Arc<LayerDir> {
+    let mut links = Links { files: HashMap::new(), decompressed };
     links.count(dir);
     links.tree(dir, image)
 }
 
+/// What compressed files have, one after the other.
+struct Decompressed {
+    content: Arc<Sealed>,
+    /// Where that of each file begins, by its number.
+    starts: HashMap<u64, u64>,
+}
+
+impl Decompressed {
+    /// Decompresses all files; `None` when none is compressed.
+    fn of(root: &Entry, image: &[u8], limit: &Limit) -> Result<Option<Self>, ImageError> {
+        let mut files = Vec::new();
+        compressed(root, "", &mut files);
+        // The names of one file share its content.
+        files.sort_by_key(|(_, entry, _)| entry.id);
+        files.dedup_by_key(|(_, entry, _)| entry.id);
+        if files.is_empty() {
+            return Ok(None);
+        }
+        limit.check(image.len() as u64, files.iter().map(|(_, entry, _)| entry.size).sum())?;
+        let (mut content, mut starts) = (Writer::default(), HashMap::new());
+        for (path, entry, zisofs) in files {
+            starts.insert(entry.id, content.len());
+            for block in zisofs.blocks(image, entry.size) {
+                content.append(
+                    &block.map_err(|source| ImageError::Compressed { path: path.clone(), source })?,
+                )?;
+            }
+        }
+        Ok(Some(Self { content: Arc::new(content.seal()?), starts }))
+    }
+
+    fn content(&self, entry: &Entry) -> Option<Content> {
+        let start = *self.starts.get(&entry.id)?;
+        let ranges = if entry.size == 0 { [].into() } else { [(start, entry.size)].into() };
+        Some(Content::Sealed { image: self.content.clone(), ranges })
+    }
+}
+
+fn compressed<'a>(dir: &'a Entry, prefix: &str, into: &mut Vec<(String, &'a Entry, &'a Zisofs)>) {
+    for child in dir.children() {
+        // Paths are made of few: of directories, and of what is compressed.
+        let path = || format!("{prefix}{}", String::from_utf8_lossy(&child.name));
+        match &child.kind {
+            read::Kind::Dir(_) => compressed(child, &format!("{}/", path()), into),
+            read::Kind::Compressed(zisofs) => into.push((path(), child, zisofs)),
+            _ => {}
+        }
+    }
+}
+
 /// Files of several names: how many each has, and the leaf that they share.
-#[derive(Default)]
-struct Links(HashMap<u64, (u32, Option<Arc<Leaf>>)>);
+struct Links {
+    files: HashMap<u64, (u32, Option<Arc<Leaf>>)>,
+    decompressed: Option<Decompressed>,
+}
 
 impl Links {
     fn count(&mut self, dir: &Entry) {
         for child in dir.children() {
             match child.kind {
                 read::Kind::Dir(_) => self.count(child),
-                _ => self.0.entry(child.id).or_default().0 += 1,
+                _ => self.files.entry(child.id).or_default().0 += 1,
             }
         }
     }
@@ -142,10 +229,14 @@ impl Links {
                 image: image.clone(),
                 ranges: ranges.iter().map(|range| (range.start, range.len)).collect(),
             },
+            read::Kind::Compressed(_) => {
+                let decompressed = self.decompressed.as_ref().and_then(|all| all.content(entry));
+                decompressed.unwrap_or(Content::Empty)
+            }
             read::Kind::Symlink(target) => Content::Target(target.clone().into()),
             _ => Content::Empty,
         };
-        let (links, shared) = self.0.entry(entry.id).or_default();
+        let (links, shared) = self.files.entry(entry.id).or_default();
         let leaf = shared.get_or_insert_with(|| {
             Arc::new(Leaf::new(Meta { links: (*links).max(1), ..meta(entry) }, content))
         });
@@ -156,7 +247,7 @@ impl Links {
 fn meta(entry: &Entry) -> Meta {
     let kind = match &entry.kind {
         read::Kind::Dir(_) => Kind::Dir,
-        read::Kind::File(_) => Kind::File,
+        read::Kind::File(_) | read::Kind::Compressed(_) => Kind::File,
         read::Kind::Symlink(_) => Kind::Symlink,
         read::Kind::CharDevice => Kind::CharDevice,
         read::Kind::BlockDevice => Kind::BlockDevice,

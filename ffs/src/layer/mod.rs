@@ -7,6 +7,7 @@
 pub mod device;
 pub mod dir;
 pub mod image;
+pub mod load;
 mod scan;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use ctx_format::ClassName;
+use ctx_format::manifest::Sha256;
 
 use crate::sealed::Sealed;
 
@@ -41,6 +43,8 @@ pub struct Layer {
     pub class: Option<ClassName>,
     /// The generation that the image's manifest states, if it has one.
     pub generation: Option<u64>,
+    /// SHA-256 of the manifest that a trusted key vouches for; none where there are no keys, or no manifest.
+    pub vouched: Option<Sha256>,
     /// Its tree.
     pub root: Arc<LayerDir>,
 }

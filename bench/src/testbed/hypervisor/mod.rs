@@ -10,6 +10,7 @@ mod xen;
 use super::address::Network;
 use super::domain::Guest;
 use super::machine::Multiboot;
+use super::plain::PlainPath;
 use super::site::Site;
 use crate::doctor::Accelerator;
 use crate::image::Image;
@@ -143,7 +144,7 @@ impl Hypervisor {
         let (Hypervisor::Xen, GuestType::Pv) = (self, kind) else { return Ok(()) };
         let image = host.manifest.name.clone();
         let config = host.hypervisor_config().unwrap_or_default();
-        match std::fs::read_to_string(config) {
+        match ctx_io::bounded::read_to_string(&config, ctx_io::bounded::CONFIG) {
             Ok(config) if xen::shadow_paging(&config) => Ok(()),
             Ok(_) => Err(Immovable::NoShadowPaging { image }),
             Err(error) => Err(Immovable::Unreadable { image, reason: error.to_string() }),
@@ -159,11 +160,18 @@ impl Hypervisor {
     }
 
     /// What a host starts before its kernel.
-    pub fn multiboot(self, image: &Image, host_memory_mib: u32, guest_memory_mib: u32) -> Option<Multiboot> {
+    ///
+    /// `file` is the hypervisor of the host's image, where that has one.
+    pub fn multiboot(
+        self,
+        file: Option<PlainPath>,
+        host_memory_mib: u32,
+        guest_memory_mib: u32,
+    ) -> Option<Multiboot> {
         match self {
             Hypervisor::Kvm => None,
-            Hypervisor::Xen => image.hypervisor().map(|file| Multiboot {
-                image: file,
+            Hypervisor::Xen => file.map(|image| Multiboot {
+                image,
                 append: xen::command_line(host_memory_mib, guest_memory_mib),
             }),
         }

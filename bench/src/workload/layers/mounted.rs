@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ctx_io::bounded;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -108,7 +109,7 @@ impl Mounted {
         let fail = |what: String| MountError::Program {
             command: start.describe(),
             what,
-            said: crate::exec::last_lines(&fs::read_to_string(log).unwrap_or_default(), 5),
+            said: crate::exec::last_lines(&bounded::tail(log, bounded::TAIL).unwrap_or_default(), 5),
         };
         loop {
             // A FUSE mount answers when its program has said hello.

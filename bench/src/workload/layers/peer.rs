@@ -27,7 +27,7 @@ const HIGHEST: u16 = 1000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Note {
-    /// What the program says of its version; the kernel's for one in the kernel.
+    /// What the program says of its version; the kernel's for one in the kernel. Empty for a program that is not there.
     pub version: String,
     /// The command that mounted the small union, or the mount's type and options.
     pub command: String,
@@ -100,9 +100,16 @@ pub const fn package(arm: Arm) -> Option<(&'static str, &'static str)> {
     }
 }
 
+/// Why an arm's program cannot be run here: no release of a distribution has all of them. `has` says whether a program is
+/// on the path.
+pub fn not_installed(arm: Arm, has: impl Fn(&str) -> bool) -> Option<String> {
+    let (program, package) = package(arm)?;
+    (!has(program)).then(|| format!("the program {program} is not installed (Debian package {package})"))
+}
+
 /// Why an arm cannot be measured with the version that is installed, on the Linux that runs.
-pub fn absent(arm: Arm, version: &str, linux: &str) -> Option<String> {
-    let too_old = |what: &str, version: &str, (major, minor): (u32, u32)| match numbers(version) {
+pub fn too_old(arm: Arm, version: &str, linux: &str) -> Option<String> {
+    let lacks = |what: &str, version: &str, (major, minor): (u32, u32)| match numbers(version) {
         Some(found) if found >= (major, minor) => None,
         Some((a, b)) => Some(format!("{what} {a}.{b} has no passthrough, which came with {major}.{minor}")),
         None => {
@@ -110,9 +117,9 @@ pub fn absent(arm: Arm, version: &str, linux: &str) -> Option<String> {
         }
     };
     match arm {
-        Arm::MergerfsPassthrough => too_old("mergerfs", version, MERGERFS_PASSTHROUGH)
-            .or_else(|| too_old("Linux", linux, LINUX_PASSTHROUGH)),
-        Arm::FfsPassthrough => too_old("Linux", linux, LINUX_PASSTHROUGH),
+        Arm::MergerfsPassthrough => lacks("mergerfs", version, MERGERFS_PASSTHROUGH)
+            .or_else(|| lacks("Linux", linux, LINUX_PASSTHROUGH)),
+        Arm::FfsPassthrough => lacks("Linux", linux, LINUX_PASSTHROUGH),
         _ => None,
     }
 }
@@ -219,17 +226,30 @@ mod tests {
     #[test]
     fn passthrough_needs_its_version() {
         let (old, new) = ("Linux 6.8.0-48", "Linux 6.18.44");
-        let mergerfs = |version| absent(Arm::MergerfsPassthrough, version, new);
+        let mergerfs = |version| too_old(Arm::MergerfsPassthrough, version, new);
         assert!(mergerfs("mergerfs version: 2.33.5").unwrap().contains("mergerfs 2.33"));
         assert!(mergerfs("mergerfs version: 2.40.2").is_some());
         assert_eq!(mergerfs("mergerfs v2.41.0"), None);
         assert_eq!(mergerfs("mergerfs version: 3.0.1"), None);
         assert!(mergerfs("unknown").is_some());
-        assert!(absent(Arm::MergerfsPassthrough, "mergerfs v2.41.0", old).unwrap().contains("Linux 6.8"));
-        assert!(absent(Arm::FfsPassthrough, "ffs 0.1.0", old).unwrap().contains("came with 6.9"));
-        assert_eq!(absent(Arm::FfsPassthrough, "ffs 0.1.0", new), None);
+        assert!(too_old(Arm::MergerfsPassthrough, "mergerfs v2.41.0", old).unwrap().contains("Linux 6.8"));
+        assert!(too_old(Arm::FfsPassthrough, "ffs 0.1.0", old).unwrap().contains("came with 6.9"));
+        assert_eq!(too_old(Arm::FfsPassthrough, "ffs 0.1.0", new), None);
         for arm in [Arm::Mergerfs, Arm::Ffs] {
-            assert_eq!(absent(arm, "mergerfs version: 2.33.5", old), None);
+            assert_eq!(too_old(arm, "mergerfs version: 2.33.5", old), None);
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named_with_its_package() {
+        let here = |program: &str| program == "mergerfs";
+        assert_eq!(
+            not_installed(Arm::UnionfsFuse, here).as_deref(),
+            Some("the program unionfs is not installed (Debian package unionfs-fuse)")
+        );
+        assert!(not_installed(Arm::FuseOverlayfs, here).is_some());
+        for arm in [Arm::Mergerfs, Arm::MergerfsPassthrough, Arm::Native, Arm::Overlayfs, Arm::Ffs] {
+            assert_eq!(not_installed(arm, here), None, "{arm}");
         }
     }
 

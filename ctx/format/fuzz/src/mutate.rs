@@ -58,8 +58,10 @@ pub fn structure(data: &mut [u8], skipped: usize, seed: u32) -> Option<()> {
             data[at..at + 8].copy_from_slice(&both32(new));
         }
         5 => {
-            const SIGNATURES: [&[u8; 2]; 13] =
-                [b"SP", b"CE", b"ER", b"ST", b"RR", b"PX", b"PN", b"TF", b"NM", b"SL", b"CL", b"PL", b"RE"];
+            const SIGNATURES: [&[u8; 2]; 15] = [
+                b"SP", b"CE", b"ER", b"ST", b"RR", b"PX", b"PN", b"TF", b"NM", b"SL", b"CL", b"PL", b"RE",
+                b"ZF", b"SF",
+            ];
             let at = find(data, 2, &mut random, |w| SIGNATURES.iter().any(|signature| w == *signature))?;
             data[at..at + 2].copy_from_slice(SIGNATURES[random.below(SIGNATURES.len())]);
         }

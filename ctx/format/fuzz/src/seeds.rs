@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::forge::{Record, SECTOR, ce, cl, nm, pl, px, re, sl};
+use crate::forge::{Record, SECTOR, both32, ce, cl, entry, nm, pl, px, re, sl};
 use crate::targets::{SKIPPED, context, joliet_image, susp_image};
 
 /// Writes all of them below `out`, one folder a target.
@@ -56,6 +56,13 @@ fn susp_parts() -> Vec<Parts> {
     let link = [nm(b"link"), px(0o120_777), sl(&[(8, b""), (0, b"usr"), (4, b""), (0, b"x")])].concat();
     vec![
         ("plain", file.clone(), dir.clone(), vec![]),
+        // Seven bytes are no table: damaged, and the sizes are for the fuzzer to change.
+        (
+            "compressed",
+            [file.clone(), entry(b"ZF", &[&b"pz\x00\x0f"[..], &both32(9)].concat())].concat(),
+            dir.clone(),
+            vec![],
+        ),
         ("link", link.clone(), dir.clone(), vec![]),
         ("continued", [nm(b"a"), ce(23, 0, link.len() as u32)].concat(), dir.clone(), link),
         ("cycle", ce(23, 0, 28), dir.clone(), ce(23, 0, 28)),
@@ -85,6 +92,20 @@ fn mastered() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     fs::hard_link(tree.join("a file with a long name, and Case"), tree.join("again"))?;
     std::os::unix::fs::symlink("../elsewhere/a", tree.join("link"))?;
     let mut made = Vec::new();
+    fs::write(tree.join("compressed"), "line\n".repeat(20_000))?;
+    let small = work.join("small");
+    let compressed = Command::new("mkzftree").arg(&tree).arg(&small).output();
+    if compressed.is_ok_and(|run| run.status.success()) {
+        let iso = work.join("zisofs");
+        let run = Command::new("genisoimage")
+            .args(["-quiet", "-no-pad", "-R", "-z", "-o"])
+            .args([&iso, &small])
+            .output();
+        if run.is_ok_and(|run| run.status.success()) {
+            made.push(("zisofs".to_owned(), fs::read(&iso)?));
+        }
+    }
+    fs::remove_file(tree.join("compressed"))?;
     for (name, program, args) in [
         ("genisoimage", "genisoimage", &["-quiet", "-no-pad", "-R", "-J"][..]),
         ("genisoimage-plain", "genisoimage", &["-quiet", "-no-pad"]),

@@ -6,11 +6,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use ctx_format::manifest::{Manifest, Mode};
-use ctx_format::read::{Entry, Kind, Limits, index_within};
+use ctx_format::read::{Entry, Kind, Limits, Range, index_within};
 use ctx_format::{ContextData, File, ImageOptions, Label, Priority, write_iso};
 use ffs::diff::diff;
 use ffs::generation::Generation;
 use ffs::layer::{Content, Layer, image};
+use ffs::memory::Limit;
 use ffs::merge::{Dir, Inodes, Node};
 use ffs::sealed::Sealed;
 use ffs::trust::Trust;
@@ -71,6 +72,13 @@ fn check_entry(entry: &Entry, image: &[u8]) {
             let inside =
                 |start: u64, len: u64| start.checked_add(len).is_some_and(|end| end <= image.len() as u64);
             assert!(ranges.iter().all(|range| range.len > 0 && inside(range.start, range.len)));
+        }
+        Kind::Compressed(zisofs) => {
+            let inside = |range: &Range| range.of(image).is_some_and(|bytes| !bytes.is_empty());
+            assert!(zisofs.ranges.iter().all(inside) && entry.size <= u64::from(u32::MAX));
+            // Bounded, since a few bytes stand for 4 GiB.
+            let blocks = zisofs.blocks(image, entry.size).take(16).map_while(Result::ok);
+            assert!(blocks.map(|block| block.len() as u64).sum::<u64>() <= entry.size);
         }
         Kind::Symlink(target) => {
             assert!((1..=4095).contains(&target.len()) && !target.contains(&0), "a target");
@@ -168,6 +176,9 @@ fn sealed(image: &[u8]) -> Sealed {
     Sealed::read_from(&mut &image[..], image.len() as u64).expect("memory")
 }
 
+/// What an image may hold, compressed files decompressed.
+const LIMIT: Limit = Limit { image: 4 << 20, total: u64::MAX };
+
 /// Image, layer, merge with another layer, what changed, and everything looked up and read.
 pub fn layer(input: &[u8]) {
     static TRUST: LazyLock<Trust> = LazyLock::new(Trust::without_keys);
@@ -182,7 +193,8 @@ pub fn layer(input: &[u8]) {
     // A reader's megabyte and the like are no matter of the image.
     let image_in_memory = sealed(&image);
     cost::within(4 * image.len() + BESIDE_LAYER, || {
-        let Ok((layer, _)) = image::layer(image_in_memory, Some("x"), Some(5), "fuzz", &TRUST) else {
+        let Ok((layer, _)) = image::layer_within(image_in_memory, Some("x"), Some(5), "fuzz", &TRUST, &LIMIT)
+        else {
             return;
         };
         let inodes = Inodes::default();

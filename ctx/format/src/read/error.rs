@@ -1,12 +1,5 @@
 //! Why an image is refused.
 
-use std::convert::Infallible;
-
-use hadris_fs::Error as IsoError;
-
-use super::limits::Limits;
-use super::memory::OVERWORK;
-
 /// Why an image is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -40,10 +33,13 @@ pub enum ReadError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// File content that would lie outside the image.
-    #[error("`/{path}` lies outside the image: bytes {start} to {end} of {len}")]
+    /// Content or metadata that would lie outside the image.
+    #[error(
+        "`/{path}` lies outside the image: bytes {start} to {end} of {len}{}",
+        truncated(*declared, *len)
+    )]
     OutOfRange {
-        /// Path of the file.
+        /// Path of the file or directory.
         path: String,
         /// First byte.
         start: u64,
@@ -51,8 +47,20 @@ pub enum ReadError {
         end: u64,
         /// Length of the image in bytes.
         len: u64,
+        /// Length of the volume in bytes by its descriptor, true or not.
+        declared: u64,
     },
-    /// One of [`Limits`].
+    /// Something that would show programs other content than was meant, and that Linux does not support either.
+    #[error("`/{path}` of the image is {what}, which is not supported: {advice}")]
+    Unsupported {
+        /// Path of the file or directory, empty for the volume itself.
+        path: String,
+        /// What it is.
+        what: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// One of [`Limits`](super::Limits).
     #[error("the image has more {what} than the {limit} allowed (at `/{path}`)")]
     Limit {
         /// What there is too much of.
@@ -77,11 +85,14 @@ pub(super) fn damaged(path: &[Vec<u8>], reason: &str) -> ReadError {
     ReadError::Damaged { path: text(path), reason: reason.to_owned() }
 }
 
-/// What the parser says, as an error about `path`.
-#[allow(clippy::needless_pass_by_value)] // Made to be called from `map_err`.
-pub(super) fn parser(limits: Limits, path: &[Vec<u8>], error: IsoError<Infallible>) -> ReadError {
-    if error.message() == OVERWORK {
-        return ReadError::Limit { what: "bytes of metadata to read", limit: limits.work, path: text(path) };
+pub(super) fn unsupported(path: &[Vec<u8>], what: impl Into<String>, advice: &'static str) -> ReadError {
+    ReadError::Unsupported { path: text(path), what: what.into(), advice }
+}
+
+/// What is to be said of an image that is shorter than its descriptor says.
+fn truncated(declared: u64, len: u64) -> String {
+    if declared <= len {
+        return String::new();
     }
-    ReadError::Damaged { path: text(path), reason: error.to_string() }
+    format!(", though its volume descriptor says {declared}: the image is truncated, copy it again")
 }

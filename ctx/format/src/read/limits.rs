@@ -1,7 +1,8 @@
 //! How much an image may ask for, and the account of it.
 
 use super::error::{ReadError, text};
-use super::tree::{Entry, Range};
+use super::tree::{Entry, Kind, Range};
+use super::zisofs::Zisofs;
 
 /// How much an image may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Limits {
     /// Limits for an image of `len` bytes: a million entries, 128 levels, and work and memory in
     /// proportion to the image.
     ///
-    /// Indexing an honest image reads each metadata block a few dozen times; at most 2 GiB are read,
+    /// Indexing an honest image reads each byte of its metadata once or twice; at most 2 GiB are read,
     /// about a second. An honest entry takes about 150 bytes of memory here and 2048 for its content
     /// there; half the length of the image, and what 8000 empty files need beside it, are enough.
     pub fn for_len(len: usize) -> Self {
@@ -35,12 +36,6 @@ impl Limits {
             memory: (1 << 20) + len / 2,
         }
     }
-
-    /// Keys that the parser may keep to find the names of hard-linked files; each takes about 50
-    /// bytes, and the records of an honest link two keys and 100.
-    pub(super) fn links(&self) -> usize {
-        usize::try_from(self.memory / 64).unwrap_or(usize::MAX).min(2 * self.entries)
-    }
 }
 
 /// What of [`Limits`] is spent.
@@ -49,11 +44,32 @@ pub(super) struct Account {
     limits: Limits,
     pub(super) entries: usize,
     memory: u64,
+    work: u64,
 }
 
 impl Account {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, entries: 0, memory: 0 }
+        Self { limits, entries: 0, memory: 0, work: 0 }
+    }
+
+    /// Charges for metadata that is read.
+    pub(super) fn work(&mut self, path: &[Vec<u8>], bytes: u64) -> Result<(), ReadError> {
+        self.work = self.work.saturating_add(bytes);
+        if self.work > self.limits.work {
+            let limit = self.limits.work;
+            return Err(ReadError::Limit { what: "bytes of metadata to read", limit, path: text(path) });
+        }
+        Ok(())
+    }
+
+    /// Charges for what is kept of a file that says it has several names.
+    pub(super) fn linked(&mut self, path: &[Vec<u8>], entry: &Entry) -> Result<(), ReadError> {
+        let more = match &entry.kind {
+            Kind::File(ranges) | Kind::Compressed(Zisofs { ranges, .. }) => size_of_val(&ranges[..]),
+            Kind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        self.bytes(path, size_of::<(u32, Entry, u64)>() + more)
     }
 
     /// Charges for one more entry of the directory `dir`.

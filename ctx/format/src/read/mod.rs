@@ -2,11 +2,11 @@
 //!
 //! An image is indexed once, whole, into an immutable [`Image`]: names, attributes, and for each
 //! file the byte ranges that hold it. Nothing is extracted and nothing is read later, so the device
-//! that the bytes came from can be gone. The tree is Rock Ridge's where there is one, else Joliet's,
-//! else the plain one.
+//! that the bytes came from can be gone. What is shown is what Linux's isofs shows of the image when it is
+//! mounted without options; the table below says where that is not so. No parser of others shows that (they
+//! choose another tree, hide old versions, replace characters, and know no compression), so this one is our own.
 //!
-//! Images may be hostile. `hadris-iso` parses the records; this module is what makes the result safe
-//! to show to programs: every range lies inside the image, no directory is reached twice (no loops),
+//! Images may be hostile. Every range lies inside the image, no directory is reached twice (no loops),
 //! names are names (no `/`, no NUL, no `.` or `..`, none twice), and depth, number of entries,
 //! lengths, memory and the work of parsing are bounded ([`Limits`]). An image that breaks a rule is
 //! refused whole: a half-read configuration is worse than the one before.
@@ -16,29 +16,76 @@
 //! | `tree` | what an image holds |
 //! | `error` | why it is refused |
 //! | `limits` | how much it may ask for |
+//! | `volume` | which tree is shown |
+//! | `record` | directory records |
+//! | `susp` | system use entries: Rock Ridge |
+//! | `name` | names without Rock Ridge |
+//! | `time` | times |
+//! | `zisofs` | files that are stored compressed |
 //! | `walk` | from the root to every entry, checked |
-//! | `memory` | the image as the block device that the parser reads |
+//!
+//! # Beside Linux's isofs
+//!
+//! | on the image | Linux's isofs | here | test |
+//! |---|---|---|---|
+//! | Rock Ridge and Joliet | Rock Ridge, if announced (`ER`) and its root is not empty | same | `the_tree_is_chosen_as_linux_chooses` |
+//! | enhanced volume (ISO 9660:1999), El Torito, partitions, UDF beside ISO 9660 | passed over | same | `the_tree_is_chosen_as_linux_chooses`, `real_programs_extras_are_passed_over` |
+//! | High Sierra | shown | refused | `what_is_not_supported_is_refused` |
+//! | blocks of 512 bytes | refused, unless asked for | shown | `blocks_may_be_smaller_than_sectors` |
+//! | more than one session | last session of a drive, first of a file | first | |
+//! | numbers whose byte orders disagree | little-endian one counts | same | `only_one_byte_order_counts` |
+//! | plain names | lower case, without `;1` and `.;1`; other `;` and `/` are dots | same | `name::tests` |
+//! | versions | each is shown, others than 1 as `.N` | same | `every_version_is_shown` |
+//! | Joliet names | UTF-8, without `;1` and dots at the end | same | `name::tests` |
+//! | Joliet names that differ in case only | both listed, each lookup finds the first | both, each with its content | `joliet_names_may_differ_in_case_only` |
+//! | names that mapping makes the same | both listed, a lookup finds the first | the first | `of_names_that_became_the_same_the_first_is_shown` |
+//! | Rock Ridge names that are the same | both listed, a lookup finds the first | refused | `a_rock_ridge_name_twice_is_refused` |
+//! | `NM` that goes on in more entries | joined, up to 253 bytes; more is cut | joined, up to 255; more is refused | `rock_ridge_names_go_on` |
+//! | `NM` with a slash or NUL, or that is `.` or `..` | error or odd | refused | `names_with_a_slash_are_never_shown` |
+//! | `PX` | mode, owner, links | same; names of one file share a number | `reads_what_xorriso_makes` |
+//! | no Rock Ridge | 0555, owner 0 | same | `without_rock_ridge_all_can_be_read_and_run` |
+//! | `PX` of an unknown type | error | refused | `what_is_not_supported_is_refused` |
+//! | `PN` | all of the number may be in the low half | same | `device_numbers_are_read_both_ways` |
+//! | `TF`, short and long | long since 6.17; years to 2155 | same | `times_are_taken_from_rock_ridge`, `time::tests` |
+//! | `SL` | joined, up to 4095 bytes | same; without one or longer, refused | `links_are_joined` |
+//! | `CE` | up to 31 areas within a block each | up to 256, anywhere | `reads_what_xorriso_makes` |
+//! | `CL`, `PL`, `RE` | shown where they were, `rr_moved` is empty | same | `moved_directories_are_shown_where_they_were` |
+//! | directory that is reached twice | shown twice | refused | `a_directory_that_contains_itself_is_refused` |
+//! | `ZF` with `pz` (zisofs) | decompressed; a damaged block is an I/O error | decompressed when the layer is loaded; damaged, refused | `zisofs_is_decompressed`, ffs: `compressed_files_are_shown_as_they_were` |
+//! | `ZF` with another algorithm (zisofs 2 has `PZ`) or block size | shown as it is stored | refused | `what_is_not_supported_is_refused` |
+//! | `SF` (sparse files) | shown as it is stored | refused | `what_is_not_supported_is_refused` |
+//! | `AL` (AAIP: ACLs, extended attributes), `AA`, `BA` (Apple) | passed over | same | `real_programs_extras_are_passed_over` |
+//! | CD-ROM XA before Rock Ridge | passed over | same | `xa_before_rock_ridge_is_passed_over` |
+//! | damaged system use entries | shown with what was read before | refused | `damaged_entries_are_refused` |
+//! | several extents | one file, up to 100 extents | one file | `several_extents_are_one_file` |
+//! | interleaved files | shown as empty | refused | `what_is_not_supported_is_refused` |
+//! | associated files (resource forks) | not shown | same | `flags_are_obeyed` |
+//! | hidden files | shown | same | `flags_are_obeyed` |
+//! | extended attribute records, record formats | passed over | same | `extended_attribute_records_are_passed_over` |
+//! | content behind the end that the descriptor says | shown | same | `the_descriptor_may_say_less_than_there_is` |
+//! | content behind the end of the image | I/O error | refused | `a_truncated_image_is_called_that` |
+//! | path tables | not used | same | `many_directories_are_read` |
 
 mod error;
+#[cfg(test)]
+mod isofs_tests;
 mod limits;
-mod memory;
+mod name;
+mod record;
+mod susp;
 #[cfg(test)]
 mod tests;
+mod time;
 mod tree;
+mod volume;
 mod walk;
-
-use hadris_fs::MountOptions;
-use hadris_iso::CacheOptions;
-use hadris_iso::sync::IsoFs;
+mod zisofs;
 
 pub use error::ReadError;
 pub use limits::Limits;
-use memory::Memory;
 pub use tree::{Entry, Image, Kind, Range, Time};
 use walk::Walk;
-
-/// Byte offset of the first volume descriptor (ECMA-119, 7.1.1: sixteen 2048-byte sectors before it).
-const DESCRIPTORS: usize = 16 * 2048;
+pub use zisofs::{Zisofs, ZisofsError};
 
 /// Indexes an image under the limits of [`Limits::for_len`].
 ///
@@ -53,12 +100,5 @@ pub fn index(image: &[u8]) -> Result<Image, ReadError> {
 /// # Errors
 /// [`ReadError`]; never panics, whatever the bytes are.
 pub fn index_within(image: &[u8], limits: Limits) -> Result<Image, ReadError> {
-    if image.get(DESCRIPTORS + 1..DESCRIPTORS + 6) != Some(b"CD001") {
-        return Err(ReadError::NotIso { len: image.len() });
-    }
-    let iso = IsoFs::mount(Memory::new(image, limits.work), MountOptions::new())
-        .map_err(|error| error::parser(limits, &[], error.into_error()))?
-        // Only the hard-link index: cached blocks would be work that is not counted.
-        .with_cache(CacheOptions::new().with_blocks(0).with_records(0).with_links(limits.links()));
-    Walk::new(iso, limits, image.len()).run()
+    Walk::new(image, limits)?.run()
 }

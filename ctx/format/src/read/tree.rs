@@ -1,5 +1,7 @@
 //! What an image holds: names, attributes, and where the content is.
 
+use super::zisofs::Zisofs;
+
 /// A time as recorded in an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
@@ -19,12 +21,14 @@ pub struct Range {
 }
 
 /// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A directory with its entries, sorted by name.
     Dir(Vec<Entry>),
     /// A regular file: its content is these ranges of the image, in order. All lie inside it.
     File(Vec<Range>),
+    /// A regular file that is stored compressed; its size is that of the content.
+    Compressed(Zisofs),
     /// A symbolic link: its target, 1 to 4095 bytes without NUL.
     Symlink(Vec<u8>),
     /// A character device.
@@ -38,7 +42,7 @@ pub enum Kind {
 }
 
 /// One name in the tree and what it stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// The name, as bytes; empty for the root.
     pub name: Vec<u8>,
@@ -56,7 +60,8 @@ pub struct Entry {
     pub size: u64,
     /// Major and minor number of a device.
     pub device: (u32, u32),
-    /// Where the first directory record is: the same for the names of one hard-linked file.
+    /// Where the first directory record is: the same for the names of one hard-linked file. Of a
+    /// directory, where its own record is.
     pub id: u64,
 }
 
@@ -89,16 +94,33 @@ impl Entry {
         })
     }
 
-    /// The content of a file, gathered from `image`, the bytes it was indexed from; `None` when it
-    /// is no file or `image` is another one.
+    /// The content of a file, gathered from `image`, the bytes it was indexed from, and decompressed
+    /// where it is stored compressed; `None` when it is no file, is damaged, or `image` is another one.
+    ///
+    /// Takes `size` bytes of memory, for a compressed file up to 4 GiB: check that first.
     pub fn content(&self, image: &[u8]) -> Option<Vec<u8>> {
-        let Kind::File(ranges) = &self.kind else { return None };
         let mut content = Vec::new();
-        for range in ranges {
-            let start = usize::try_from(range.start).ok()?;
-            let len = usize::try_from(range.len).ok()?;
-            content.extend_from_slice(image.get(start..start.checked_add(len)?)?);
+        match &self.kind {
+            Kind::File(ranges) => {
+                for range in ranges {
+                    content.extend_from_slice(range.of(image)?);
+                }
+            }
+            Kind::Compressed(zisofs) => {
+                for block in zisofs.blocks(image, self.size) {
+                    content.extend_from_slice(&block.ok()?);
+                }
+            }
+            _ => return None,
         }
         Some(content)
+    }
+}
+
+impl Range {
+    /// These bytes of an image; `None` when it is shorter.
+    pub fn of(self, image: &[u8]) -> Option<&[u8]> {
+        let start = usize::try_from(self.start).ok()?;
+        image.get(start..start.checked_add(usize::try_from(self.len).ok()?)?)
     }
 }

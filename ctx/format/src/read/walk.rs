@@ -1,212 +1,307 @@
 //! From the root to every entry, each checked before anything is made of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use hadris_fs::sync::FileSystem as _;
-use hadris_fs::{DirCursor, Extent, FileType, Metadata, NodeId};
-use hadris_iso::sync::IsoFs;
-
-use super::error::{ReadError, bad_name, damaged, parser, text};
+use super::error::{ReadError, bad_name, damaged, text, unsupported};
 use super::limits::{Account, Limits};
-use super::memory::Memory;
-use super::tree::{Entry, Image, Kind, Range, Time};
+use super::name;
+use super::record::{Record, Records};
+use super::susp::{Compressed, Entries};
+use super::time;
+use super::tree::{Entry, Image, Kind, Range};
+use super::volume::{Names, Volume};
+use super::zisofs::Zisofs;
 
 /// Linux's `NAME_MAX`: longer names could not be looked up.
 const NAME_MAX: usize = 255;
 /// Linux's `PATH_MAX` without the NUL: the longest symbolic link target.
 const TARGET_MAX: usize = 4095;
+/// Extents that Linux reads of one file. Each block of a compressed file is looked for in all of them.
+const COMPRESSED_EXTENTS: usize = 100;
+/// The mode of what has no Rock Ridge: anything could be a program, and nothing can be written.
+const PLAIN_MODE: u32 = 0o555;
+
+/// The type of a file in its mode (inode(7)).
+const TYPE: u32 = 0o170_000;
+const DIR: u32 = 0o040_000;
+const FILE: u32 = 0o100_000;
 
 /// The names from the root down to an entry.
 type Path = [Vec<u8>];
 
 /// A walk over an image.
 pub(super) struct Walk<'a> {
-    iso: IsoFs<Memory<'a>>,
-    limits: Limits,
+    volume: Volume<'a>,
     account: Account,
-    /// Length of the image.
-    len: u64,
-    /// Directories that were entered.
-    seen: HashSet<NodeId>,
+    /// Where directories begin that were entered.
+    seen: HashSet<u64>,
+    /// Files that say they have several names, by their serial number and all that is shown of them: what
+    /// differs in anything is not the same file, whatever the image says.
+    linked: HashMap<(u32, Entry), u64>,
 }
 
-/// A directory that is being read: depth is bounded by [`Limits`], so the stack is a vector and not
-/// the thread's.
+/// A directory whose subdirectories are being read: depth is bounded by [`Limits`], so the stack is a
+/// vector and not the thread's.
 struct Open {
     entry: Entry,
     /// Its place in its parent's `children`.
     at: usize,
-    node: NodeId,
-    cursor: DirCursor,
     children: Vec<Entry>,
-    subdirs: Vec<(usize, NodeId)>,
+    /// The first child that may be a directory and was not entered.
+    next: usize,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(iso: IsoFs<Memory<'a>>, limits: Limits, len: usize) -> Self {
-        Self { iso, limits, account: Account::new(limits), len: len as u64, seen: HashSet::new() }
+    pub(super) fn new(image: &'a [u8], limits: Limits) -> Result<Self, ReadError> {
+        let mut account = Account::new(limits);
+        let volume = Volume::find(image, &mut account)?;
+        Ok(Self { volume, account, seen: HashSet::new(), linked: HashMap::new() })
     }
 
     pub(super) fn run(mut self) -> Result<Image, ReadError> {
-        let mut buffer = [0; 384];
-        let label = self.iso.label(&mut buffer).ok().flatten().unwrap_or_default().trim_end().to_owned();
-        let root = self.root()?;
-        Ok(Image { label, root, entries: self.account.entries })
-    }
-
-    fn root(&mut self) -> Result<Entry, ReadError> {
-        let node = self.iso.root();
-        let meta = self.iso.stat(node).map_err(|error| parser(self.limits, &[], error))?;
-        let root = self.entry(Vec::new(), node, &meta, &[])?;
-        let mut stack = vec![self.open(root, 0, node, &[])?];
         let mut path: Vec<Vec<u8>> = Vec::new();
+        let entry = self.directory(Vec::new(), self.volume.root, &path)?;
+        let mut stack = vec![self.open(entry, 0, &path)?];
         loop {
             // The stack starts with the root and the loop returns when that is popped.
             let Some(dir) = stack.last_mut() else { unreachable!("the root is popped last") };
-            if self.next(dir, &mut path)? {
-                continue;
-            }
-            if let Some((at, node)) = dir.subdirs.pop() {
+            let rest = &dir.children[dir.next..];
+            if let Some(skipped) = rest.iter().position(|child| matches!(child.kind, Kind::Dir(_))) {
+                let at = dir.next + skipped;
+                dir.next = at + 1;
                 self.account.level(&path)?;
                 let shell = dir.children[at].clone();
                 path.push(shell.name.clone());
-                let open = self.open(shell, at, node, &path)?;
+                let open = self.open(shell, at, &path)?;
                 stack.push(open);
-            } else if let Some(done) = stack.pop() {
-                let (entry, at) = close(done, &path)?;
-                let Some(parent) = stack.last_mut() else { return Ok(entry) };
+            } else if let Some(Open { mut entry, at, children, .. }) = stack.pop() {
+                entry.kind = Kind::Dir(children);
+                let Some(parent) = stack.last_mut() else {
+                    let entries = self.account.entries;
+                    return Ok(Image { label: self.volume.label, root: entry, entries });
+                };
                 path.pop();
                 parent.children[at] = entry;
             }
         }
     }
 
-    /// Reads the next entry of a directory; `false` when it has no more.
-    fn next(&mut self, dir: &mut Open, path: &mut Vec<Vec<u8>>) -> Result<bool, ReadError> {
-        let found = self.iso.readdir(dir.node, dir.cursor).map_err(|e| parser(self.limits, path, e))?;
-        let Some(found) = found else { return Ok(false) };
-        if found.next_cursor() == dir.cursor {
-            return Err(damaged(path, "the listing does not advance"));
-        }
-        dir.cursor = found.next_cursor();
-        let name = found.name().as_bytes().to_vec();
-        self.account.entry(path, &name)?;
-        check_name(path, &name)?;
-        let node = found.node();
-        path.push(name.clone());
-        // The listing shows a damaged entry without its attributes; stat refuses it.
-        let meta = self.iso.stat(node).map_err(|e| parser(self.limits, path, e))?;
-        let entry = self.entry(name, node, &meta, path)?;
-        path.pop();
-        if meta.file_type() == FileType::Dir {
-            dir.subdirs.push((dir.children.len(), node));
-        }
-        dir.children.push(entry);
-        Ok(true)
-    }
-
-    fn open(&mut self, entry: Entry, at: usize, node: NodeId, path: &Path) -> Result<Open, ReadError> {
-        if !self.seen.insert(node) {
+    fn open(&mut self, entry: Entry, at: usize, path: &Path) -> Result<Open, ReadError> {
+        let own = self.volume.record(path, entry.id)?;
+        let start = self.volume.offset(own.block());
+        if !self.seen.insert(start) {
             return Err(ReadError::Loop { path: text(path) });
         }
-        Ok(Open { entry, at, node, cursor: DirCursor::START, children: Vec::new(), subdirs: Vec::new() })
+        let range = self.volume.range(path, start, own.len())?;
+        self.account.work(path, range.len)?;
+        let mut path = path.to_vec();
+        let mut children = Vec::new();
+        let mut records = self.volume.records(range);
+        while let Some(record) = records.next() {
+            let record = record.ok_or_else(|| damaged(&path, "a directory record has a wrong length"))?;
+            if let Some(child) = self.child(record, &mut records, &mut path)? {
+                children.push(child);
+            }
+        }
+        // Stable: of one name the first comes first.
+        children.sort_by(|a, b| a.name.cmp(&b.name));
+        self.unite_twins(&mut children, &path)?;
+        children.shrink_to_fit();
+        Ok(Open { entry, at, children, next: 0 })
     }
 
-    fn entry(
+    /// The entry of a record, and of those that follow it with more of the same file; `None` for one that is not shown.
+    fn child(
+        &mut self,
+        record: Record<'a>,
+        records: &mut Records<'a>,
+        dir: &mut Vec<Vec<u8>>,
+    ) -> Result<Option<Entry>, ReadError> {
+        let mut extents = vec![record];
+        let mut last = record;
+        while !last.is_final() {
+            last = records
+                .next()
+                .flatten()
+                .filter(|next| next.name() == record.name())
+                .ok_or_else(|| damaged(dir, "a file of several extents lacks one"))?;
+            self.account.range(dir)?;
+            extents.push(last);
+        }
+        if record.is_dot() || last.is_associated() {
+            return Ok(None);
+        }
+        let (entries, name) = match self.volume.names {
+            Names::RockRidge(skip) => {
+                let mut entries = Entries::of(&self.volume, &mut self.account, dir, &record, skip)?;
+                let name = std::mem::take(&mut entries.name);
+                (entries, if name.is_empty() { name::plain(record.name()) } else { name })
+            }
+            Names::Joliet => (Entries::default(), name::joliet(record.name())),
+            Names::Plain => (Entries::default(), name::plain(record.name())),
+        };
+        if entries.relocated {
+            return Ok(None);
+        }
+        check_name(dir, &name)?;
+        self.account.entry(dir, &name)?;
+        dir.push(name.clone());
+        let entry = match entries.child {
+            Some(block) => self.directory(name, self.volume.offset(block), dir),
+            None if record.is_dir() => self.directory(name, self.volume.offset(record.block()), dir),
+            None => self.file(name, &extents, &entries, dir),
+        };
+        dir.pop();
+        entry.map(Some)
+    }
+
+    /// A directory by its own record, which is the first in it and has its attributes.
+    fn directory(&mut self, name: Vec<u8>, at: u64, path: &Path) -> Result<Entry, ReadError> {
+        let own = self.volume.record(path, at)?;
+        let entries = match self.volume.names {
+            Names::RockRidge(_) if path.is_empty() => self.root_entries(&own)?,
+            Names::RockRidge(skip) => Entries::of(&self.volume, &mut self.account, path, &own, skip)?,
+            _ => Entries::default(),
+        };
+        let mode = entries.posix.map_or(DIR | PLAIN_MODE, |posix| posix.mode);
+        if !own.is_dir() || mode & TYPE != DIR || !own.is_final() || entries.child.is_some() {
+            return Err(damaged(path, "its own record says that it is no directory"));
+        }
+        Ok(make(name, Kind::Dir(Vec::new()), 0, &own, &entries))
+    }
+
+    /// The root's own record has the entry that says what all others skip, and skips nothing itself; except where
+    /// something else stands before it too.
+    fn root_entries(&mut self, own: &Record) -> Result<Entries, ReadError> {
+        let Names::RockRidge(skip) = self.volume.names else { return Ok(Entries::default()) };
+        let skip = if own.system_use().starts_with(b"SP") { 0 } else { skip };
+        Entries::of(&self.volume, &mut self.account, &[], own, skip)
+    }
+
+    fn file(
         &mut self,
         name: Vec<u8>,
-        node: NodeId,
-        meta: &Metadata,
+        extents: &[Record],
+        entries: &Entries,
         path: &Path,
     ) -> Result<Entry, ReadError> {
-        let mut size = 0;
-        let kind = match meta.file_type() {
-            FileType::Dir => Kind::Dir(Vec::new()),
-            FileType::File => {
-                let ranges = self.ranges(node, meta.len(), path)?;
-                size = meta.len();
-                Kind::File(ranges)
+        let first = extents[0];
+        let mode = entries.posix.map_or(FILE | PLAIN_MODE, |posix| posix.mode);
+        let (kind, size) = match mode & TYPE {
+            FILE => {
+                entries.check_content(path)?;
+                let ranges = self.ranges(extents, path)?;
+                let stored = ranges.iter().map(|range| range.len).sum();
+                match entries.compressed {
+                    Some(compressed) => (zisofs(compressed, ranges, path)?, compressed.size.into()),
+                    None => (Kind::File(ranges), stored),
+                }
             }
-            FileType::Symlink => {
-                let target = self.target(node, path)?;
-                size = target.len() as u64;
-                Kind::Symlink(target)
+            0o120_000 => {
+                let target = &entries.target;
+                if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
+                    return Err(damaged(path, "the symbolic link has no usable target"));
+                }
+                self.account.target(path, target)?;
+                (Kind::Symlink(target.clone()), target.len() as u64)
             }
-            FileType::CharDevice => Kind::CharDevice,
-            FileType::BlockDevice => Kind::BlockDevice,
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::Socket,
-            _ => return Err(damaged(path, "unknown file type")),
+            0o020_000 => (Kind::CharDevice, 0),
+            0o060_000 => (Kind::BlockDevice, 0),
+            0o010_000 => (Kind::Fifo, 0),
+            0o140_000 => (Kind::Socket, 0),
+            DIR => return Err(damaged(path, "only its mode says that it is a directory")),
+            other => return Err(damaged(path, &format!("there is no file type {other:#o}"))),
         };
-        let owner = meta.owner();
-        let mtime = meta.modified().map_or(Time::default(), |time| Time {
-            secs: time.unix_seconds(),
-            nanos: time.nanoseconds().min(999_999_999),
-        });
-        Ok(Entry {
-            name,
-            kind,
-            // Permissions::MASK is 0o7777: the bits fit.
-            mode: (meta.permissions().bits() & 0o7777) as u16,
-            uid: owner.map_or(0, hadris_fs::Owner::uid),
-            gid: owner.map_or(0, hadris_fs::Owner::gid),
-            mtime,
-            size,
-            device: meta.device().map_or((0, 0), |device| (device.major(), device.minor())),
-            id: node.get(),
-        })
+        let mut entry = make(name, kind, size, &first, entries);
+        if let Some(posix) = entries.posix.filter(|posix| posix.links > 1) {
+            self.unite_links(&mut entry, posix.serial, path)?;
+        }
+        Ok(entry)
     }
 
-    fn ranges(&mut self, node: NodeId, size: u64, path: &Path) -> Result<Vec<Range>, ReadError> {
-        let outside = |start, end| ReadError::OutOfRange { path: text(path), start, end, len: self.len };
-        if size > self.len {
-            // A file could name the same bytes of the image again and again.
-            return Err(outside(0, size));
+    /// Gives the names of one file one number: those with its serial number, or without one, with its content.
+    fn unite_links(&mut self, entry: &mut Entry, serial: u32, path: &Path) -> Result<(), ReadError> {
+        if serial == 0 && entry.size == 0 {
+            return Ok(());
         }
+        let key = (serial, Entry { name: Vec::new(), id: 0, ..entry.clone() });
+        if let Some(first) = self.linked.get(&key) {
+            entry.id = *first;
+            return Ok(());
+        }
+        self.account.linked(path, entry)?;
+        self.linked.insert(key, entry.id);
+        Ok(())
+    }
+
+    fn ranges(&mut self, extents: &[Record], path: &Path) -> Result<Vec<Range>, ReadError> {
         let mut ranges = Vec::new();
-        let mut from = 0;
-        let mut found = [Extent::new(0, 0); 16];
-        while from < size {
-            let count = self.iso.extents(node, from, &mut found).map_err(|e| parser(self.limits, path, e))?;
-            if count == 0 {
-                return Err(damaged(path, "the file's extents end before its content"));
+        let mut size = 0;
+        for (at, extent) in extents.iter().enumerate() {
+            if extent.len() == 0 {
+                continue;
             }
-            for extent in &found[..count] {
-                let (start, end) = (extent.offset(), extent.end());
-                if extent.is_empty() || extent.file_offset() != from {
-                    return Err(damaged(path, "the file's extents have a gap"));
-                }
-                if end > self.len || end - start != extent.len() {
-                    return Err(ReadError::OutOfRange { path: text(path), start, end, len: self.len });
-                }
-                from = from.saturating_add(extent.len());
-                self.account.range(path)?;
-                ranges.push(Range { start, len: extent.len() });
+            if extent.is_interleaved() {
+                return Err(unsupported(path, "an interleaved file", "store it in one piece"));
             }
+            if at + 1 < extents.len() && !self.volume.fills_blocks(extent.len()) {
+                return Err(damaged(path, "an extent that is not the file's last ends within a block"));
+            }
+            let range = self.volume.range(path, self.volume.offset(extent.block()), extent.len())?;
+            self.account.range(path)?;
+            size += range.len;
+            ranges.push(range);
         }
-        if from == size { Ok(ranges) } else { Err(damaged(path, "the file's extents exceed its size")) }
+        if size > self.volume.len() {
+            // A file could name the same bytes of the image again and again.
+            return Err(damaged(path, "its extents together have more bytes than the image"));
+        }
+        Ok(ranges)
     }
 
-    fn target(&mut self, node: NodeId, path: &Path) -> Result<Vec<u8>, ReadError> {
-        let mut buffer = [0; TARGET_MAX];
-        let target = self.iso.readlink(node, &mut buffer).map_err(|e| parser(self.limits, path, e))?;
-        if target.is_empty() || target.contains(&0) {
-            return Err(damaged(path, "the symbolic link has no usable target"));
+    /// Keeps the first of those that got one name, as it is the one that Linux finds. Two that *have* one name are refused.
+    fn unite_twins(&mut self, children: &mut Vec<Entry>, path: &Path) -> Result<(), ReadError> {
+        if matches!(self.volume.names, Names::RockRidge(_)) {
+            return match children.windows(2).find(|pair| pair[0].name == pair[1].name) {
+                Some(pair) => Err(bad_name(path, &pair[0].name, "the name is there twice")),
+                None => Ok(()),
+            };
         }
-        self.account.target(path, target)?;
-        Ok(target.to_vec())
+        let before = children.len();
+        children.dedup_by(|later, first| later.name == first.name);
+        self.account.entries -= before - children.len();
+        Ok(())
     }
 }
 
-/// Sorts what a directory has, and refuses names that are there twice.
-fn close(mut dir: Open, path: &Path) -> Result<(Entry, usize), ReadError> {
-    dir.children.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    if let Some(twice) = dir.children.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        return Err(bad_name(path, &twice[0].name, "the name is there twice"));
+fn zisofs(compressed: Compressed, ranges: Vec<Range>, path: &Path) -> Result<Kind, ReadError> {
+    let Compressed { algorithm, header, shift, .. } = compressed;
+    if ranges.len() <= COMPRESSED_EXTENTS
+        && let Some(zisofs) = Zisofs::new(algorithm, header, shift, ranges)
+    {
+        return Ok(Kind::Compressed(zisofs));
     }
-    dir.children.shrink_to_fit();
-    dir.entry.kind = Kind::Dir(dir.children);
-    Ok((dir.entry, dir.at))
+    let algorithm = String::from_utf8_lossy(&algorithm);
+    let what = format!(
+        "a file that is compressed in a way that Linux does not read either ({algorithm}, 2^{shift})"
+    );
+    Err(unsupported(path, what, "compress it with mkzftree, or not at all"))
+}
+
+fn make(name: Vec<u8>, kind: Kind, size: u64, record: &Record, entries: &Entries) -> Entry {
+    let mode = entries.posix.map_or(PLAIN_MODE, |posix| posix.mode);
+    Entry {
+        name,
+        size,
+        // Twelve bits: they fit.
+        mode: (mode & 0o7777) as u16,
+        uid: entries.posix.map_or(0, |posix| posix.uid),
+        gid: entries.posix.map_or(0, |posix| posix.gid),
+        mtime: entries.mtime.unwrap_or_else(|| time::short(record.date())),
+        device: if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { entries.device } else { (0, 0) },
+        id: record.at,
+        kind,
+    }
 }
 
 fn check_name(dir: &Path, name: &[u8]) -> Result<(), ReadError> {

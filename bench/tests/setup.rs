@@ -1,0 +1,219 @@
+//! `ci/setup` on machines that this one is not: programs of the system are replaced by scripts that note what they were asked.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+
+/// What a fresh machine has.
+const BASE: [&str; 17] = [
+    "bash", "awk", "cat", "dirname", "sed", "sort", "head", "env", "grep", "tee", "uname", "ls", "tr", "cut",
+    "paste", "mktemp", "id",
+];
+
+/// A machine that is nothing but a path: scripts instead of apt, dpkg, sudo, rustup and cargo.
+struct Machine {
+    folder: tempfile::TempDir,
+}
+
+/// What `ci/setup` did there.
+struct Done {
+    success: bool,
+    /// All that it said.
+    said: String,
+    /// The programs of the system that it ran, a line each.
+    ran: String,
+}
+
+impl Machine {
+    /// Everything is installed but what `absent` names; apt can install all but what `unknown` names.
+    fn new(absent: &[&str], unknown: &[&str]) -> Self {
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        for program in BASE {
+            let real = bench::doctor::which(program).unwrap();
+            symlink(real, machine.folder.path().join(program)).unwrap();
+        }
+        let any = |packages: &[&str]| {
+            format!("none{}", packages.iter().map(|p| format!("|{p}")).collect::<String>())
+        };
+        machine.script(
+            "dpkg-query",
+            &format!("case ${{*: -1}} in {}) ;; *) printf installed ;; esac", any(absent)),
+        );
+        // Fails for what it does not know, and for whatever else is asked with it.
+        machine.script(
+            "apt-get",
+            &format!(
+                "[[ $1 != indextargets ]] || {{ echo a list; exit; }}\n\
+                 for word in \"$@\"; do case $word in {}) exit 100 ;; esac; done\n\
+                 if [[ $1 == install && ${{*: -1}} == rustup && \" $* \" != *simulate* ]]; then /bin/mv \"$HERE/later/rustup\" \"$HERE/\"; fi",
+                any(unknown)
+            ),
+        );
+        machine.script("sudo", "exec \"$@\"");
+        machine.script("sysctl", "exit 1");
+        machine
+    }
+
+    fn script(&self, name: &str, body: &str) {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let text = format!("#!/bin/bash\necho \"${{0##*/}} $*\" >>\"$HERE/ran\"\n{body}\n");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// cargo of that version, with nextest.
+    fn cargo(&self, version: &str) {
+        self.script("cargo", &format!("echo cargo {version}"));
+    }
+
+    fn setup(&self, variables: &[(&str, &str)]) -> Done {
+        let here = self.folder.path();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("ci/setup");
+        let output = Command::new("/bin/bash")
+            .arg(script)
+            .arg("--tests")
+            .env_clear()
+            .env("PATH", here)
+            .env("HERE", here)
+            .env("HOME", here.join("home"))
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        Done {
+            success: output.status.success(),
+            said: String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            ran: fs::read_to_string(here.join("ran")).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether this machine is one that `ci/setup` installs packages on.
+fn has_apt() -> bool {
+    Path::new("/etc/debian_version").exists()
+}
+
+#[test]
+fn a_package_that_a_release_lacks_is_told_and_stops_nobody() {
+    if !has_apt() {
+        eprintln!(
+            "SKIPPED setup::a_package_that_a_release_lacks_is_told_and_stops_nobody: needs Debian or Ubuntu"
+        );
+        return;
+    }
+    let machine = Machine::new(&["mergerfs", "unionfs-fuse", "acl"], &["unionfs-fuse"]);
+    machine.cargo("1.95.0");
+    let done = machine.setup(&[]);
+    assert!(done.success, "{}", done.said);
+    assert!(done.said.contains("left out: unionfs-fuse\n"), "{}", done.said);
+    let installs: Vec<&str> =
+        done.ran.lines().filter(|line| line.contains("apt-get install --yes")).collect();
+    assert!(installs[0].ends_with(" acl") && installs[1].ends_with(" mergerfs"), "{installs:?}");
+
+    // One that is required stops it.
+    let machine = Machine::new(&["acl"], &["acl"]);
+    machine.cargo("1.95.0");
+    let done = machine.setup(&[]);
+    assert!(!done.success, "{}", done.said);
+}
+
+#[test]
+fn a_machine_without_rust_gets_it_or_is_told_how() {
+    if !has_apt() {
+        eprintln!("SKIPPED setup::a_machine_without_rust_gets_it_or_is_told_how: needs Debian or Ubuntu");
+        return;
+    }
+    let pinned =
+        include_str!("../../rust-toolchain.toml").lines().find_map(|line| line.strip_prefix("channel = "));
+    let pinned = pinned.unwrap().trim_matches('"');
+    let fresh = || {
+        let machine = Machine::new(&["rustup"], &[]);
+        // Appears with the package; cargo appears with the toolchain.
+        machine.script(
+            "later/rustup",
+            &format!("if [[ $2 == install ]]; then printf '#!/bin/bash\\necho cargo {pinned}' >\"$HERE/cargo\"; /bin/chmod +x \"$HERE/cargo\"; fi"),
+        );
+        machine
+    };
+    let done = fresh().setup(&[]);
+    assert!(done.success, "{}", done.said);
+    assert!(done.ran.contains(&format!("rustup toolchain install {pinned} ")), "{}", done.ran);
+
+    // One of the distribution's own that is too old is no Rust.
+    let machine = fresh();
+    machine.cargo("1.85.1");
+    let done = machine.setup(&[]);
+    assert!(done.success && done.ran.contains("rustup toolchain install"), "{} {}", done.said, done.ran);
+
+    // Debian 12 has no rustup.
+    let done = Machine::new(&["rustup"], &["rustup"]).setup(&[]);
+    assert!(!done.success);
+    assert!(
+        done.said.contains("https://sh.rustup.rs | sh -s -- -y") && done.said.contains(".cargo/env"),
+        "{}",
+        done.said
+    );
+}
+
+#[test]
+fn without_internet_a_toolchain_that_is_there_will_do() {
+    if !has_apt() {
+        eprintln!(
+            "SKIPPED setup::without_internet_a_toolchain_that_is_there_will_do: needs Debian or Ubuntu"
+        );
+        return;
+    }
+    let machine = |version: &str| {
+        let machine = Machine::new(&[], &[]);
+        machine.script(
+            "rustup",
+            "case \"$*\" in *install*) exit 1 ;; *list*) echo stable-x86_64-unknown-linux-gnu ;; esac",
+        );
+        // Without a toolchain chosen, rustup's cargo looks for the pinned one.
+        machine.script(
+            "cargo",
+            &format!("[[ ${{RUSTUP_TOOLCHAIN:-}} == stable-* ]] || exit 1\necho cargo {version}"),
+        );
+        machine
+    };
+    let done = machine("1.90.0").setup(&[]);
+    assert!(done.success && done.said.contains("using the toolchain stable-"), "{}", done.said);
+    let done = machine("1.80.0").setup(&[]);
+    assert!(!done.success && done.said.contains("rustup toolchain install"), "{}", done.said);
+}
+
+#[test]
+fn apparmor_s_restriction_is_lifted_on_a_runner_and_told_to_a_person() {
+    if !has_apt() {
+        eprintln!(
+            "SKIPPED setup::apparmor_s_restriction_is_lifted_on_a_runner_and_told_to_a_person: needs Debian or Ubuntu"
+        );
+        return;
+    }
+    let setting = "kernel.apparmor_restrict_unprivileged_userns=0";
+    let done = |user: &str, ci: &str| {
+        let machine = Machine::new(&[], &[]);
+        machine.cargo("1.95.0");
+        machine.script("sysctl", "echo 1");
+        machine.script("id", &format!("echo {user}"));
+        machine.setup(&[("CI", ci)])
+    };
+    let runner = done("1000", "true");
+    assert!(
+        runner.success && runner.ran.contains(&format!("sysctl --quiet --write {setting}")),
+        "{}",
+        runner.ran
+    );
+    let person = done("1000", "");
+    assert!(
+        person.success && person.said.contains(&format!("sudo sysctl --write {setting}")),
+        "{}",
+        person.said
+    );
+    assert!(!person.ran.contains("--write"), "{}", person.ran);
+    // Root has namespaces anyway.
+    assert!(!done("0", "true").ran.contains("--write"));
+}

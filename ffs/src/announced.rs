@@ -1,0 +1,126 @@
+//! Names whose answers the kernel must not keep: those that a switch is about to change, and those that something is mounted
+//! on.
+//!
+//! A switch of several names is one step for programs although the kernel forgets names one by one: from its announcement
+//! on, answers for the names that change hold for one lookup, so that the kernel has none of them when the new generation is
+//! shown. See `docs/switch.md`.
+
+use std::collections::{HashMap, HashSet};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::merge::{Dir, Node};
+
+/// Names by the inode of their directory.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashMap<u64, HashSet<Box<[u8]>>>);
+
+impl Names {
+    fn has(&self, parent: u64, name: &[u8]) -> bool {
+        self.0.get(&parent).is_some_and(|names| names.contains(name))
+    }
+}
+
+impl<'a> FromIterator<(u64, &'a [u8])> for Names {
+    fn from_iter<T: IntoIterator<Item = (u64, &'a [u8])>>(names: T) -> Self {
+        let mut all = Self::default();
+        for (parent, name) in names {
+            all.0.entry(parent).or_default().insert(name.into());
+        }
+        all
+    }
+}
+
+/// A name that something is mounted on or below, and that changed meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Cover {
+    /// The path from the root of the mount.
+    pub(crate) path: Box<[u8]>,
+    /// What the kernel has there.
+    pub(crate) node: Node,
+}
+
+/// Such names: the directory's inode and the name.
+pub(crate) type Covered = HashMap<(u64, Box<[u8]>), Cover>;
+
+/// The names of the moment that are answered in a way of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Announced {
+    changing: ArcSwapOption<Names>,
+    covered: ArcSwap<Covered>,
+}
+
+impl Announced {
+    /// A switch is going to change these.
+    pub(crate) fn announce(&self, names: Names) {
+        self.changing.store(Some(names.into()));
+    }
+
+    /// It has.
+    pub(crate) fn shown(&self) {
+        self.changing.store(None);
+    }
+
+    /// Whether a switch is about to change a name.
+    pub(crate) fn changes(&self, parent: u64, name: &[u8]) -> bool {
+        self.changing.load().as_ref().is_some_and(|names| names.has(parent, name))
+    }
+
+    /// What a name stands for as long as something is mounted on it or below it, where that is not what is shown.
+    pub(crate) fn covered(&self, parent: u64, name: &[u8]) -> Option<Node> {
+        let covered = self.covered.load();
+        if covered.is_empty() {
+            return None;
+        }
+        covered.get(&(parent, name.into())).map(|cover| cover.node.clone())
+    }
+
+    /// All names that are covered.
+    pub(crate) fn all_covered(&self) -> Covered {
+        Covered::clone(&self.covered.load())
+    }
+
+    /// Sets the names that are covered.
+    pub(crate) fn cover(&self, covered: Covered) {
+        self.covered.store(covered.into());
+    }
+
+    /// Whether the kernel may keep what a listing says of a name: that it is `listed`, in a directory that is `now` as
+    /// given. A listing goes on with what it began with, over a switch.
+    pub(crate) fn keeps(&self, now: Option<&Dir>, parent: u64, name: &[u8], listed: &Node) -> bool {
+        let is = now.and_then(|now| now.get(name)).is_some_and(|node| node.ino() == listed.ino());
+        is && !self.changes(parent, name) && self.covered(parent, name).is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::layer::Meta;
+
+    #[test]
+    fn a_listing_leaves_nothing_behind_that_changes_or_changed_or_is_covered() {
+        let dir = |ino| Node::Dir(Arc::new(Dir::empty(ino, Meta::bare_dir())));
+        let names = vec![(b"a"[..].into(), dir(2)), (b"b"[..].into(), dir(3)), (b"c"[..].into(), dir(4))];
+        let now = Dir::of(1, Meta::bare_dir(), names, []);
+        let announced = Announced::default();
+        assert!(announced.keeps(Some(&now), 1, b"a", &dir(2)));
+        assert!(!announced.keeps(Some(&now), 1, b"a", &dir(9)), "it is another one now");
+        assert!(
+            !announced.keeps(Some(&now), 1, b"gone", &dir(9)) && !announced.keeps(None, 1, b"a", &dir(2))
+        );
+        announced.announce([(1, &b"b"[..])].into_iter().collect());
+        assert!(
+            !announced.keeps(Some(&now), 1, b"b", &dir(3)) && announced.keeps(Some(&now), 1, b"a", &dir(2))
+        );
+        announced.shown();
+        assert!(announced.keeps(Some(&now), 1, b"b", &dir(3)));
+        let cover = Cover { path: b"c"[..].into(), node: dir(7) };
+        announced.cover([((1, b"c"[..].into()), cover)].into());
+        assert!(!announced.keeps(Some(&now), 1, b"c", &dir(4)));
+        assert_eq!(announced.covered(1, b"c").map(|node| node.ino()), Some(7));
+        assert!(announced.covered(2, b"c").is_none());
+    }
+}

@@ -1,0 +1,249 @@
+//! The switch from one generation to the next, as `docs/switch.md` has it.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use fuser::INodeNo;
+
+use super::Mount;
+use crate::announced::{Cover, Covered, Names};
+use crate::diff::{Change, Diff, What};
+use crate::generation::Generation;
+use crate::kernel::covers::Paths;
+use crate::layer::Layer;
+use crate::merge::Node;
+use crate::sys;
+use crate::teller::News;
+
+/// A name that nobody asks for, and that the kernel thus does not know. One that it knows makes it ask for the directory's
+/// attributes besides, which is a request of the first program that looks.
+const UNKNOWN: &str = "\u{1}";
+
+/// More names than these only expire before a switch, at a third of the time: 3 µs and not 9. The others go at once, which
+/// frees the memory of their generation.
+const EXPIRE: usize = 256;
+
+/// From so many changed names on, directories are worth listing in advance again.
+const WALK: usize = 3;
+
+/// What a switch did.
+#[derive(Debug)]
+pub struct Switch {
+    /// The generation that is shown now.
+    pub generation: Arc<Generation>,
+    /// What changed, by path.
+    pub changes: Arc<[Change]>,
+    /// For watchers.
+    pub(super) news: News,
+}
+
+impl Mount {
+    /// Shows other layers: all at once for programs that look from now on.
+    ///
+    /// `edit` gets the present layers and returns those to come. When this returns, every lookup
+    /// and every open sees the new generation; what was open keeps the old one.
+    pub fn switch(&self, edit: impl FnOnce(&[Arc<Layer>]) -> Vec<Arc<Layer>>) -> Switch {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.current();
+        let next = edit(&before.layers);
+        let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
+        let diff = next.diff(&before);
+        let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
+        let known = self.known(&diff);
+        let under = self.cover(&diff, &kept);
+        let told: Vec<Change> = diff.changes.iter().filter(|change| !under.has(change)).cloned().collect();
+        // Names below a directory that came or went are reached through it alone.
+        let names = || told.iter().filter(|change| kept.contains(&change.parent));
+        self.announce(names());
+        self.drop_names(names());
+        let mut failed = {
+            let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            self.shared.current.store(next.clone());
+            for dir in &diff.dirs {
+                self.shared.table.renew(&Node::Dir(dir.clone()));
+            }
+            for node in &diff.same_inode {
+                self.shared.table.renew(node);
+            }
+            self.shared.announced.shown();
+            // While nobody is answered. Takes no lock that a request may hold.
+            self.drop_attributes(&diff)
+        };
+        failed = self.drop_listings(&diff, &kept).or(failed);
+        if let Some(error) = failed {
+            tracing::warn!(%error, "the kernel refused an invalidation: old attributes may show until they are dropped");
+        }
+        let news = News { changes: told.into(), kept: Arc::new(kept), known: Arc::new(known) };
+        Switch { generation: next, changes: diff.changes.into(), news }
+    }
+
+    /// The inodes of what goes or is replaced that the kernel has.
+    fn known(&self, diff: &Diff) -> HashSet<u64> {
+        let gone = diff.changes.iter().filter_map(|change| match change.what {
+            What::Removed { ino: old } | What::Replaced { old, .. } => Some(old),
+            What::Added { .. } | What::Attributes { .. } => None,
+        });
+        gone.filter(|ino| self.shared.table.has(*ino)).collect()
+    }
+
+    /// Has the names that change answered for one lookup only from now on.
+    fn announce<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
+        let changing = changes.filter(|change| !matches!(change.what, What::Attributes { .. }));
+        let names: Names = changing.map(|change| (change.parent, change.name())).collect();
+        // Whoever is answering has not seen this: the gate waits for those.
+        let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.shared.announced.announce(names);
+    }
+
+    /// Has the kernel forget names that are about to change. Not from a request handler: it waits for the locks of
+    /// directories, which a request may hold.
+    fn drop_names<'a>(&self, changes: impl Iterator<Item = &'a Change> + Clone) {
+        let expire = self.teller.is_some() && changes.clone().take(EXPIRE + 1).count() > EXPIRE;
+        let (mut dropped, mut failed) = (0_usize, None);
+        for change in changes {
+            let parent = change.parent;
+            let state = match change.what {
+                What::Attributes { .. } => continue,
+                What::Added { .. } => self.shared.table.has(parent).then_some(false),
+                // A name that the kernel holds, it holds with its inode.
+                What::Removed { ino } | What::Replaced { old: ino, .. } => self.shared.table.asked_again(ino),
+            };
+            let Some(again) = state else { continue };
+            dropped += 1;
+            let name = OsStr::from_bytes(change.name());
+            let result = if expire && !again {
+                sys::expire_entry(&self.device, parent, change.name())
+            } else {
+                self.notifier.inval_entry(INodeNo(parent), name)
+            };
+            failed = result.err().or(failed);
+        }
+        if dropped >= WALK {
+            self.shared.prefetch.emptied();
+        }
+        if let Some(error) = failed {
+            tracing::warn!(%error, "the kernel refused an invalidation: old names may show until they are dropped");
+        }
+    }
+
+    /// Has the kernel forget the attributes and the access control lists of all inodes that another object stands for.
+    fn drop_attributes(&self, diff: &Diff) -> Option<std::io::Error> {
+        let renewed = diff.dirs.iter().map(|dir| dir.ino).chain(diff.same_inode.iter().map(Node::ino));
+        let known = renewed.filter(|ino| self.shared.table.has(*ino));
+        known.filter_map(|ino| self.notifier.inval_inode(INodeNo(ino), -1, 0).err()).last()
+    }
+
+    /// Has the kernel forget listings, those under way included: after this none can fill the cache again with what was
+    /// true before. Not from a request handler, as above.
+    fn drop_listings(&self, diff: &Diff, kept: &HashSet<u64>) -> Option<std::io::Error> {
+        let mut failed = None;
+        let mut waited = HashSet::new();
+        for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
+            let names = !matches!(change.what, What::Attributes { .. });
+            if names && waited.insert(change.parent) && self.shared.table.has(change.parent) {
+                failed =
+                    self.notifier.inval_entry(INodeNo(change.parent), OsStr::new(UNKNOWN)).err().or(failed);
+            }
+        }
+        for dir in diff.dirs.iter().filter(|dir| self.shared.table.has(dir.ino)) {
+            failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
+        }
+        failed
+    }
+
+    /// Notes the names that a switch changes and that something is mounted on or below; drops those of earlier switches
+    /// that nothing is mounted on any more.
+    fn cover(&self, diff: &Diff, kept: &HashSet<u64>) -> Under {
+        let mut covers = self.covers.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = covers.now();
+        let mut covered = self.uncover_from(paths);
+        let mut under = Vec::new();
+        for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
+            let (path, key) = (&change.path, (change.parent, change.name().into()));
+            let gone = matches!(change.what, What::Removed { .. } | What::Replaced { .. });
+            // Of a name that was covered before, the kernel has what it had then.
+            if gone
+                && paths.is_at_or_below(path)
+                && !covered.contains_key(&key)
+                && let Some(Node::Dir(dir)) = self.shared.table.get(change.parent)
+                && let Some(node) = dir.get(change.name())
+            {
+                covered.insert(key.clone(), Cover { path: path[..].into(), node: node.clone() });
+            }
+            if covered.contains_key(&key) {
+                under.push(path.clone());
+            }
+        }
+        self.shared.announced.cover(covered);
+        Under(under)
+    }
+
+    /// Drops the names that something was mounted on when they changed, and where nothing is mounted any more.
+    pub(crate) fn uncover(&self) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut covers = self.covers.lock().unwrap_or_else(PoisonError::into_inner);
+        let covered = self.uncover_from(covers.now());
+        self.shared.announced.cover(covered);
+    }
+
+    fn uncover_from(&self, paths: &Paths) -> Covered {
+        let mut covered = self.shared.announced.all_covered();
+        if covered.is_empty() {
+            return covered;
+        }
+        let bare = |cover: &Cover| !paths.is_at_or_below(&cover.path);
+        let bare: Vec<_> =
+            covered.iter().filter(|(_, cover)| bare(cover)).map(|(key, _)| key.clone()).collect();
+        for key in bare {
+            covered.remove(&key);
+            self.shared.announced.cover(covered.clone());
+            let (parent, name) = key;
+            if let Err(error) = self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(&name)) {
+                tracing::warn!(%error, "the kernel refused an invalidation");
+            }
+        }
+        covered
+    }
+
+    /// Makes the kernel forget all names, attributes and pages, but for names that something is mounted on or below. Not
+    /// from a request handler, as above.
+    pub fn forget(&self) {
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut covers = self.covers.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = covers.now();
+        let mut left = vec![(Vec::new(), self.current().root.clone())];
+        while let Some((at, dir)) = left.pop() {
+            for (name, node) in &dir.entries {
+                let mut path: Vec<u8> = at.clone();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name);
+                if !paths.is_at_or_below(&path) {
+                    // What it does not know it cannot forget.
+                    let _ = self.notifier.inval_entry(INodeNo(dir.ino), OsStr::from_bytes(name));
+                }
+                match node {
+                    Node::Dir(dir) => left.push((path, dir.clone())),
+                    Node::File(file) => drop(self.notifier.inval_inode(INodeNo(file.ino), 0, 0)),
+                }
+            }
+            let _ = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0);
+        }
+    }
+}
+
+/// Paths that are covered.
+struct Under(Vec<Vec<u8>>);
+
+impl Under {
+    /// Whether a change is at or below one of them.
+    fn has(&self, change: &Change) -> bool {
+        self.0.iter().any(|path| {
+            change.path.strip_prefix(&path[..]).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        })
+    }
+}

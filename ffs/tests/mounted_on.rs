@@ -1,0 +1,186 @@
+//! What is mounted on the tree, held or open there, and does not change, is what and where it was after a switch.
+
+// Helpers outside of `#[test]` functions fail their test by panicking too.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use common::{Mounted, OnDrop, eventually, succeeded, tree};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Mounts an empty tmpfs, until the end of the test.
+fn tmpfs(at: &Path) -> OnDrop<impl FnMut() + use<>> {
+    mount(Some("z"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    unmounted(at)
+}
+
+/// Mounts `what` on `at`, until the end of the test.
+fn bind(what: &Path, at: &Path) -> OnDrop<impl FnMut() + use<>> {
+    mount(Some(what), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    unmounted(at)
+}
+
+fn unmounted(at: &Path) -> OnDrop<impl FnMut() + use<>> {
+    let at = at.to_owned();
+    OnDrop(move || {
+        let _ = umount2(&at, MntFlags::MNT_DETACH);
+    })
+}
+
+/// Layer `a`, which is not followed: it is read again when a test says so.
+fn mounted(a: &Path) -> Mounted {
+    Mounted::new(&["--layer", &format!("a=dir:{},watch=off", a.display())])
+}
+
+fn reload(mounted: &Mounted) {
+    succeeded(&mounted.ffs(&["reload", mounted.at("").to_str().unwrap()]));
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn link(path: impl AsRef<Path>) -> PathBuf {
+    std::fs::read_link(path).unwrap()
+}
+
+#[test]
+fn what_does_not_change_stays_with_all_that_is_on_it() {
+    needs_mount!("what_does_not_change_stays_with_all_that_is_on_it");
+    let dir = tempfile::tempdir().unwrap();
+    let files = [
+        ("x", "1"),
+        ("y", "1"),
+        ("mp/in", ""),
+        ("d/secret", "the layer's"),
+        ("d/e/open", "kept"),
+        ("d/z", "1"),
+    ];
+    let a = tree(&dir.path().join("a"), &files);
+    let mut mounted = mounted(&a);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mounted").unwrap();
+    let _on_directory = tmpfs(&mounted.at("mp"));
+    std::fs::write(mounted.at("mp/in"), "in").unwrap();
+    let _on_file = bind(&secret, &mounted.at("d/secret"));
+    let open = File::open(mounted.at("d/e/open")).unwrap();
+    let mut inside = Command::new("sleep").arg("60").current_dir(mounted.at("d/e")).spawn().unwrap();
+    let named = |what: &str| format!("/proc/{}/{what}", inside.id());
+    let check = |mounted: &Mounted| {
+        assert_eq!(mounted.read("mp/in"), "in");
+        assert_eq!(mounted.read("d/secret"), "mounted");
+        assert_eq!(link(format!("/proc/self/fd/{}", open.as_raw_fd())), mounted.at("d/e/open"));
+        assert_eq!(link(named("cwd")), mounted.at("d/e"));
+    };
+    for turn in 2..6 {
+        let text = turn.to_string();
+        for name in ["x", "y", "d/z"] {
+            std::fs::write(a.join(name), &text).unwrap();
+        }
+        std::fs::write(a.join(format!("new-{turn}")), "").unwrap();
+        let _ = std::fs::remove_file(a.join(format!("new-{}", turn - 1)));
+        reload(&mounted);
+        assert_eq!((mounted.read("x"), mounted.read("d/z")), (text.clone(), text));
+        check(&mounted);
+    }
+    // More names than are dropped one by one.
+    for i in 0..600 {
+        std::fs::write(a.join(format!("d/many-{i}")), "1").unwrap();
+    }
+    reload(&mounted);
+    assert_eq!(mounted.names("d").len(), 603);
+    for i in 0..600 {
+        assert_eq!(mounted.read(&format!("d/many-{i}")), "1");
+        std::fs::write(a.join(format!("d/many-{i}")), "22").unwrap();
+    }
+    reload(&mounted);
+    assert!((0..600).all(|i| mounted.read(&format!("d/many-{i}")) == "22"));
+    check(&mounted);
+    succeeded(&mounted.upgrade(None));
+    std::fs::write(a.join("x"), "after the upgrade").unwrap();
+    std::fs::write(a.join("y"), "after the upgrade").unwrap();
+    reload(&mounted);
+    assert_eq!(mounted.read("x"), "after the upgrade");
+    check(&mounted);
+    end(&mut inside);
+    mounted.terminate();
+}
+
+#[test]
+fn a_listing_from_before_a_switch_takes_no_mount_away() {
+    needs_mount!("a_listing_from_before_a_switch_takes_no_mount_away");
+    let dir = tempfile::tempdir().unwrap();
+    let files: Vec<String> = (0..2000).map(|i| format!("d/{i:04}-{}", "n".repeat(100))).collect();
+    let first: Vec<(&str, &str)> = files.iter().map(|name| (name.as_str(), "1")).collect();
+    let a = tree(&dir.path().join("a"), &first);
+    let mounted = mounted(&a);
+    let mut listing = std::fs::read_dir(mounted.at("d")).unwrap();
+    let some: Vec<_> = listing.by_ref().take(3).collect();
+    for name in &files {
+        std::fs::write(a.join(name), "22").unwrap();
+    }
+    reload(&mounted);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mounted").unwrap();
+    let _mounts: Vec<_> =
+        (0..files.len()).step_by(100).map(|i| bind(&secret, &mounted.at(&files[i]))).collect();
+    // The names of before, to the end.
+    assert_eq!(some.len() + listing.count(), files.len());
+    for (i, name) in files.iter().enumerate() {
+        assert_eq!(mounted.read(name), if i % 100 == 0 { "mounted" } else { "22" }, "{name}");
+    }
+}
+
+#[test]
+fn what_is_mounted_on_a_name_that_changes_stays_until_it_is_unmounted() {
+    needs_mount!("what_is_mounted_on_a_name_that_changes_stays_until_it_is_unmounted");
+    let dir = tempfile::tempdir().unwrap();
+    let files =
+        [("x", "1"), ("y", "1"), ("changes", "1"), ("goes", "1"), ("tree/of/it", "1"), ("plain", "1")];
+    let a = tree(&dir.path().join("a"), &files);
+    let mounted = mounted(&a);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mounted").unwrap();
+    let mounts = ["changes", "goes", "tree/of/it"].map(|name| bind(&secret, &mounted.at(name)));
+    let check = || {
+        for name in ["changes", "goes", "tree/of/it"] {
+            assert_eq!(mounted.read(name), "mounted", "{name}");
+            // This has the kernel ask again for what is below the mount.
+            let error = std::fs::create_dir(mounted.at(name)).unwrap_err().raw_os_error();
+            assert!(matches!(error, Some(nix::libc::EEXIST | nix::libc::EROFS)), "{error:?}");
+            assert_eq!(mounted.read(name), "mounted", "{name}");
+        }
+    };
+    check();
+    for turn in ["2", "3"] {
+        for name in ["x", "y", "changes"] {
+            std::fs::write(a.join(name), turn).unwrap();
+        }
+        let _ = std::fs::remove_file(a.join("goes"));
+        let _ = std::fs::remove_dir_all(a.join("tree"));
+        std::fs::write(a.join("tree"), turn).unwrap();
+        reload(&mounted);
+        assert_eq!((mounted.read("x"), mounted.read("y")), (turn.to_owned(), turn.to_owned()));
+        check();
+        // Going through the whole tree does no harm either.
+        assert!(Command::new("ls").args(["-lR"]).arg(mounted.at("")).output().is_ok());
+        check();
+    }
+    let answer = mounted.ask(&ffs::control::Request::Invalidate);
+    assert!(matches!(answer, ffs::control::Response::Status(_)), "{answer:?}");
+    check();
+    succeeded(&mounted.upgrade(None));
+    check();
+    drop(mounts);
+    eventually("the new state", || (mounted.read("changes") == "3").then_some(()));
+    eventually("the removal", || (!mounted.at("goes").exists()).then_some(()));
+    eventually("the file in place of the tree", || {
+        std::fs::read_to_string(mounted.at("tree")).is_ok_and(|text| text == "3").then_some(())
+    });
+}
