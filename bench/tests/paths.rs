@@ -1,6 +1,8 @@
 //! Cache folders, results and scenarios of any path: programs are never handed them.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where it cannot go on")]
+
+mod common;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -8,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use bench::doctor::{Requirement, Subject, probe_with, require};
-use bench::image::{Cache, Recipe};
+use bench::image::Cache;
 
 /// What some program reads as its own, what is no text, and what is too long for a socket.
 fn names() -> Vec<OsString> {
@@ -19,25 +21,6 @@ fn names() -> Vec<OsString> {
     names.push(OsString::from_vec(b"\xff\xfe".to_vec()));
     names.push("x".repeat(200).into());
     names
-}
-
-/// Images of which only the names are right. The kernel is none: QEMU says so when it has opened everything before it.
-fn plant(cache: &Path) {
-    for name in ["host-kvm", "guest"] {
-        let digest = Recipe::built_in(name).unwrap().digest();
-        let folder = cache.join("images").join(&digest);
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut files = serde_json::Map::new();
-        for file in ["root.ext4", "vmlinuz", "initrd"] {
-            std::fs::write(folder.join(file), [0; 4096]).unwrap();
-            files.insert(file.into(), serde_json::json!({ "bytes": 4096, "sha256": "" }));
-        }
-        let manifest = serde_json::json!({
-            "name": name, "digest": digest, "suite": "trixie", "kernel": "6.12", "built_at": 1,
-            "build_seconds": 1.0, "tools": {}, "files": files,
-        });
-        std::fs::write(folder.join("image.json"), manifest.to_string()).unwrap();
-    }
 }
 
 fn bench(arguments: &[&OsStr], cache: &OsStr, folder: &Path) -> Output {
@@ -76,7 +59,7 @@ fn qemu_opens_all_its_files_whatever_the_cache_s_path() {
     let home = tempfile::tempdir().unwrap();
     for name in names() {
         let cache = home.path().join(&name);
-        plant(&cache);
+        common::plant(&cache);
         // What the probe has found, so that it is not made for each.
         let known = home.path().join("virtualization.json");
         if known.exists() {

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 /// What a fresh machine has.
-const BASE: [&str; 17] = [
+const BASE: [&str; 19] = [
     "bash", "awk", "cat", "dirname", "sed", "sort", "head", "env", "grep", "tee", "uname", "ls", "tr", "cut",
-    "paste", "mktemp", "id",
+    "paste", "mktemp", "id", "mkdir", "rm",
 ];
 
 /// A machine that is nothing but a path: scripts instead of apt, dpkg, sudo, rustup and cargo.
@@ -40,18 +40,20 @@ impl Machine {
         };
         machine.script(
             "dpkg-query",
-            &format!("case ${{*: -1}} in {}) ;; *) printf installed ;; esac", any(absent)),
+            &format!("if [[ $* == *Version* ]]; then echo ${{KEYRING:-2025.1}}; exit; fi; case ${{*: -1}} in {}) ;; *) printf installed ;; esac", any(absent)),
         );
         // Fails for what it does not know, and for whatever else is asked with it.
         machine.script(
             "apt-get",
             &format!(
                 "[[ $1 != indextargets ]] || {{ echo a list; exit; }}\n\
+                 if [[ \" $* \" == *' download '* ]]; then echo >debian-archive-keyring_2021_all.deb; fi\n\
                  for word in \"$@\"; do case $word in {}) exit 100 ;; esac; done\n\
                  if [[ $1 == install && ${{*: -1}} == rustup && \" $* \" != *simulate* ]]; then /bin/mv \"$HERE/later/rustup\" \"$HERE/\"; fi",
                 any(unknown)
             ),
         );
+        machine.script("dpkg", "[[ $1 != --compare-versions ]] || exec /usr/bin/dpkg \"$@\"");
         machine.script("sudo", "exec \"$@\"");
         machine.script("sysctl", "exit 1");
         machine
@@ -216,4 +218,22 @@ fn apparmor_s_restriction_is_lifted_on_a_runner_and_told_to_a_person() {
     assert!(!person.ran.contains("--write"), "{}", person.ran);
     // Root has namespaces anyway.
     assert!(!done("0", "true").ran.contains("--write"));
+}
+
+#[test]
+fn keys_that_are_too_old_for_debian_13_are_renewed() {
+    if !has_apt() {
+        eprintln!("SKIPPED setup::keys_that_are_too_old_for_debian_13_are_renewed: needs Debian or Ubuntu");
+        return;
+    }
+    let done = |version: &str| {
+        let machine = Machine::new(&[], &[]);
+        machine.cargo("1.95.0");
+        let done = machine.setup(&[("KEYRING", version)]);
+        assert!(done.success, "{}", done.said);
+        done.ran.contains("dpkg --install")
+    };
+    assert!(done("2021.1.1ubuntu2"), "Ubuntu 22.04");
+    assert!(!done("2023.4ubuntu1"), "Ubuntu 24.04");
+    assert!(!done("2023.3+deb12u2"), "Debian 12");
 }

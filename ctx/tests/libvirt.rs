@@ -91,6 +91,9 @@ fn a_cdrom_comes_and_goes_with_events() {
 
     let taken = guest.0.attach_device(&cdrom_xml("sdb", &two), Scope::Live).unwrap_err();
     assert_eq!(taken.domain(), Some("cdrom"), "{taken}");
+    assert!(taken.message().contains("target sdb is taken"), "{taken}");
+    // With libvirt 10 and newer this would be a change of medium.
+    assert!(guest.0.xml().unwrap().contains("1.iso") && !guest.0.xml().unwrap().contains("2.iso"));
 
     guest.0.detach_device_by_alias(&alias, Scope::Live).unwrap();
     let removed = wait_for(&mut events, "cdrom", |kind| match kind {

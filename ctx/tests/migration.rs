@@ -43,8 +43,9 @@ impl Host {
              log_outputs = \"3:file:{path}/log\"\n"
         );
         std::fs::write(dir.path().join("libvirtd.conf"), conf).unwrap();
+        // libvirt would lift the limit of core files, which root may not do in a container after sudo has lowered it.
         let qemu = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
-                    cgroup_controllers = []\nuser = \"root\"\ngroup = \"root\"\n";
+                    cgroup_controllers = []\nuser = \"root\"\ngroup = \"root\"\nmax_core = 0\n";
         std::fs::write(dir.path().join("qemu.conf"), qemu).unwrap();
         // Else every look-up of the hosts' names waits for a DNS server.
         std::fs::write(dir.path().join("hosts"), "127.0.0.1 localhost ctx-remote ctx-local\n").unwrap();

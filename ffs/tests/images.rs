@@ -15,7 +15,7 @@ use ffs::memory::{Limit, TooMuch};
 use ffs::sealed::Sealed;
 use ffs::trust::Trust;
 
-/// The end of a text that compresses well, and has more than one block of 32 KiB.
+/// A text that compresses well and has more than one block of 32 KiB.
 fn long() -> String {
     (0..20_000).map(|line| format!("line {line}\n")).collect()
 }
@@ -24,9 +24,10 @@ fn long() -> String {
 /// of them is missing.
 fn compressed(test: &str, dir: &Path, files: &[(&str, &str)]) -> Option<PathBuf> {
     let (plain, small, iso) = (dir.join("plain"), dir.join("small"), dir.join("z.iso"));
-    fs::create_dir(&plain).unwrap();
     for (name, text) in files {
-        fs::write(plain.join(name), text).unwrap();
+        let path = plain.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
     fs::hard_link(plain.join(files[0].0), plain.join("again")).unwrap();
     let run = |program: &str, args: &[&str], paths: &[&Path]| {
@@ -99,6 +100,25 @@ fn what_would_be_too_large_is_not_decompressed() {
     fs::write(&iso, &bytes).unwrap();
     let error = made(Limit { image: 1 << 30, total: u64::MAX }).unwrap_err().to_string();
     assert!(error.contains("4294967295 when they are decompressed"), "{error}");
+}
+
+#[test]
+fn no_manifest_vouches_for_a_compressed_file() {
+    const TEST: &str = "no_manifest_vouches_for_a_compressed_file";
+    let dir = tempfile::tempdir().unwrap();
+    let long = long();
+    let data = ctx_format::ContextData {
+        class: "infrastructure".parse().unwrap(),
+        priority: ctx_format::Priority(9),
+        generation: 1,
+        instance_id: "i".parse().unwrap(),
+        files: [("long".parse().unwrap(), ctx_format::File::private(long.as_str()))].into(),
+    };
+    let manifest = String::from_utf8(data.manifest().to_json()).unwrap();
+    let files = [("data/long", &*long), (".ctx/manifest.json", &*manifest)];
+    let Some(iso) = compressed(TEST, dir.path(), &files) else { return };
+    let error = layer(sealed(&iso), None, None, "test", &Trust::without_keys()).unwrap_err().to_string();
+    assert!(error.contains("`/data/long` of the context image is a compressed file"), "{error}");
 }
 
 #[test]

@@ -311,11 +311,13 @@ fn a_connection_that_is_cut_leaves_no_dead_mount() {
 
 #[test]
 fn bad_input_is_refused_before_anything_is_mounted() {
+    let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ffs")).args(args).output().unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ffs"));
+        // Where an ordinary user's control socket would be.
+        let output = command.args(args).env("XDG_RUNTIME_DIR", dir.path()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let dir = tempfile::tempdir().unwrap();
     let point = dir.path().to_str().unwrap();
     let (code, error) = run(&["mount", point, "--layer", "x=nfs:/a"]);
     assert_eq!(code, Some(64), "{error}");

@@ -71,7 +71,10 @@ impl Systemd {
         // It moves itself, and nothing else, into this scope.
         let pids = std::fs::read_to_string(self.group.join("init.scope/cgroup.procs")).ok()?;
         let mut command = Command::new("nsenter");
-        command.args(["--mount", "--pid", "--target", pids.lines().next()?, "systemctl"]).args(args);
+        // Its root, too: where this one is changed (chroot), the namespace has another.
+        command
+            .args(["--mount", "--pid", "--root", "--target", pids.lines().next()?, "systemctl"])
+            .args(args);
         let output = command.stderr(Stdio::null()).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }

@@ -87,7 +87,8 @@ fn spawn_reader(
     said: mpsc::Sender<Said>,
 ) -> thread::JoinHandle<String> {
     thread::spawn(move || {
-        let (mut stream, mut bytes, mut from) = (io::BufReader::new(stream.take(ctx_io::bounded::STATE)), Vec::new(), 0);
+        let (mut stream, mut bytes, mut from) =
+            (io::BufReader::new(stream.take(ctx_io::bounded::STATE)), Vec::new(), 0);
         // What was read before an error is still worth showing.
         while matches!(stream.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
             if enough(&String::from_utf8_lossy(&bytes[from..])) {

@@ -100,8 +100,8 @@ fn make(
 
 /// Removes the folder of a build that has ended or died, and what it used elsewhere.
 pub(super) fn clear(folder: &Path) -> Result<(), Error> {
-    if let Ok(scratch) = bounded::read_to_string(&folder.join(SCRATCH_NOTE), bounded::NUMBER) {
-        ext4::remove_tree(Path::new(&scratch))?;
+    if let Ok(scratch) = bounded::read(&folder.join(SCRATCH_NOTE), bounded::NUMBER) {
+        ext4::remove_tree(Path::new(OsStr::from_bytes(&scratch)))?;
     }
     ext4::remove_tree(folder)
 }

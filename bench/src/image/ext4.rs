@@ -142,7 +142,7 @@ pub(crate) fn has_subordinate_ids() -> bool {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     let listed = |path: &str| {
-        fs::read_to_string(path).unwrap_or_default().lines().any(|line| {
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).lines().any(|line| {
             let owner = line.split(':').next().unwrap_or_default();
             owner == uid.to_string() || Some(owner) == user.as_deref()
         })

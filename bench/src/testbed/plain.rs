@@ -109,9 +109,13 @@ pub(super) fn anchor(candidates: impl IntoIterator<Item = PathBuf>) -> Result<Pl
 /// The folders that are tried, best first.
 pub(super) fn candidates() -> Vec<PathBuf> {
     let user = format!("bench-{}", nix::unistd::geteuid());
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    // Under `sudo` it may be another user's.
+    let ours = |folder: &PathBuf| {
+        fs::metadata(folder).is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw())
+    };
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(ours);
     let shared = ["/tmp", "/var/tmp", "/dev/shm"].map(|folder| Path::new(folder).join(&user));
-    runtime.map(|folder| Path::new(&folder).join("bench")).into_iter().chain(shared).collect()
+    runtime.map(|folder| folder.join("bench")).into_iter().chain(shared).collect()
 }
 
 fn own(folder: &Path) -> Result<PlainPath, String> {

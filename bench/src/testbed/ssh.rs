@@ -87,7 +87,8 @@ impl Keys {
                 return Err(SshError::Keys(String::from_utf8_lossy(&out.stderr).trim().to_owned()));
             }
         }
-        let read = |name: &str| bounded::read_to_string(folder.join(name).as_ref(), bounded::KEYS).map_err(fail);
+        let read =
+            |name: &str| bounded::read_to_string(folder.join(name).as_ref(), bounded::KEYS).map_err(fail);
         let keys = Keys {
             folder: folder.clone(),
             client_public: read("client.pub")?,

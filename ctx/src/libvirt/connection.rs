@@ -232,12 +232,18 @@ pub(super) fn at(uri: &str, domain: Option<&str>, action: &'static str, error: &
 
 /// `virt` panics on text that C cannot hold; so it is refused before.
 pub(super) fn with_nul(uri: &str, domain: Option<&str>, action: &'static str) -> Error {
+    let uri = uri.replace('\0', "\\0");
+    refused(&uri, domain, action, "the text given holds a NUL character".into())
+}
+
+/// An error of our own, before libvirt was asked.
+pub(super) fn refused(uri: &str, domain: Option<&str>, action: &'static str, message: String) -> Error {
     Error {
         kind: ErrorKind::Other,
         action,
-        uri: uri.replace('\0', "\\0"),
+        uri: uri.to_owned(),
         domain: domain.map(str::to_owned),
         code: None,
-        message: "the text given holds a NUL character".into(),
+        message,
     }
 }

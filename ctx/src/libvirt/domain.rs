@@ -5,12 +5,13 @@ use std::ffi::CString;
 use virt::error::Error as VirtError;
 use virt::sys;
 
-use super::connection::{Connection, at, with_nul};
+use super::connection::{Connection, at, refused, with_nul};
 use super::error::{Error, ErrorKind};
 use super::event::DomainId;
 use super::ffi;
 use super::job::{JobKind, JobStats};
 use super::migrate::MigrateOptions;
+use super::target::taken;
 
 /// A domain. Clones share libvirt's handle. The domain itself may be gone at any time; calls then
 /// fail with [`ErrorKind::NoDomain`].
@@ -153,10 +154,16 @@ impl Domain {
     /// Attaches a device.
     ///
     /// # Errors
-    /// With libvirt's message, for example when the target is taken.
+    /// With libvirt's message; and when a disk's target is taken, whatever this version of libvirt does then.
     pub fn attach_device(&self, xml: &str, scope: Scope) -> Result<(), Error> {
         const ACTION: &str = "attach a device";
         self.text(ACTION, xml)?;
+        if scope != Scope::Config
+            && let Some(target) = taken(&self.xml()?, xml)
+        {
+            let message = format!("target {target} is taken: detach what is there first");
+            return Err(refused(self.connection.uri(), Some(self.name()), ACTION, message));
+        }
         self.handle.attach_device_flags(xml, scope.bits()).map_err(self.fail(ACTION))
     }
 

@@ -31,6 +31,7 @@ mod event;
 mod ffi;
 mod job;
 mod migrate;
+mod target;
 
 pub use connection::{Connection, KeepAlive};
 pub use domain::{Domain, Running, Scope, State};

@@ -53,8 +53,9 @@ fn start() -> Result<Embed, String> {
     let root =
         tempfile::Builder::new().prefix("ctx-").tempdir_in("/tmp").map_err(|error| error.to_string())?;
     std::fs::create_dir(root.path().join("etc")).unwrap();
+    // libvirt would lift the limit of core files, which root may not do in a container after sudo has lowered it.
     let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
-                cgroup_controllers = []\nuser = \"root\"\ngroup = \"root\"\n";
+                cgroup_controllers = []\nuser = \"root\"\ngroup = \"root\"\nmax_core = 0\n";
     std::fs::write(root.path().join("etc/qemu.conf"), conf).unwrap();
     let uri = format!("qemu:///embed?root={}", root.path().display());
     let connection = Connection::open(&uri).map_err(|error| error.to_string())?;

@@ -356,6 +356,25 @@ fn several_extents_are_one_file() {
 }
 
 #[test]
+fn a_compressed_file_has_a_hundred_extents_at_most() {
+    let zf = entry(b"ZF", &[&b"pz\x04\x0f"[..], &both32(9)].concat());
+    let image = |count: usize| {
+        let mut forge = Forge::default();
+        let root = forge.take(4);
+        let content = forge.take(count);
+        let own = Record::dir(b"\0", root, 4 * 2048).with(&[forge::rock_ridge_root()]);
+        let part = Record::file(b"A;1", content, 2048).with(std::slice::from_ref(&zf));
+        let parts = vec![part.clone().flagged(NOT_FINAL); count - 1];
+        let dots = [own, Record::dir(b"\x01", root, 2048)];
+        forge.write_dir(root, &[&dots[..], &parts, &[part]].concat());
+        forge.finish((root, 4 * 2048), None)
+    };
+    let index = index(&image(100)).unwrap();
+    assert!(matches!(index.root.get("a").unwrap().kind, Kind::Compressed(_)));
+    assert!(refused(&image(101)).contains("a compressed file of more than 100 extents"));
+}
+
+#[test]
 fn flags_are_obeyed() {
     let records = [
         Record::file(b"A;1", TWO, 3).flagged(4),

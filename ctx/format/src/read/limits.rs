@@ -65,7 +65,8 @@ impl Account {
     /// Charges for what is kept of a file that says it has several names.
     pub(super) fn linked(&mut self, path: &[Vec<u8>], entry: &Entry) -> Result<(), ReadError> {
         let more = match &entry.kind {
-            Kind::File(ranges) | Kind::Compressed(Zisofs { ranges, .. }) => size_of_val(&ranges[..]),
+            Kind::File(ranges) => size_of_val(&ranges[..]),
+            Kind::Compressed(zisofs) => size_of::<Zisofs>() + size_of_val(&zisofs.ranges[..]),
             Kind::Symlink(target) => target.len(),
             _ => 0,
         };

@@ -3,8 +3,9 @@
 //! An image is indexed once, whole, into an immutable [`Image`]: names, attributes, and for each
 //! file the byte ranges that hold it. Nothing is extracted and nothing is read later, so the device
 //! that the bytes came from can be gone. What is shown is what Linux's isofs shows of the image when it is
-//! mounted without options; the table below says where that is not so. No parser of others shows that (they
-//! choose another tree, hide old versions, replace characters, and know no compression), so this one is our own.
+//! mounted without options (and with `utf8`, where that is not the kernel's default); the table below says where
+//! that is not so, and `tests/isofs.rs` compares the two. No parser of others shows that (they choose another tree,
+//! hide old versions, replace characters, and know no compression), so this one is our own.
 //!
 //! Images may be hostile. Every range lies inside the image, no directory is reached twice (no loops),
 //! names are names (no `/`, no NUL, no `.` or `..`, none twice), and depth, number of entries,
@@ -39,6 +40,7 @@
 //! | Joliet names | UTF-8, without `;1` and dots at the end | same | `name::tests` |
 //! | Joliet names that differ in case only | both listed, each lookup finds the first | both, each with its content | `joliet_names_may_differ_in_case_only` |
 //! | names that mapping makes the same | both listed, a lookup finds the first | the first | `of_names_that_became_the_same_the_first_is_shown` |
+//! | names of more than 255 bytes | listed, no lookup finds them | refused | `rock_ridge_names_go_on` |
 //! | Rock Ridge names that are the same | both listed, a lookup finds the first | refused | `a_rock_ridge_name_twice_is_refused` |
 //! | `NM` that goes on in more entries | joined, up to 253 bytes; more is cut | joined, up to 255; more is refused | `rock_ridge_names_go_on` |
 //! | `NM` with a slash or NUL, or that is `.` or `..` | error or odd | refused | `names_with_a_slash_are_never_shown` |
@@ -46,13 +48,13 @@
 //! | no Rock Ridge | 0555, owner 0 | same | `without_rock_ridge_all_can_be_read_and_run` |
 //! | `PX` of an unknown type | error | refused | `what_is_not_supported_is_refused` |
 //! | `PN` | all of the number may be in the low half | same | `device_numbers_are_read_both_ways` |
-//! | `TF`, short and long | long since 6.17; years to 2155 | same | `times_are_taken_from_rock_ridge`, `time::tests` |
+//! | `TF`, short and long | to 2155; before 6.17 short ones to 2038, others wrong | all | `times_are_taken_from_rock_ridge`, `time::tests` |
 //! | `SL` | joined, up to 4095 bytes | same; without one or longer, refused | `links_are_joined` |
 //! | `CE` | up to 31 areas within a block each | up to 256, anywhere | `reads_what_xorriso_makes` |
 //! | `CL`, `PL`, `RE` | shown where they were, `rr_moved` is empty | same | `moved_directories_are_shown_where_they_were` |
 //! | directory that is reached twice | shown twice | refused | `a_directory_that_contains_itself_is_refused` |
 //! | `ZF` with `pz` (zisofs) | decompressed; a damaged block is an I/O error | decompressed when the layer is loaded; damaged, refused | `zisofs_is_decompressed`, ffs: `compressed_files_are_shown_as_they_were` |
-//! | `ZF` with another algorithm (zisofs 2 has `PZ`) or block size | shown as it is stored | refused | `what_is_not_supported_is_refused` |
+//! | `ZF` with another algorithm (zisofs 2 has `PZ`) or block size, `Z2` | shown as it is stored | refused | `what_is_not_supported_is_refused` |
 //! | `SF` (sparse files) | shown as it is stored | refused | `what_is_not_supported_is_refused` |
 //! | `AL` (AAIP: ACLs, extended attributes), `AA`, `BA` (Apple) | passed over | same | `real_programs_extras_are_passed_over` |
 //! | CD-ROM XA before Rock Ridge | passed over | same | `xa_before_rock_ridge_is_passed_over` |

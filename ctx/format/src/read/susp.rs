@@ -34,7 +34,7 @@ pub(super) struct Entries {
     pub(super) child: Option<u64>,
     /// `RE`: it is shown elsewhere.
     pub(super) relocated: bool,
-    /// `ZF`: how it is compressed.
+    /// `ZF`, `Z2`: how it is compressed.
     pub(super) compressed: Option<Compressed>,
     /// `SF`: it is stored without its holes.
     pub(super) sparse: bool,
@@ -192,7 +192,8 @@ impl Entries {
             b"CL" => self.child = Some(number(0)?.into()),
             b"RE" => self.relocated = true,
             b"SF" => self.sparse = true,
-            b"ZF" => {
+            // `Z2` is what `xorriso` can be told to write for zisofs 2.
+            b"ZF" | b"Z2" => {
                 let &[a, b, header, shift] = data.first_chunk()?;
                 self.compressed = Some(Compressed { algorithm: [a, b], header, shift, size: number(4)? });
             }

@@ -247,10 +247,12 @@ fn zisofs_is_decompressed() {
         }
     }
     // Version 2, which Linux does not read.
-    let version_2 = [&["-zisofs", "version_2=on:susp_z2=off"][..], &xorriso].concat();
-    let Some(bytes) = made("zisofs_is_decompressed", &files, &[("xorriso", &version_2)]) else { return };
-    let error = index(&bytes).unwrap_err().to_string();
-    assert!(error.contains("compressed in a way that Linux does not read either (PZ"), "{error}");
+    for parameters in ["version_2=on:susp_z2=off", "version_2=on:susp_z2=on"] {
+        let version_2 = [&["-zisofs", parameters][..], &xorriso].concat();
+        let Some(bytes) = made("zisofs_is_decompressed", &files, &[("xorriso", &version_2)]) else { return };
+        let error = index(&bytes).unwrap_err().to_string();
+        assert!(error.contains("compressed in a way that Linux does not read either (PZ"), "{error}");
+    }
 }
 
 #[test]

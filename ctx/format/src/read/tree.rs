@@ -28,7 +28,7 @@ pub enum Kind {
     /// A regular file: its content is these ranges of the image, in order. All lie inside it.
     File(Vec<Range>),
     /// A regular file that is stored compressed; its size is that of the content.
-    Compressed(Zisofs),
+    Compressed(Box<Zisofs>),
     /// A symbolic link: its target, 1 to 4095 bytes without NUL.
     Symlink(Vec<u8>),
     /// A character device.

@@ -276,10 +276,12 @@ impl<'a> Walk<'a> {
 
 fn zisofs(compressed: Compressed, ranges: Vec<Range>, path: &Path) -> Result<Kind, ReadError> {
     let Compressed { algorithm, header, shift, .. } = compressed;
-    if ranges.len() <= COMPRESSED_EXTENTS
-        && let Some(zisofs) = Zisofs::new(algorithm, header, shift, ranges)
-    {
-        return Ok(Kind::Compressed(zisofs));
+    if ranges.len() > COMPRESSED_EXTENTS {
+        let what = format!("a compressed file of more than {COMPRESSED_EXTENTS} extents");
+        return Err(unsupported(path, what, "store it in one piece"));
+    }
+    if let Some(zisofs) = Zisofs::new(algorithm, header, shift, ranges) {
+        return Ok(Kind::Compressed(Box::new(zisofs)));
     }
     let algorithm = String::from_utf8_lossy(&algorithm);
     let what = format!(
