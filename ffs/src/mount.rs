@@ -19,7 +19,7 @@ use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
 use crate::handover::{self, state::Agreed};
 use crate::kernel::covers::Covers;
-use crate::kernel::guard::{self, Guard};
+use crate::kernel::guard::{self, Guard, Seen};
 pub use crate::kernel::mounting::Restrictions;
 use crate::kernel::session::{Way, read_ahead};
 use crate::layer::Layer;
@@ -248,19 +248,19 @@ impl Mount {
     }
 
     /// What blocks until nothing is mounted any more under this file system's device number, in the namespace of the thread
-    /// that calls this, and until then makes read-only what somebody makes writable. Whenever mounts came, went or changed it
-    /// calls `changed` with the places of those.
+    /// that calls this, and until then makes read-only what somebody makes writable. It calls `seen` for that, and whenever
+    /// mounts came or went.
     ///
     /// # Errors
     /// What opening the mount table returns.
     pub fn watch_table(
         &self,
         device: u64,
-        changed: impl Fn(&[PathBuf]) + Send + 'static,
+        seen: impl Fn(Seen<'_>) + Send + 'static,
     ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
         // A user's mount is not the kernel's to hold read-only.
         let guard = (!self.shared.users_mount).then(|| self.guard.clone());
-        guard::watch(device, guard, changed)
+        guard::watch(device, guard, seen)
     }
 
     /// Inodes that the kernel holds references to.

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::{Child, Command};
 
 use common::{Mounted, OnDrop, eventually, succeeded, tree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 /// Mounts an empty tmpfs, until the end of the test.
 fn tmpfs(at: &Path) -> OnDrop<impl FnMut() + use<>> {
@@ -125,7 +127,15 @@ fn a_listing_from_before_a_switch_takes_no_mount_away() {
     for name in &files {
         std::fs::write(a.join(name), "22").unwrap();
     }
+    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).unwrap();
+    events.add_watch(&mounted.at("d"), AddWatchFlags::IN_MOVED_TO).unwrap();
     reload(&mounted);
+    // Names are told in order; one that is being told is exchanged at that moment, with what is mounted on it (docs/switch.md).
+    let last = files.last().and_then(|name| name.strip_prefix("d/")).map(OsString::from);
+    eventually("the last event", || {
+        let told = events.read_events().unwrap_or_default();
+        told.into_iter().any(|event| event.name == last).then_some(())
+    });
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "mounted").unwrap();
     let _mounts: Vec<_> =

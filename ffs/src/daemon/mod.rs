@@ -42,6 +42,7 @@ use crate::edit::Desired;
 use crate::events::{Log, Step};
 use crate::follow::Hold;
 use crate::hooks::Hooks;
+use crate::kernel::guard::Seen;
 use crate::layer::Layer;
 use crate::memory::{self, Limit};
 use crate::mount::{Mount, MountError, Options};
@@ -353,14 +354,12 @@ fn hear_of_stale(mount: &Mount, tx: &Sender<Message>) {
     });
 }
 
-/// Hears of mounts that came or went, and writes down those that had been made writable.
-fn hear_of_mounts(tx: &Sender<Message>, log: &Arc<Log>) -> impl Fn(&[PathBuf]) + Send + 'static {
+/// Hears of mounts that came or went, or had been made writable.
+fn hear_of_mounts(tx: &Sender<Message>, log: &Arc<Log>) -> impl Fn(Seen<'_>) + Send + 'static {
     let (tx, log) = (tx.clone(), log.clone());
-    move |undone| {
-        for point in undone {
-            log.write(Step::MadeReadOnly { point: point.display().to_string() });
-        }
-        let _ = tx.send(Message::Mounts);
+    move |seen| match seen {
+        Seen::Changed => drop(tx.send(Message::Mounts)),
+        Seen::MadeReadOnly(point) => log.write(Step::MadeReadOnly { point: point.display().to_string() }),
     }
 }
 

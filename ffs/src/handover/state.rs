@@ -88,13 +88,7 @@ pub(crate) struct Connection {
     /// Whether fusermount3 mounted it for a user.
     pub(crate) users_mount: bool,
     /// Writes that were refused. What the last ones left in the kernel's cache may still be there.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) refused_writes: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde wants it.
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// What kernel and program told each other at the mount. The kernel asks once, so it holds for all

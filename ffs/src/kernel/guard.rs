@@ -24,6 +24,15 @@ use super::mountinfo::{self, Entry};
 /// milliseconds.
 const AGAIN_MS: u16 = 1000;
 
+/// What the table told.
+#[derive(Debug, Clone, Copy)]
+pub enum Seen<'a> {
+    /// Mounts came, went or changed, somewhere on this machine.
+    Changed,
+    /// This mount had been made writable, and is read-only again.
+    MadeReadOnly(&'a Path),
+}
+
 /// What became of mounts that somebody made writable.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard(Arc<Mutex<Found>>);
@@ -54,7 +63,7 @@ impl Guard {
     }
 
     /// Makes all writable mounts among `entries` read-only. Whether all are.
-    fn keep_read_only(&self, entries: &[Entry], undone: &mut Vec<PathBuf>) -> bool {
+    fn keep_read_only(&self, entries: &[Entry], seen: &impl Fn(Seen<'_>)) -> bool {
         let mut writable = BTreeSet::new();
         for entry in entries.iter().filter(|entry| !entry.is_read_only()) {
             let point = entry.point.display();
@@ -62,7 +71,7 @@ impl Guard {
                 Ok(()) => {
                     tracing::warn!("`{point}` was made writable by somebody: it is read-only again");
                     self.0.lock().unwrap_or_else(PoisonError::into_inner).undone += 1;
-                    undone.push(entry.point.clone());
+                    seen(Seen::MadeReadOnly(&entry.point));
                 }
                 Err(error) => drop(writable.insert((entry.point.clone(), error.to_string()))),
             }
@@ -78,14 +87,14 @@ impl Guard {
 
 /// Blocks until nothing is mounted any more under a device number in this thread's mount namespace, whoever unmounted it: the
 /// private mount would keep the session from ending by itself. Meanwhile `guard`, if there is one, keeps all of its mounts
-/// read-only. Whenever mounts came, went or changed, `changed` is called with the places of those that were not.
+/// read-only. Calls `seen` whenever mounts came or went, and for each that was made read-only.
 ///
 /// # Errors
 /// What reading the mount table returns.
 pub(crate) fn watch(
     device: u64,
     guard: Option<Guard>,
-    changed: impl Fn(&[PathBuf]) + Send + 'static,
+    seen: impl Fn(Seen<'_>) + Send + 'static,
 ) -> io::Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
     let device = numbers(device);
     let mut table = File::open("/proc/thread-self/mountinfo")?;
@@ -99,9 +108,8 @@ pub(crate) fn watch(
             if entries.is_empty() {
                 return Ok(());
             }
-            let mut undone = Vec::new();
-            let calm = guard.as_ref().is_none_or(|guard| guard.keep_read_only(&entries, &mut undone));
-            changed(&undone);
+            seen(Seen::Changed);
+            let calm = guard.as_ref().is_none_or(|guard| guard.keep_read_only(&entries, &seen));
             let patience = if calm { PollTimeout::NONE } else { PollTimeout::from(AGAIN_MS) };
             // Returns when mounts came, went or changed since the last read (proc(5)).
             let mut wait = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];

@@ -176,17 +176,17 @@ mod tests {
     /// The flags of mounts that are attached one over the other in a namespace of this thread's own: nobody answers for the
     /// file system, and the table does not ask it.
     fn flags(mounts: &[&OwnedFd]) -> Vec<MsFlags> {
+        let dir = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
             let look = || {
                 unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
                 let none = None::<&str>;
                 nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
                 let before: Vec<u64> = table().map(|entry| entry.id).collect();
-                for mount in mounts {
-                    let dir = tempfile::tempdir().unwrap();
-                    attach(mount, dir.path()).unwrap();
-                    // The folder stays until the namespace is gone.
-                    let _ = dir.keep();
+                for (number, mount) in mounts.iter().enumerate() {
+                    let point = dir.path().join(number.to_string());
+                    std::fs::create_dir(&point).unwrap();
+                    attach(mount, &point).unwrap();
                 }
                 table().filter(|entry| !before.contains(&entry.id)).map(|entry| entry.flags).collect()
             };
