@@ -47,13 +47,15 @@ impl Machine {
             "apt-get",
             &format!(
                 "[[ $1 != indextargets ]] || {{ echo a list; exit; }}\n\
-                 if [[ \" $* \" == *' download '* ]]; then echo >debian-archive-keyring_2021_all.deb; fi\n\
                  for word in \"$@\"; do case $word in {}) exit 100 ;; esac; done\n\
                  if [[ $1 == install && ${{*: -1}} == rustup && \" $* \" != *simulate* ]]; then /bin/mv \"$HERE/later/rustup\" \"$HERE/\"; fi",
                 any(unknown)
             ),
         );
-        machine.script("dpkg", "[[ $1 != --compare-versions ]] || exec /usr/bin/dpkg \"$@\"");
+        machine.script(
+            "dpkg",
+            "[[ $1 != --compare-versions ]] || exec /usr/bin/dpkg \"$@\"\n[[ $1 != --verify ]] || echo -n \"${RENEWED:-}\"",
+        );
         machine.script("sudo", "exec \"$@\"");
         machine.script("sysctl", "exit 1");
         machine
@@ -226,14 +228,21 @@ fn keys_that_are_too_old_for_debian_13_are_renewed() {
         eprintln!("SKIPPED setup::keys_that_are_too_old_for_debian_13_are_renewed: needs Debian or Ubuntu");
         return;
     }
-    let done = |version: &str| {
+    let done = |version: &str, renewed: &str| {
         let machine = Machine::new(&[], &[]);
         machine.cargo("1.95.0");
-        let done = machine.setup(&[("KEYRING", version)]);
+        machine.script("mmdebstrap", "");
+        machine.script("install", "");
+        let done = machine.setup(&[("KEYRING", version), ("RENEWED", renewed)]);
         assert!(done.success, "{}", done.said);
-        done.ran.contains("dpkg --install")
+        let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        done.ran.lines().any(|line| line.starts_with("install ") && line.ends_with(keys))
     };
-    assert!(done("2021.1.1ubuntu2"), "Ubuntu 22.04");
-    assert!(!done("2023.4ubuntu1"), "Ubuntu 24.04");
-    assert!(!done("2023.3+deb12u2"), "Debian 12");
+    assert!(done("2021.1.1ubuntu2", ""), "Ubuntu 22.04");
+    assert!(
+        !done("2021.1.1ubuntu2", "??5?????? c /usr/share/keyrings/debian-archive-keyring.gpg"),
+        "renewed before"
+    );
+    assert!(!done("2023.4ubuntu1", ""), "Ubuntu 24.04");
+    assert!(!done("2023.3+deb12u2", ""), "Debian 12");
 }
