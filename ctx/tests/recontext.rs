@@ -10,6 +10,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Guest, cdrom_xml, domain_xml, embed};
@@ -18,6 +19,8 @@ use ctx::libvirt::{Connection, DomainId, Scope};
 use ctx::recontext::control::{Answer, Ask, ask};
 use ctx::recontext::daemon::daemon;
 use ctx::recontext::domain::{NAMESPACE, View};
+use ctx::recontext::run::{Recontextualizer, Request};
+use ctx::recontext::state::StateDir;
 use ctx::recontext::{Outcome, Phase, Record, Trigger};
 use ctx_format::manifest::Sha256;
 use tokio::sync::oneshot;
@@ -52,13 +55,17 @@ impl Host {
         self.start_with("").await;
     }
 
-    async fn start_with(&mut self, more: &str) {
+    fn config(&self, more: &str) -> Config {
         let text = format!(
             "{more}uri = \"{}\"\nstate = \"state\"\nsocket = \"ctx.sock\"\nsite = \"local\"\n\
              [[class]]\nname = \"infrastructure\"\npriority = 200\ntemplate = \"infrastructure\"\n",
             self.uri
         );
-        let config = Config::parse(&self.path("ctx.toml"), &text).unwrap();
+        Config::parse(&self.path("ctx.toml"), &text).unwrap()
+    }
+
+    async fn start_with(&mut self, more: &str) {
+        let config = self.config(more);
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -381,11 +388,17 @@ async fn what_a_domain_cannot_have_fails_once_and_touches_nothing() {
     assert_eq!(failed.outcome, Outcome::Failed, "{failed:?}");
     let error = failed.error.unwrap();
     assert!(error.contains("`sdb`") && error.contains("no such CD-ROM drive"), "{error}");
-    assert!(failed.permanent, "no retries");
     let status = host.ask(Ask::Status).await.status.unwrap();
     assert_eq!((status.failed, status.running.len()), (1, 0), "{status:?}");
     assert_eq!(guest.0.xml().unwrap(), before);
     host.stop().await;
+    // Whether it tries again goes by this, which is not in the log.
+    let config = host.config("");
+    let state = StateDir::open(&config.state).unwrap();
+    let run = Arc::new(Recontextualizer { config, state, connection });
+    let records = run.run(&Request::new(guest.0.id().clone(), Trigger::Reconcile)).await;
+    assert_eq!(records[0].outcome, Outcome::Failed, "{records:?}");
+    assert!(!records[0].is_worth_another_try(), "{records:?}");
 }
 
 /// The socket is QEMU's own; nobody is in the guest to answer.

@@ -239,10 +239,11 @@ impl Mounted {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
         let stopped = OnDrop(move || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap());
-        // The signal is sent when kill(2) returns; each thread stops when the kernel next gets to it.
+        // The signal is sent when kill(2) returns; each thread stops before it goes on in the program. One that is in the kernel and
+        // waits there uninterruptibly, for an answer of another thread, is as good as stopped.
         let goes_on = |task: std::fs::DirEntry| {
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('T'))
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['T', 'D', 'Z', 'X']))
         };
         eventually("all threads stop", || {
             let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
