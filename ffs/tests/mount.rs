@@ -198,7 +198,9 @@ fn readers_never_see_a_mixture() {
             }
             switches
         });
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        for reader in readers {
+            reader.join().unwrap();
+        }
         done.store(true, Ordering::Relaxed);
         switcher.join().unwrap()
     });
