@@ -114,7 +114,7 @@ fn a_medium_is_changed_with_tray_events() {
     std::fs::write(&one, vec![1; 4096]).unwrap();
     std::fs::write(&two, vec![2; 4096]).unwrap();
     // There from the start: libvirt 9.0 does not open the tray of a CD-ROM that was attached later.
-    let guest = Guest::create(&connection, &domain_xml("medium", "", &cdrom_xml("sda", &one)));
+    let guest = Guest::paused(&connection, &domain_xml("medium", "", &cdrom_xml("sda", &one)));
     guest.0.update_device(&cdrom_xml("sda", &two), Scope::Live, false).unwrap();
     for expected in [Tray::Opened, Tray::Closed] {
         let tray = wait_for(&mut events, "medium", |kind| match kind {

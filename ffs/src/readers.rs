@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(20);
+    const SOON: Duration = Duration::from_secs(60);
 
     #[test]
     fn what_hangs_on_one_device_holds_up_no_other() {

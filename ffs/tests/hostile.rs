@@ -321,18 +321,25 @@ fn read(image: &[u8]) -> Result<Layer, ImageError> {
     Ok(layer(sealed, Some("x"), Some(9), "test", &Trust::without_keys())?.0)
 }
 
+/// The processor time that this thread has had: that of the wall says how busy the machine is.
+fn computed() -> std::time::Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock of Linux").into()
+}
+
 #[test]
 fn each_is_refused_with_a_reason_or_harmless() {
     let mut wrong = Vec::new();
     for (name, bytes, becomes) in cases() {
-        let began = std::time::Instant::now();
-        match (read(&bytes), becomes) {
+        let began = computed();
+        let became = read(&bytes);
+        let took = computed().saturating_sub(began);
+        match (became, becomes) {
             (Err(error), Refused(words)) if error.to_string().contains(words) => {}
             (Ok(layer), Shown(_)) => check_names(&layer.root),
             (Err(error), _) => wrong.push(format!("{name}: refused: {error}")),
             (Ok(layer), _) => wrong.push(format!("{name}: shown with {} entries", layer.root.entries.len())),
         }
-        assert!(began.elapsed().as_secs() < 5, "{name} took {:?}", began.elapsed());
+        assert!(took < std::time::Duration::from_secs(5), "{name} took {took:?}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -76,9 +76,9 @@ fn as_owner() -> Vec<String> {
     ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"].map(str::to_owned).into()
 }
 
-/// Runs something behind the words that bring it to its place, which takes 20 s at most.
+/// Runs something behind the words that bring it to its place, which takes a minute at most.
 fn run(place: &[String], command: &[&str]) -> std::process::Output {
-    Command::new("timeout").arg("20").args(place).args(command).stdin(Stdio::null()).output().unwrap()
+    Command::new("timeout").arg("60").args(place).args(command).stdin(Stdio::null()).output().unwrap()
 }
 
 /// What came of each way to attack a file at the top of a mount.

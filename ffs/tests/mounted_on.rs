@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use common::{Mounted, OnDrop, eventually, succeeded, tree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -72,7 +72,9 @@ fn what_does_not_change_stays_with_all_that_is_on_it() {
     std::fs::write(mounted.at("mp/in"), "in").unwrap();
     let _on_file = bind(&secret, &mounted.at("d/secret"));
     let open = File::open(mounted.at("d/e/open")).unwrap();
-    let mut inside = Command::new("sleep").arg("60").current_dir(mounted.at("d/e")).spawn().unwrap();
+    // It waits for its input, which ends with this test.
+    let mut inside =
+        Command::new("cat").stdin(Stdio::piped()).current_dir(mounted.at("d/e")).spawn().unwrap();
     let named = |what: &str| format!("/proc/{}/{what}", inside.id());
     let check = |mounted: &Mounted| {
         assert_eq!(mounted.read("mp/in"), "in");

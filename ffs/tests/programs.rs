@@ -27,8 +27,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use common::eventually;
 use common::site::Site;
+use common::{eventually, own_network};
 
 /// A program that is killed when dropped, and what it prints.
 struct Program {
@@ -56,6 +56,17 @@ impl Program {
             });
         }
         Some(Self { child, lines, seen: Vec::new() })
+    }
+
+    /// Waits until it has an inotify watch, which proc(5) tells.
+    fn watches(&self) {
+        let watch = |info: std::fs::DirEntry| {
+            std::fs::read_to_string(info.path()).is_ok_and(|text| text.contains("inotify wd:"))
+        };
+        eventually("a watch", || {
+            let infos = std::fs::read_dir(format!("/proc/{}/fdinfo", self.child.id())).ok()?;
+            infos.flatten().any(watch).then_some(())
+        });
     }
 
     /// Waits for a line with these words.
@@ -91,11 +102,8 @@ impl Drop for Program {
     }
 }
 
-/// A port that is free now.
-fn port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("an address").port()
-}
+/// The port of a server, in a network of the test's own.
+const PORT: u16 = 4000;
 
 /// The answer of an HTTP server on loopback.
 fn get(port: u16, path: &str) -> Option<String> {
@@ -147,7 +155,7 @@ fn resolves(port: u16, name: &str, address: [u8; 4]) -> bool {
     }
     query.extend_from_slice(&[0, 0, 1, 0, 1]);
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a time-out");
     let mut answer = [0; 512];
     let sent = socket.send_to(&query, ("127.0.0.1", port));
     sent.and_then(|_| socket.recv(&mut answer)).is_ok_and(|len| answer[..len].ends_with(&address))
@@ -157,7 +165,8 @@ fn resolves(port: u16, name: &str, address: [u8; 4]) -> bool {
 fn dnsmasq_answers_with_the_new_address() {
     needs_mount!("dnsmasq_answers_with_the_new_address");
     let mut site = Site::new(&[("hosts/site", "198.18.2.10 storage.site\n")]);
-    let port = port();
+    let port = PORT;
+    own_network();
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--log-facility=-", "--no-resolv", "--no-hosts", "--user=root"]);
     command.args(["--conf-file=/dev/null", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces"]);
@@ -183,16 +192,19 @@ fn prometheus_has_the_new_targets() {
         site.mounted.at("targets.json").display()
     );
     std::fs::write(&config, text).expect("write");
-    let port = port();
+    let port = PORT;
+    own_network();
     let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", config.display()));
     command.arg(format!("--storage.tsdb.path={}", site.work("tsdb").display()));
     command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    let _program = or_skip!("prometheus_has_the_new_targets", Program::start(&mut command), "prometheus");
+    let program = or_skip!("prometheus_has_the_new_targets", Program::start(&mut command), "prometheus");
     let has = |address: &str| {
         get(port, "/api/v1/targets").is_some_and(|answer| answer.contains(&format!("\"{address}\"")))
     };
     eventually("the first target", || has("127.0.0.1:1").then_some(()));
+    // It reads the files first and watches them then.
+    program.watches();
     site.switch(&[("targets.json", &targets("127.0.0.1:2"))]);
     eventually("the new target", || (has("127.0.0.1:2") && !has("127.0.0.1:1")).then_some(()));
 }
@@ -235,7 +247,8 @@ while True: time.sleep(3600)
 #[test]
 fn nginx_serves_the_new_configuration_after_its_hook() {
     needs_mount!("nginx_serves_the_new_configuration_after_its_hook");
-    let port = port();
+    let port = PORT;
+    own_network();
     let server = |text: &str| format!("server {{ listen 127.0.0.1:{port}; return 200 {text}; }}\n");
     let mut prefix = PathBuf::new();
     let mut site = Site::with_config(&[("nginx/site.conf", &server("remote"))], |dir| {

@@ -61,6 +61,8 @@ fn a_sparse_file_stays_sparse() {
     file.set_len(1 << 30).unwrap();
     file.seek(SeekFrom::Start(1 << 29)).unwrap();
     file.write_all(b"here").unwrap();
+    // Blocks are allocated when they are written to the disk.
+    file.sync_all().unwrap();
     let blocks = file.metadata().unwrap().blocks();
     let mounted = Mounted::new(&["--layer", &format!("l=dir:{}", layer.display())]);
     let mut shown = File::open(mounted.at("sparse")).unwrap();

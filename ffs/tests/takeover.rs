@@ -12,9 +12,10 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use common::{Drive, Mounted, OnDrop, eventually, image, succeeded, tree, usage, wait_for_disks};
+use common::{
+    Drive, Mounted, OnDrop, eventually, image, succeeded, tree, usage, usage_at_rest, wait_for_disks,
+};
 use ffs::control::{Request, Response, Status};
 use ffs::events::Step;
 
@@ -55,15 +56,7 @@ fn what_cannot_take_over_leaves_everything_as_it_was() {
             }
         });
         let _end = OnDrop(|| over.store(true, Ordering::Relaxed));
-        let before = eventually("a thread for each connection but the one aside", || {
-            let of =
-                |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", mounted.pid())).unwrap().flatten();
-            let names = of("task").flat_map(|task| std::fs::read_to_string(task.path().join("comm")));
-            let threads = names.filter(|name| name.starts_with("fuser-")).count();
-            let links = of("fd").flat_map(|fd| std::fs::read_link(fd.path()));
-            let connections = links.filter(|link| link == Path::new("/dev/fuse")).count();
-            (threads + 1 >= connections).then(|| usage(mounted.pid()))
-        });
+        let before = usage_at_rest(mounted.pid());
         refused(&mounted, Path::new("/bin/false"), "exit status: 1");
         refused(&mounted, Path::new("/bin/true"), "it did not say why");
         refused(&mounted, Path::new("/nonexistent/ffs"), "No such file");
@@ -203,10 +196,12 @@ fn drives_hooks_and_what_was_rolled_back_go_on() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let ran = dir.path().join("ran");
+    let (ran, go) = (dir.path().join("ran"), dir.path().join("go"));
     let hook = format!(
-        "[[hook]]\nname = \"slow\"\npath = \"**\"\nrun = [\"sh\", \"-c\", \"echo begin >> {0}; sleep 1; echo $FFS_GENERATION >> {0}\"]\n",
-        ran.display()
+        "[[hook]]\nname = \"slow\"\npath = \"**\"\ntimeout_ms = 300000\n\
+         run = [\"sh\", \"-c\", \"echo begin >> {0}; until [ -e {1} ]; do sleep 0.02; done; echo $FFS_GENERATION >> {0}\"]\n",
+        ran.display(),
+        go.display()
     );
     let mounted = Mounted::with_config(
         &["--layer", &format!("infrastructure=device:{}", drive.device.display())],
@@ -216,14 +211,30 @@ fn drives_hooks_and_what_was_rolled_back_go_on() {
         eventually("the disc", || (mounted.read("disc") == generation).then_some(()));
     };
     shows("1");
+    eventually("the hook", || std::fs::read_to_string(&ran).is_ok_and(|text| !text.is_empty()).then_some(()));
     drive.eject();
     drive.insert(&disc(2));
     shows("2");
-    // A hook runs: it is waited for, and what it came to is known afterwards.
-    eventually("the hook", || std::fs::read_to_string(&ran).is_ok_and(|text| !text.is_empty()).then_some(()));
-    let began = Instant::now();
-    succeeded(&mounted.upgrade(None));
-    assert!(began.elapsed() < Duration::from_secs(20));
+    // A hook runs: it is waited for, and what it came to is known afterwards. Of two upgrades one is refused at once, for the
+    // other one is under way: it waits then.
+    let outputs = std::thread::scope(|scope| {
+        let (to, outputs) = std::sync::mpsc::channel();
+        for _ in 0..2 {
+            let (to, mounted) = (to.clone(), &mounted);
+            scope.spawn(move || to.send(mounted.upgrade(None)).unwrap());
+        }
+        // However this ends, the hook does.
+        let _end = OnDrop(|| std::fs::write(&go, "").unwrap());
+        let refused = outputs.recv_timeout(common::DEADLINE).unwrap();
+        assert!(
+            String::from_utf8_lossy(&refused.stderr).contains("another upgrade is under way"),
+            "{refused:?}"
+        );
+        assert_eq!(std::fs::read_to_string(&ran).unwrap(), "begin\n");
+        std::fs::write(&go, "").unwrap();
+        outputs.recv_timeout(common::DEADLINE).unwrap()
+    });
+    succeeded(&outputs);
     // The round under way came to its end, and the one that waited is run by the next program.
     assert!(std::fs::read_to_string(&ran).unwrap().starts_with("begin\n1\n"));
     eventually("the second round", || {

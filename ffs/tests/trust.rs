@@ -6,7 +6,7 @@
 mod common;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -65,7 +65,7 @@ fn a_drive_shows_only_what_a_key_for_its_class_vouches_for() {
             mounted.events().iter().any(refused).then_some(())
         });
         assert_eq!(mounted.read("site"), "remote", "{why}");
-        assert!(mounted.status().devices.iter().any(|device| said(&device.state)), "{why}");
+        eventually(why, || mounted.status().devices.iter().any(|device| said(&device.state)).then_some(()));
         let ack = eventually("the acknowledgement", || {
             mounted.acks().into_iter().find(|ack| ack.why.as_ref().is_some_and(|text| said(text.as_str())))
         });
@@ -133,15 +133,13 @@ fn a_host_that_asks_is_told_everything_again() {
     );
     let mounted = Mounted::with_config(&[], &config);
     mounted.layer("add", &format!("infrastructure=iso:{},priority=3", iso.display()));
-    let mut host = File::from(pty.master.as_fd().try_clone_to_owned().unwrap());
-    let mut next = || {
-        let (mut line, mut byte) = (Vec::new(), [0]);
-        while byte[0] != b'\n' {
-            host.read_exact(&mut byte).unwrap();
-            line.push(byte[0]);
-        }
-        Ack::parse(&line).unwrap()
-    };
+    let mut host = BufReader::new(File::from(pty.master.as_fd().try_clone_to_owned().unwrap()));
+    let (to, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        while host.read_until(b'\n', &mut line).is_ok() && to.send(std::mem::take(&mut line)).is_ok() {}
+    });
+    let next = || Ack::parse(&lines.recv_timeout(common::DEADLINE).unwrap()).unwrap();
     let mut ack = next();
     while ack.hooks.is_none() {
         ack = next();

@@ -188,7 +188,7 @@ fn a_user_mounts_changes_and_unmounts() {
     let attack = |args: &[&str]| {
         let script = home.at("attack.py");
         std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/attack.py"), &script).unwrap();
-        let words = [&["20", "/usr/bin/python3", script.to_str().unwrap(), &point, "x"], args].concat();
+        let words = [&["60", "/usr/bin/python3", script.to_str().unwrap(), &point, "x"], args].concat();
         let output = home.run("timeout", &words);
         assert!(output.status.success(), "{output:?}");
         for line in String::from_utf8(output.stdout).unwrap().lines() {

@@ -194,12 +194,25 @@ impl Connection {
     /// # Errors
     /// With libvirt's message, for example on XML that it does not take.
     pub fn create(&self, xml: &str) -> Result<Domain, Error> {
+        self.create_with(xml, 0)
+    }
+
+    /// Starts a transient domain whose CPUs have not run yet, until [`Domain::resume`]: not even its firmware
+    /// touches its devices.
+    ///
+    /// # Errors
+    /// As of [`Connection::create`].
+    pub fn create_paused(&self, xml: &str) -> Result<Domain, Error> {
+        self.create_with(xml, sys::VIR_DOMAIN_START_PAUSED)
+    }
+
+    fn create_with(&self, xml: &str, flags: sys::virDomainCreateFlags) -> Result<Domain, Error> {
         const ACTION: &str = "create a domain";
         if xml.contains('\0') {
             return Err(with_nul(self.uri(), None, ACTION));
         }
         let domain =
-            self.shared.connect.create_domain_xml(xml, 0).map_err(|error| self.fail(ACTION, &error))?;
+            self.shared.connect.create_domain_xml(xml, flags).map_err(|error| self.fail(ACTION, &error))?;
         Domain::new(self.clone(), domain)
     }
 

@@ -176,7 +176,8 @@ type Heard = Option<(Answer, Option<String>, Vec<Hook>)>;
 
 async fn on_port(path: &Path, listener: &mut Listener<'_>, deadline: Instant) -> Heard {
     let mut left = MAX_TALK;
-    while Instant::now() < deadline {
+    // Once at least, so that what is wrong is said however little time there is.
+    loop {
         match timeout_at(deadline, talk(path, listener, &mut left)).await {
             Err(_) => return None,
             Ok(Ok(Some(answer))) => return Some(answer),
@@ -189,8 +190,10 @@ async fn on_port(path: &Path, listener: &mut Listener<'_>, deadline: Instant) ->
         }
         // QEMU is about to listen, or somebody else has just closed the socket.
         tokio::time::sleep_until(deadline.min(Instant::now() + AGAIN)).await;
+        if Instant::now() >= deadline {
+            return None;
+        }
     }
-    None
 }
 
 /// One connection: asks, and listens until the answer comes or the other side closes.

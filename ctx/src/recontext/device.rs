@@ -310,6 +310,10 @@ pub fn medium_xml(domain_xml: &str, target: &str, image: Option<&str>) -> Result
     if let Some(kind) = drive.attribute_node("type") {
         edits.push(Edit { range: kind.range_value(), text: "file".into() });
     }
+    // Whether the tray is open is up to the guest, and libvirt refuses a change that says otherwise than what is so by then.
+    if let Some(tray) = child(drive, "target").and_then(|target| target.attribute_node("tray")) {
+        edits.push(Edit { range: tray.range(), text: String::new() });
+    }
     if let (Some(image), Some(place)) = (image, child(drive, "target")) {
         let policy = if machine.is_xen() { "" } else { " startupPolicy='optional'" };
         let at = place.range().start;
@@ -449,6 +453,9 @@ mod tests {
         );
         let empty = changed(KVM, None);
         assert_eq!(medium_xml(&domain(KVM, &empty), "sda", None).unwrap().unwrap(), empty);
+        let open = full.replace("bus='scsi'/>", "bus='scsi' tray='open'/>");
+        let of_open = medium_xml(&domain(KVM, &open), "sda", None).unwrap().unwrap();
+        assert_eq!(of_open, empty.replace("bus='scsi'/>", "bus='scsi' />"), "the tray is the guest's");
         assert_eq!(medium_xml(&domain(KVM, &full), "sdb", None), Ok(None));
         assert!(medium_xml("<domain>", "sda", None).is_err());
     }

@@ -90,6 +90,19 @@ impl Guest {
     pub fn create(connection: &Connection, xml: &str) -> Self {
         Self(connection.create(xml).unwrap())
     }
+
+    /// One whose CPUs never run. Where they do, the firmware resets the SCSI bus at some time while it boots,
+    /// and QEMU then closes an open tray without an event.
+    pub fn paused(connection: &Connection, xml: &str) -> Self {
+        Self(connection.create_paused(xml).unwrap())
+    }
+
+    /// What QEMU answers to a command without arguments or with them.
+    pub fn qmp(&self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let command = serde_json::json!({"execute": command, "arguments": arguments});
+        let answer = self.0.qemu_monitor_command(&command.to_string()).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
 }
 
 impl Drop for Guest {

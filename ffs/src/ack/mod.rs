@@ -350,7 +350,7 @@ mod tests {
         log.write(visible(2, "infrastructure", 7));
         log.write(Step::Hook { hook: "mount".into(), generation: 2, millis: 3, result: "exit 2".into() });
         log.write(Step::HooksDone { generation: 2 });
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let text = std::fs::read(&path).unwrap_or_default();
             let states: Vec<Ack> =

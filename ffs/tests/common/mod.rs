@@ -55,9 +55,12 @@ pub fn assert_all_works(abilities: &[String], reduced: &[String]) {
     assert_eq!(reduced, [] as [String; 0]);
 }
 
-/// Waits until `check` gives something; fails after 20 s.
+/// How long a test waits for what takes milliseconds on an idle machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until `check` gives something; fails after [`DEADLINE`].
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(found) = check() {
             return found;
@@ -72,7 +75,7 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
 pub fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (tx, rx) = std::sync::mpsc::channel();
     std::thread::spawn(move || tx.send(work()));
-    rx.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what} hangs"))
+    rx.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("{what} hangs"))
 }
 
 /// Runs something however a scope ends, so that a failure ends the threads that wait for it too.
@@ -242,11 +245,22 @@ impl Mounted {
         self.wait()
     }
 
-    /// Answers nobody until this is dropped.
-    pub fn stopped(&self) -> OnDrop<impl FnMut()> {
+    /// Answers nobody, and reads nothing, from now on until this is dropped.
+    pub fn stopped(&self) -> OnDrop<impl FnMut() + use<>> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        OnDrop(move || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap())
+        let stopped = OnDrop(move || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap());
+        // The signal is sent when kill(2) returns; each thread stops before it goes on in the program. One that is in the kernel and
+        // waits there uninterruptibly, for an answer of another thread, is as good as stopped.
+        let goes_on = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['T', 'D', 'Z', 'X']))
+        };
+        eventually("all threads stop", || {
+            let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            (!tasks.any(goes_on)).then_some(())
+        });
+        stopped
     }
 
     /// Waits for its end and returns its exit code.
@@ -294,6 +308,17 @@ pub fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A network of this thread's own, which has what it starts too. There every port is free, and stays so between the choice
+/// of one and the program that binds it.
+pub fn own_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(
+        up.is_ok_and(|status| status.success()),
+        "`ip` of the package iproute2 sets up the network of the test"
+    );
+}
+
 /// Descriptors, threads and resident bytes of a process.
 pub fn usage(pid: u32) -> (usize, usize, usize) {
     let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
@@ -302,23 +327,45 @@ pub fn usage(pid: u32) -> (usize, usize, usize) {
     (count("fd"), count("task"), pages * 4096)
 }
 
-/// A loop device with an image on it, as a drive with a disc; detached when dropped.
+/// The same once its session has all its threads, which it starts one after the other: one for each connection with the
+/// kernel but the one aside.
+pub fn usage_at_rest(pid: u32) -> (usize, usize, usize) {
+    eventually("a thread for each connection but the one aside", || {
+        let of = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().flatten();
+        let names = of("task").flat_map(|task| std::fs::read_to_string(task.path().join("comm")));
+        let threads = names.filter(|name| name.starts_with("fuser-")).count();
+        let links = of("fd").flat_map(|fd| std::fs::read_link(fd.path()));
+        let connections = links.filter(|link| link == Path::new("/dev/fuse")).count();
+        (threads + 1 >= connections).then(|| usage(pid))
+    })
+}
+
+/// A loop device of this test's own, with an image on it, as a drive with a disc; gone when dropped.
+///
+/// It is not one that `losetup --find` gives: a device that is ejected is free, and whoever else looks for a free one on this
+/// machine takes it. It is made anew, with a number that nobody chooses.
 pub struct Drive {
     pub device: PathBuf,
+    number: u32,
     files: Vec<tempfile::NamedTempFile>,
 }
 
 impl Drive {
     /// `None` where loop devices cannot be had.
     pub fn with(image: &[u8]) -> Option<Self> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), image).unwrap();
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().ok()?;
-        if !output.status.success() {
-            return None;
+        let number = (1000..100_000).step_by(1000).find_map(|base| {
+            let number = base + std::process::id() % 1000;
+            loop_control(LOOP_CTL_ADD, number).then_some(number)
+        })?;
+        let mut drive = Self { device: format!("/dev/loop{number}").into(), number, files: Vec::new() };
+        if !drive.device.exists() {
+            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+            // No devtmpfs is mounted there.
+            let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+            mknod(&drive.device, SFlag::S_IFBLK, mode, makedev(7, number.into())).ok()?;
         }
-        let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        Some(Self { device, files: vec![file] })
+        drive.insert(image);
+        Some(drive)
     }
 
     pub fn name(&self) -> &str {
@@ -349,5 +396,24 @@ impl Drive {
 impl Drop for Drive {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.device).stderr(Stdio::null()).status();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // Whoever reads it last may still be closing it.
+        while !loop_control(LOOP_CTL_REMOVE, self.number) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = std::fs::remove_file(&self.device);
     }
+}
+
+/// Commands of `linux/loop.h`: the first fails when the number is taken, the second while the device is in use.
+const LOOP_CTL_ADD: u32 = 0x4c80;
+const LOOP_CTL_REMOVE: u32 = 0x4c81;
+
+/// Gives the kernel's driver a command on a number; whether it did it.
+fn loop_control(command: u32, number: u32) -> bool {
+    let script = "open(my $control, '+<', '/dev/loop-control') && ioctl($control, 0 + $ARGV[0], 0 + $ARGV[1]) || exit 1";
+    let status = Command::new("/usr/bin/perl")
+        .args(["-e", script, &command.to_string(), &number.to_string()])
+        .status();
+    status.is_ok_and(|status| status.success())
 }

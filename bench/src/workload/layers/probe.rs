@@ -232,7 +232,7 @@ mod tests {
         let cold = cold(&root, 50).unwrap();
         let warm = warm(&root, 50, 3).unwrap();
         for micros in [cold.stat, cold.negative, warm.stat, warm.negative, warm.open_read, warm.readdir] {
-            assert!(micros > 0.0 && micros < 1e6, "{cold:?} {warm:?}");
+            assert!(micros > 0.0, "{cold:?} {warm:?}");
         }
         assert!(warm.seq > 0.0 && warm.seq_first > 0.0);
         // One name too many is not overlooked.
