@@ -318,7 +318,7 @@ async fn a_medium_is_swapped_in_the_drive_that_is_there() {
 
 /// The drive as QEMU has it: whether its tray is open, and the file in it.
 fn drive_in_qemu(guest: &Guest) -> (bool, Option<PathBuf>) {
-    let answer = guest.qmp("query-block", serde_json::json!({}));
+    let answer = guest.qmp("query-block", &serde_json::json!({}));
     let drives = answer["return"].as_array().unwrap();
     let drive = drives.iter().find(|drive| drive["tray_open"].is_boolean()).unwrap();
     let file = drive["inserted"]["file"].as_str().map(PathBuf::from);
@@ -352,15 +352,15 @@ async fn a_medium_is_swapped_wherever_a_reset_of_the_bus_has_left_the_drive() {
             if *command == "blockdev-insert-medium" {
                 guest.qmp(
                     "blockdev-add",
-                    serde_json::json!({"driver": "null-co", "node-name": "other", "read-only": true}),
+                    &serde_json::json!({"driver": "null-co", "node-name": "other", "read-only": true}),
                 );
                 arguments["node-name"] = "other".into();
             }
-            let answer = guest.qmp(command, arguments);
+            let answer = guest.qmp(command, &arguments);
             assert!(answer["error"].is_null(), "{command}: {answer}");
         }
         assert!(drive_in_qemu(&guest).0, "{commands:?}");
-        guest.qmp("system_reset", serde_json::json!({}));
+        guest.qmp("system_reset", &serde_json::json!({}));
         let closed = async {
             while drive_in_qemu(&guest).0 {
                 // The reset comes after the answer, and this libvirt's events do not have it.

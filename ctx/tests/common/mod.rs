@@ -98,7 +98,7 @@ impl Guest {
     }
 
     /// What QEMU answers to a command without arguments or with them.
-    pub fn qmp(&self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+    pub fn qmp(&self, command: &str, arguments: &serde_json::Value) -> serde_json::Value {
         let command = serde_json::json!({"execute": command, "arguments": arguments});
         let answer = self.0.qemu_monitor_command(&command.to_string()).unwrap();
         serde_json::from_str(&answer).unwrap()

@@ -1,6 +1,6 @@
 //! Two mounts of one file system, so that no copy of it was ever writable.
 //!
-//! Watchers get real inotify events because the daemon replays each change on its own file system ([`watch`](crate::watch)),
+//! Watchers get real inotify events because the daemon replays each change on its own file system (`watch`),
 //! and for that it needs a mount that is not read-only. Everybody else gets a second mount, which is read-only before it is
 //! attached: every copy that propagation, a bind mount or a new namespace makes of it inherits that. The first mount is never
 //! attached anywhere; it exists as a descriptor of this process.
