@@ -48,6 +48,8 @@ pub(crate) type Covered = HashMap<(u64, Box<[u8]>), Cover>;
 pub(crate) struct Announced {
     changing: ArcSwapOption<Names>,
     covered: ArcSwap<Covered>,
+    /// The inodes of covered names, and of all that is below them.
+    held: ArcSwap<HashSet<u64>>,
 }
 
 impl Announced {
@@ -82,7 +84,21 @@ impl Announced {
 
     /// Sets the names that are covered.
     pub(crate) fn cover(&self, covered: Covered) {
+        let mut held = HashSet::new();
+        let mut left: Vec<Node> = covered.values().map(|cover| cover.node.clone()).collect();
+        while let Some(node) = left.pop() {
+            held.insert(node.ino());
+            if let Node::Dir(dir) = node {
+                left.extend(dir.entries.iter().map(|(_, node)| node.clone()));
+            }
+        }
+        self.held.store(held.into());
         self.covered.store(covered.into());
+    }
+
+    /// Whether an inode is what a covered name stands for, or below that: its names must stay where they are.
+    pub(crate) fn holds(&self, ino: u64) -> bool {
+        self.held.load().contains(&ino)
     }
 
     /// Whether the kernel may keep what a listing says of a name: that it is `listed`, in a directory that is `now` as

@@ -57,6 +57,18 @@ pub struct Diff {
     pub dirs: Vec<Arc<Dir>>,
     /// Files of both trees with the same inode, whose object is another one: the new objects.
     pub same_inode: Vec<Node>,
+    /// Inodes of both trees of which anything that stat(2) or an extended attribute tells differs, with the inode of the
+    /// directory that they are in.
+    pub renewed: Vec<Renewed>,
+}
+
+/// An inode that tells something else than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// It.
+    pub ino: u64,
+    /// The directory that a name of it is in; 0 for the root.
+    pub parent: u64,
 }
 
 impl Change {
@@ -69,16 +81,19 @@ impl Change {
 /// Compares two trees.
 pub fn diff(old: &Arc<Dir>, new: &Arc<Dir>) -> Diff {
     let mut diff = Diff::default();
-    compare(&mut diff, &mut Vec::new(), old, new);
+    compare(&mut diff, &mut Vec::new(), 0, old, new);
     diff
 }
 
-fn compare(diff: &mut Diff, path: &mut Vec<u8>, old: &Arc<Dir>, new: &Arc<Dir>) {
+fn compare(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: &Arc<Dir>, new: &Arc<Dir>) {
     if Arc::ptr_eq(old, new) {
         return;
     }
     // Even where the listing is equal the object is another: the inode table must learn of it.
     diff.dirs.push(new.clone());
+    if (old.meta, old.subdirs) != (new.meta, new.subdirs) || old.xattrs() != new.xattrs() {
+        diff.renewed.push(Renewed { ino: new.ino, parent });
+    }
     let (mut a, mut b) = (old.entries.iter().peekable(), new.entries.iter().peekable());
     loop {
         let order = match (a.peek(), b.peek()) {
@@ -108,7 +123,7 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
                 if attributes_differ(&old.meta, &new.meta) || old.xattrs() != new.xattrs() {
                     push(What::Attributes { ino: new.ino }, true);
                 }
-                compare(diff, path, old, new);
+                compare(diff, path, parent, old, new);
             }
         }
         (Some(old @ Node::File(a)), Some(new @ Node::File(b))) => {
@@ -121,6 +136,9 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
                     || a.leaf.xattrs != b.leaf.xattrs
                 {
                     push(What::Attributes { ino: b.ino }, false);
+                }
+                if old.meta() != new.meta() || a.leaf.xattrs != b.leaf.xattrs {
+                    diff.renewed.push(Renewed { ino: b.ino, parent });
                 }
                 diff.same_inode.push(new.clone());
             }
@@ -162,5 +180,38 @@ fn below(diff: &mut Diff, path: &mut Vec<u8>, node: &Node, what: impl Fn(u64) ->
         });
         below(diff, path, child, what);
         path.truncate(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::generation::Generation;
+    use crate::layer::dir;
+    use crate::merge::Inodes;
+
+    #[test]
+    fn of_a_layer_that_is_read_again_only_what_differs_is_renewed() {
+        let at = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(at.path().join(name), "x").unwrap();
+        }
+        let inodes = Inodes::default();
+        let read = |before: Option<&Generation>| {
+            let layer = Arc::new(dir::layer(at.path(), "l", 1).unwrap());
+            Generation::build(vec![layer], before, &inodes, SystemTime::now())
+        };
+        let before = read(None);
+        let same = read(Some(&before)).diff(&before);
+        assert_eq!((same.changes.len(), same.renewed.len(), same.same_inode.len()), (0, 0, 3));
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(at.path().join("b"), mode).unwrap();
+        let after = read(Some(&before));
+        let (diff, ino) = (after.diff(&before), after.root.get(b"b").map_or(0, Node::ino));
+        assert_eq!(diff.renewed, [Renewed { ino, parent: after.root.ino }]);
+        assert_eq!(diff.changes.len(), 1);
     }
 }

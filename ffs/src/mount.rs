@@ -316,12 +316,33 @@ impl Mount {
         }
     }
 
+    /// Names that stand for what they were, since something is mounted on them or below them; for the status.
+    fn covered(&self) -> Option<String> {
+        /// So many are named.
+        const NAMED: usize = 5;
+        let covered = self.shared.announced.all_covered();
+        let mut names: Vec<String> =
+            covered.values().map(|cover| String::from_utf8_lossy(&cover.path).into_owned()).collect();
+        names.sort();
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!names.is_empty()).then(|| {
+            format!(
+                "something is mounted on or below `{}`{more}, which changed since: until it is unmounted, whoever does not \
+                 see that mount sees there what was before",
+                names.join("`, `")
+            )
+        })
+    }
+
     /// What this kernel or these privileges do not allow.
     pub fn reduced(&self) -> Vec<String> {
         let told = self.with_private(|private| {
             private.as_ref().err().map(|error| format!("no inotify events for changes ({error})"))
         });
         let mut reduced: Vec<String> = told.into_iter().collect();
+        reduced.extend(self.covered());
         reduced.extend(self.guard.reduced());
         reduced.extend(self.shared.refused.reduced());
         reduced

@@ -27,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::diff::{Change, Diff, What};
+use crate::diff::{Change, Diff, Renewed, What};
 use crate::layer::{Content, Kind, Leaf, Meta, Name};
 use crate::merge::{Dir, File, Inodes, Node, ROOT};
 
@@ -234,7 +234,9 @@ pub(crate) fn diff(old: &Arc<Dir>, new: &Arc<Dir>, left: &[u64]) -> Diff {
         what: What::Removed { ino },
         dir: true,
     }));
-    Diff { changes, dirs: vec![new.clone()], same_inode: inner.same_inode }
+    let mut renewed = inner.renewed;
+    renewed.push(Renewed { ino: new.ino, parent: NONE });
+    Diff { changes, dirs: vec![new.clone()], same_inode: inner.same_inode, renewed }
 }
 
 /// No inode, and so none that anybody watches.

@@ -176,6 +176,35 @@ struct State {
 }
 
 impl State {
+    /// The ledger after images that are shown beside those that stay; `None` where that is the same.
+    fn after<'a>(
+        &mut self,
+        news: impl IntoIterator<Item = &'a Layer>,
+        stay: impl IntoIterator<Item = &'a Layer>,
+    ) -> Result<Option<Ledger>, Reason> {
+        let images: Vec<_> = news.into_iter().filter_map(stated).collect();
+        if images.is_empty() {
+            return Ok(None);
+        }
+        self.catch_up();
+        // What stays was judged when it came; here it is only in the way of another of its class.
+        let stay: Vec<_> = stay.into_iter().filter_map(stated).collect();
+        let together: Vec<_> = images.iter().chain(&stay).copied().collect();
+        Ledger::default().after(&together)?;
+        self.ledger.after(&images)
+    }
+
+    /// Takes in what another mount has written into the same file meanwhile: what is newer there holds here, too.
+    fn catch_up(&mut self) {
+        let Ok(written) = read_ledger(&self.path) else { return };
+        for (class, theirs) in written.accepted {
+            let own = self.ledger.accepted.get(&class);
+            if own.is_none_or(|own| own.generation < theirs.generation) {
+                self.ledger.accepted.insert(class, theirs);
+            }
+        }
+    }
+
     /// Goes on with another ledger, or with the same, and writes it down.
     fn keep(&mut self, ledger: Option<Ledger>) {
         if let Some(ledger) = ledger {
@@ -304,26 +333,33 @@ impl Trust {
         self.state().ledger.judge(&image.manifest.class, accepted).map(drop)
     }
 
-    /// Whether layers may be shown together, by what was accepted and by one another.
+    /// Whether layers may be shown beside those that stay, by what was accepted and by one another: of one class there is only
+    /// one image.
     ///
     /// # Errors
     /// [`Reason::Older`], [`Reason::Other`].
-    pub fn may_show<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
-        let images: Vec<_> = layers.into_iter().filter_map(stated).collect();
-        self.state().ledger.after(&images).map(drop)
+    pub fn may_show<'a>(
+        &self,
+        news: impl IntoIterator<Item = &'a Layer>,
+        stay: impl IntoIterator<Item = &'a Layer>,
+    ) -> Result<(), Reason> {
+        self.state().after(news, stay).map(drop)
     }
 
-    /// Notes the generations of layers that are about to be shown.
+    /// Notes the generations of layers that are about to be shown beside those that stay.
     ///
     /// # Errors
     /// As of [`Trust::may_show`]: another was accepted meanwhile. Nothing is noted then.
-    pub fn accept<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
-        let images: Vec<_> = layers.into_iter().filter_map(stated).collect();
+    pub fn accept<'a>(
+        &self,
+        news: impl IntoIterator<Item = &'a Layer>,
+        stay: impl IntoIterator<Item = &'a Layer>,
+    ) -> Result<(), Reason> {
         let mut state = self.state();
-        let next = state.ledger.after(&images)?;
+        let next = state.after(news, stay)?;
         // Written before it is shown: a crash in between leaves an image that is taken again. What
         // could not be written is tried again with each image.
-        if next.is_some() || (state.unwritten.is_some() && !images.is_empty()) {
+        if next.is_some() || state.unwritten.is_some() {
             state.keep(next);
         }
         Ok(())
@@ -466,7 +502,7 @@ mod tests {
 
     /// Takes an image and shows it.
     fn admit(trust: &Trust, image: &[u8]) -> Result<(), Reason> {
-        trust.accept([&read(trust, image)?])
+        trust.accept([&read(trust, image)?], [])
     }
 
     #[test]
@@ -477,9 +513,9 @@ mod tests {
         let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
         // Both were read, and neither is shown.
         assert!(read(&trust, &image(1, "a")).is_ok() && !dir.path().join("state").exists());
-        trust.accept([&two]).unwrap();
-        assert!(matches!(trust.may_show([&one]), Err(Reason::Older { accepted: 2, .. })));
-        assert!(matches!(trust.accept([&one]), Err(Reason::Older { accepted: 2, .. })));
+        trust.accept([&two], []).unwrap();
+        assert!(matches!(trust.may_show([&one], []), Err(Reason::Older { accepted: 2, .. })));
+        assert!(matches!(trust.accept([&one], []), Err(Reason::Older { accepted: 2, .. })));
         trust.accept_rollback([&one]);
         let later = Trust::new(&config, dir.path()).unwrap();
         assert!(admit(&later, &image(1, "a")).is_ok());
@@ -493,9 +529,12 @@ mod tests {
         let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
         let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
         for pair in [[&one, &two], [&two, &one]] {
-            assert!(matches!(trust.accept(pair), Err(Reason::Older { found: 1, accepted: 2, .. })));
+            assert!(matches!(trust.accept(pair, []), Err(Reason::Older { found: 1, accepted: 2, .. })));
         }
-        trust.accept([&one, &one]).unwrap();
+        trust.accept([&one, &one], []).unwrap();
+        // Nor does one come beside the other.
+        assert!(matches!(trust.accept([&two], [&one]), Err(Reason::Older { found: 1, accepted: 2, .. })));
+        assert!(admit(&trust, &image(1, "a")).is_ok(), "the ledger stays");
     }
 
     #[test]

@@ -233,7 +233,8 @@ impl PrivateMount {
             false
         };
         match gone {
-            Some(ino) if !told => self.tell_gone(ino, was_dir),
+            // Under the name by which it would be told, what is mounted on it could not be reached.
+            Some(ino) if !told && !shared.announced.holds(ino) => self.tell_gone(ino, was_dir),
             _ => Ok(()),
         }
     }

@@ -189,10 +189,41 @@ fn what_is_mounted_on_a_name_that_changes_stays_until_it_is_unmounted() {
     check();
     succeeded(&mounted.upgrade(None));
     check();
+    let said = |mounted: &Mounted| {
+        mounted.status().reduced.iter().any(|line| line.contains("`changes`, `goes`, `tree`"))
+    };
+    assert!(said(&mounted), "{:?}", mounted.status().reduced);
     drop(mounts);
+    eventually("the end of that", || (!said(&mounted)).then_some(()));
     eventually("the new state", || (mounted.read("changes") == "3").then_some(()));
     eventually("the removal", || (!mounted.at("goes").exists()).then_some(()));
     eventually("the file in place of the tree", || {
         std::fs::read_to_string(mounted.at("tree")).is_ok_and(|text| text == "3").then_some(())
     });
+}
+
+#[test]
+fn a_mount_in_a_projection_stays_where_it_is_said_to_be() {
+    needs_mount!("a_mount_in_a_projection_stays_where_it_is_said_to_be");
+    let dir = tempfile::tempdir().unwrap();
+    let a = tree(&dir.path().join("a"), &[("s", "1"), ("d/t", "1")]);
+    let layer = format!("a=dir:{},watch=off", a.display());
+    let mounted = Mounted::with_config(&["--layer", &layer], "projection = \"kubernetes\"\n");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mounted").unwrap();
+    let place = mounted.at("s").canonicalize().unwrap();
+    let _mount = bind(&secret, &place);
+    assert_eq!(mounted.read("s"), "mounted");
+    for turn in 2..6 {
+        for name in ["s", "d/t"] {
+            std::fs::write(a.join(name), turn.to_string()).unwrap();
+        }
+        reload(&mounted);
+        // A new state has no mounts, as kubelet's has none; the old one keeps its own.
+        assert_eq!((mounted.read("s"), mounted.read("d/t")), (turn.to_string(), turn.to_string()));
+        assert_eq!(std::fs::read_to_string(&place).unwrap(), "mounted", "turn {turn}");
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(table.lines().any(|line| line.split(' ').nth(1) == place.to_str()), "turn {turn}");
+    }
+    umount2(&place, MntFlags::empty()).unwrap();
 }

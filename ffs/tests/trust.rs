@@ -222,3 +222,38 @@ fn a_mount_that_fails_leaves_the_ledger_alone() {
     assert!(!ffs.output().unwrap().status.success());
     assert!(!dir.path().join("state").exists());
 }
+
+#[test]
+fn two_images_of_a_class_are_not_shown_together() {
+    needs_mount!("two_images_of_a_class_are_not_shown_together");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let mut mounted = Mounted::with_config(&[], &config);
+    let point = mounted.at("").display().to_string();
+    let output =
+        mounted.ffs(&["layer", "add", &point, &format!("extra=iso:{}/g2.iso", dir.path().display())]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("generation 1 of class `infrastructure` is older than 2"),
+        "{said}"
+    );
+    assert_eq!(mounted.status().layers.len(), 1);
+    mounted.terminate();
+    // The ledger has stayed at what is shown.
+    let again = Mounted::with_config(&[], &config);
+    assert_eq!(again.read("site"), "v1");
+}
+
+#[test]
+fn two_mounts_with_one_ledger_do_not_set_it_back() {
+    needs_mount!("two_mounts_with_one_ledger_do_not_set_it_back");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let (one, other) = (Mounted::with_config(&[], &config), Mounted::with_config(&[], &config));
+    one.layer("replace", &format!("infra=iso:{}/g2.iso", dir.path().display()));
+    let point = other.at("").display().to_string();
+    let back = format!("infra=iso:{}/g1.iso", dir.path().display());
+    let output = other.ffs(&["layer", "replace", &point, &back]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("older than 2, which was accepted"), "{said}");
+}

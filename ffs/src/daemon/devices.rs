@@ -247,13 +247,14 @@ impl Daemon {
             self.log.write(Step::Refused { origin: layer.origin, reason: reason.clone() });
             return reason;
         }
-        if let Err(reason) = self.trust.may_show([&layer]) {
+        let shown = self.mount.current();
+        let stay = shown.layers.iter().filter(|have| have.name != layer.name).map(|have| &**have);
+        if let Err(reason) = self.trust.may_show([&layer], stay) {
             // Another of its class came first, while this one was read.
             let (origin, reason) = (layer.origin, reason.to_string());
             self.log.write(Step::Refused { origin, reason: reason.clone() });
             return reason;
         }
-        let shown = self.mount.current();
         let have = shown.layers.iter().find(|have| have.name == layer.name);
         match judge(have.map(|have| &**have), &layer, self.config.accept_older) {
             Verdict::Take => {

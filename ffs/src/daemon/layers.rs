@@ -149,19 +149,16 @@ impl Daemon {
             .filter(|layer| !current.layers.iter().any(|have| same(have, layer)))
             .map(Arc::new)
             .collect();
-        let news: Vec<Arc<Layer>> = news
-            .into_iter()
-            .filter(|layer| match self.trust.accept([&**layer]) {
-                Ok(()) => true,
-                // Another of its class came first.
-                Err(reason) => {
-                    let (origin, reason) = (layer.origin.clone(), reason.to_string());
-                    self.log.write(Step::Refused { origin, reason });
-                    false
-                }
-            })
-            .collect();
         let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
+        let stay = current.layers.iter().filter(|have| !names.contains(&have.name.as_str()));
+        if let Err(reason) = self.trust.accept(news.iter().map(|layer| &**layer), stay.map(|layer| &**layer))
+        {
+            // Another of its class came first.
+            for layer in &news {
+                self.log.write(Step::Refused { origin: layer.origin.clone(), reason: reason.to_string() });
+            }
+            return;
+        }
         let Some(first) = news.first() else { return };
         let generation = first.generation.filter(|_| news.len() == 1);
         let kept = current.layers.iter().filter(|have| !names.contains(&have.name.as_str()));
@@ -263,12 +260,13 @@ impl Daemon {
                 }
             }
         }
-        if let Err(reason) = self.trust.accept(read.iter().map(|layer| &**layer)) {
+        let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
+        let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
+        let stay = current.layers.iter().filter(|layer| !gone(&layer.name)).map(|layer| &**layer);
+        if let Err(reason) = self.trust.accept(read.iter().map(|layer| &**layer), stay) {
             self.follow_back(&plan.load.iter().map(|spec| spec.name.as_str()).collect());
             return Err(reason.to_string().into());
         }
-        let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
-        let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
         let generation = read.first().and_then(|layer| layer.generation).filter(|_| ops.len() == 1);
         let kept = current.layers.iter().filter(|layer| !gone(&layer.name));
         let all: Vec<Arc<Layer>> = kept

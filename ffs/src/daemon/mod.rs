@@ -215,7 +215,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         }
     }
     let together = |reason: crate::trust::Reason| TrustError::Together(reason.to_string());
-    trust.may_show(layers.iter().map(|layer| &**layer)).map_err(together)?;
+    trust.may_show(layers.iter().map(|layer| &**layer), []).map_err(together)?;
     let options = Options {
         projection: config.projection,
         passthrough: config.passthrough,
@@ -227,10 +227,6 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         let _ = mount.unmount();
         error
     };
-    let shown = mount.current();
-    let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer));
-    drop(shown);
-    accepted.map_err(|reason| unmount_on(together(reason).into()))?;
     let server = Server::start(socket, doors.clone(), to_loop(&tx))
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
     let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
@@ -241,6 +237,11 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
     });
     let (number, hooks) = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
+    // Only what is shown in the end counts, and a mount that fails is not.
+    let shown = mount.current();
+    let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer), []);
+    drop(shown);
+    accepted.map_err(|reason| unmount_on(together(reason).into()))?;
     hear_of_stale(&mount, &tx);
     take_commands(&mount, &tx, &doors);
     let polled = !abilities.iter().any(|ability| ability == "device_events");

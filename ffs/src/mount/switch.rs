@@ -12,7 +12,6 @@ use super::Mount;
 use crate::announced::{Cover, Covered, Names};
 use crate::diff::{Change, Diff, What};
 use crate::generation::Generation;
-use crate::kernel::covers::Paths;
 use crate::layer::Layer;
 use crate::merge::Node;
 use crate::sys;
@@ -51,16 +50,22 @@ impl Mount {
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = next.diff(&before);
+        self.uncover_now();
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let known = self.known(&diff);
-        let under = self.cover(&diff, &kept);
-        let told: Vec<Change> = diff.changes.iter().filter(|change| !under.has(change)).cloned().collect();
+        let mut under = self.cover(&diff, &kept);
         // Names below a directory that came or went are reached through it alone.
-        let names = || told.iter().filter(|change| kept.contains(&change.parent));
-        self.announce(names());
-        self.drop_names(names());
+        let names = |under: &Under| -> Vec<&Change> {
+            let reached = diff.changes.iter().filter(|change| kept.contains(&change.parent));
+            reached.filter(|change| !under.has(change)).collect()
+        };
+        let changing = names(&under);
+        self.announce(&changing);
+        self.drop_names(&changing);
         let mut failed = {
             let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            // Mounted on while names were dropped.
+            under = self.cover(&diff, &kept);
             self.shared.current.store(next.clone());
             for dir in &diff.dirs {
                 self.shared.table.renew(&Node::Dir(dir.clone()));
@@ -73,9 +78,12 @@ impl Mount {
             self.drop_attributes(&diff)
         };
         failed = self.drop_listings(&diff, &kept).or(failed);
+        // Those of inodes that the kernel did not have yet the first time, of answers from before.
+        failed = self.drop_attributes(&diff).or(failed);
         if let Some(error) = failed {
             tracing::warn!(%error, "the kernel refused an invalidation: old attributes may show until they are dropped");
         }
+        let told: Vec<Change> = diff.changes.iter().filter(|change| !under.has(change)).cloned().collect();
         let news = News { changes: told.into(), kept: Arc::new(kept), known: Arc::new(known) };
         Switch { generation: next, changes: diff.changes.into(), news }
     }
@@ -90,8 +98,8 @@ impl Mount {
     }
 
     /// Has the names that change answered for one lookup only from now on.
-    fn announce<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
-        let changing = changes.filter(|change| !matches!(change.what, What::Attributes { .. }));
+    fn announce(&self, changes: &[&Change]) {
+        let changing = changes.iter().filter(|change| !matches!(change.what, What::Attributes { .. }));
         let names: Names = changing.map(|change| (change.parent, change.name())).collect();
         // Whoever is answering has not seen this: the gate waits for those.
         let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
@@ -100,8 +108,8 @@ impl Mount {
 
     /// Has the kernel forget names that are about to change. Not from a request handler: it waits for the locks of
     /// directories, which a request may hold.
-    fn drop_names<'a>(&self, changes: impl Iterator<Item = &'a Change> + Clone) {
-        let expire = self.teller.is_some() && changes.clone().take(EXPIRE + 1).count() > EXPIRE;
+    fn drop_names(&self, changes: &[&Change]) {
+        let expire = self.teller.is_some() && changes.len() > EXPIRE;
         let (mut dropped, mut failed) = (0_usize, None);
         for change in changes {
             let parent = change.parent;
@@ -112,6 +120,10 @@ impl Mount {
                 What::Removed { ino } | What::Replaced { old: ino, .. } => self.shared.table.asked_again(ino),
             };
             let Some(again) = state else { continue };
+            if self.is_covered(&change.path) {
+                // Mounted on since; it is seen once more before the new generation is shown.
+                continue;
+            }
             dropped += 1;
             let name = OsStr::from_bytes(change.name());
             let result = if expire && !again {
@@ -129,37 +141,42 @@ impl Mount {
         }
     }
 
-    /// Has the kernel forget the attributes and the access control lists of all inodes that another object stands for.
-    fn drop_attributes(&self, diff: &Diff) -> Option<std::io::Error> {
-        let renewed = diff.dirs.iter().map(|dir| dir.ino).chain(diff.same_inode.iter().map(Node::ino));
-        let known = renewed.filter(|ino| self.shared.table.has(*ino));
-        known.filter_map(|ino| self.notifier.inval_inode(INodeNo(ino), -1, 0).err()).last()
+    /// Whether something is mounted at a path or below it, at this moment.
+    fn is_covered(&self, path: &[u8]) -> bool {
+        self.covers.lock().unwrap_or_else(PoisonError::into_inner).now().is_at_or_below(path)
     }
 
-    /// Has the kernel forget listings, those under way included: after this none can fill the cache again with what was
-    /// true before. Not from a request handler, as above.
+    /// Has the kernel forget the attributes and the access control lists of all inodes of which any differs.
+    fn drop_attributes(&self, diff: &Diff) -> Option<std::io::Error> {
+        let known = diff.renewed.iter().filter(|renewed| self.shared.table.has(renewed.ino));
+        known.filter_map(|renewed| self.notifier.inval_inode(INodeNo(renewed.ino), -1, 0).err()).last()
+    }
+
+    /// Has the kernel forget listings, and waits for lookups and listings that are under way: after this none can fill the
+    /// caches again with what was true before. Not from a request handler, as above.
     fn drop_listings(&self, diff: &Diff, kept: &HashSet<u64>) -> Option<std::io::Error> {
         let mut failed = None;
-        let mut waited = HashSet::new();
-        for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
-            let names = !matches!(change.what, What::Attributes { .. });
-            if names && waited.insert(change.parent) && self.shared.table.has(change.parent) {
-                failed =
-                    self.notifier.inval_entry(INodeNo(change.parent), OsStr::new(UNKNOWN)).err().or(failed);
-            }
+        let named = |change: &&Change| {
+            kept.contains(&change.parent) && !matches!(change.what, What::Attributes { .. })
+        };
+        let listed: HashSet<u64> = diff.changes.iter().filter(named).map(|change| change.parent).collect();
+        let renewed = diff.renewed.iter().map(|renewed| renewed.parent);
+        let all: HashSet<u64> = listed.iter().copied().chain(renewed).collect();
+        for ino in all.into_iter().filter(|ino| self.shared.table.has(*ino)) {
+            failed = self.notifier.inval_entry(INodeNo(ino), OsStr::new(UNKNOWN)).err().or(failed);
         }
-        for dir in diff.dirs.iter().filter(|dir| self.shared.table.has(dir.ino)) {
-            failed = self.notifier.inval_inode(INodeNo(dir.ino), 0, 0).err().or(failed);
+        for ino in listed.into_iter().filter(|ino| self.shared.table.has(*ino)) {
+            failed = self.notifier.inval_inode(INodeNo(ino), 0, 0).err().or(failed);
         }
         failed
     }
 
-    /// Notes the names that a switch changes and that something is mounted on or below; drops those of earlier switches
-    /// that nothing is mounted on any more.
+    /// Notes the names that a switch changes and that something is mounted on or below, and returns them; before the switch is
+    /// shown. Of names that a covered one replaced earlier, the kernel keeps what it had then.
     fn cover(&self, diff: &Diff, kept: &HashSet<u64>) -> Under {
         let mut covers = self.covers.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = covers.now();
-        let mut covered = self.uncover_from(paths);
+        let mut covered = self.shared.announced.all_covered();
         let mut under = Vec::new();
         for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
             let (path, key) = (&change.path, (change.parent, change.name().into()));
@@ -177,35 +194,33 @@ impl Mount {
                 under.push(path.clone());
             }
         }
-        self.shared.announced.cover(covered);
+        if !under.is_empty() {
+            self.shared.announced.cover(covered);
+        }
         Under(under)
     }
 
     /// Drops the names that something was mounted on when they changed, and where nothing is mounted any more.
     pub(crate) fn uncover(&self) {
         let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut covers = self.covers.lock().unwrap_or_else(PoisonError::into_inner);
-        let covered = self.uncover_from(covers.now());
-        self.shared.announced.cover(covered);
+        self.uncover_now();
     }
 
-    fn uncover_from(&self, paths: &Paths) -> Covered {
+    fn uncover_now(&self) {
         let mut covered = self.shared.announced.all_covered();
         if covered.is_empty() {
-            return covered;
+            return;
         }
-        let bare = |cover: &Cover| !paths.is_at_or_below(&cover.path);
-        let bare: Vec<_> =
-            covered.iter().filter(|(_, cover)| bare(cover)).map(|(key, _)| key.clone()).collect();
-        for key in bare {
-            covered.remove(&key);
-            self.shared.announced.cover(covered.clone());
-            let (parent, name) = key;
+        let bare: Covered = covered.extract_if(|_, cover| !self.is_covered(&cover.path)).collect();
+        if bare.is_empty() {
+            return;
+        }
+        self.shared.announced.cover(covered);
+        for ((parent, name), _) in bare {
             if let Err(error) = self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(&name)) {
                 tracing::warn!(%error, "the kernel refused an invalidation");
             }
         }
-        covered
     }
 
     /// Makes the kernel forget all names, attributes and pages, but for names that something is mounted on or below. Not
