@@ -30,12 +30,15 @@ enum Meaning {
     Refused(&'static str),
 }
 
+/// Options that say who may mount; mount(8) writes `user=NAME` into its own table.
+const USERS: [&str; 2] = ["user", "users"];
+
 const OWNERS: &str = "owners and permissions are those of the layers";
 
 /// The options of mount(8) that hold for all file systems, and those of libmount and systemd. mount(8) sends `rw` for
 /// `defaults` and for a line that says nothing, so `rw` cannot be told from a wish to write; nor do `suid` and `dev`, which
 /// `defaults` stands for, give anybody anything: set-id bits and device files never work here.
-const OPTIONS: [(&str, Meaning); 57] = {
+const OPTIONS: [(&str, Meaning); 62] = {
     use Meaning::{Ignored, Label, Noexec, Nosymfollow, Refused, Remount};
     [
         ("defaults", Ignored),
@@ -85,7 +88,12 @@ const OPTIONS: [(&str, Meaning); 57] = {
         ("comment", Ignored),
         ("helper", Ignored),
         ("uhelper", Ignored),
-        // Of FUSE: both are so for root, and neither can be for others.
+        // Of FUSE, as the table of mounts has them: they are what they are.
+        ("fd", Ignored),
+        ("rootmode", Ignored),
+        ("user_id", Ignored),
+        ("group_id", Ignored),
+        ("subtype", Ignored),
         ("allow_other", Ignored),
         ("default_permissions", Ignored),
         ("context", Label),
@@ -194,6 +202,9 @@ impl Call {
             "projection" => pass("--projection"),
             "auto_device" => pass("--auto-device"),
             // `auto` and `noauto` are mount's own words, for when it mounts.
+            "drives" | "passthrough" if value.is_some() => {
+                Err(format!("`{name}` takes no value: write `{name}` or leave it out"))
+            }
             "drives" => {
                 self.command.push("--auto".into());
                 Ok(())
@@ -203,7 +214,13 @@ impl Call {
                 Ok(())
             }
             _ => {
-                match meaning(name) {
+                let known = meaning(name);
+                if matches!(known, Some(Meaning::Noexec(_) | Meaning::Nosymfollow(_) | Meaning::Remount))
+                    && let Some(value) = value.filter(|_| !USERS.contains(&name))
+                {
+                    return Err(format!("`{name}` is on or off by its name: leave `={value}` out"));
+                }
+                match known {
                     Some(Meaning::Ignored) => {}
                     Some(Meaning::Noexec(noexec)) => self.noexec = noexec,
                     Some(Meaning::Nosymfollow(nosymfollow)) => self.nosymfollow = nosymfollow,
@@ -274,6 +291,16 @@ mod tests {
         let words: Vec<OsString> = words.iter().map(Into::into).collect();
         let call = parse(&words)?;
         Ok(call.command.into_iter().map(|word| word.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn what_is_on_by_its_name_takes_no_value() {
+        for option in ["passthrough=0", "drives=no", "noexec=0", "nosymfollow=false", "remount=1"] {
+            let name = option.split_once('=').unwrap().0;
+            let error = call(&["x", "/m", "-o", option]).unwrap_err();
+            assert!(error.contains(&format!("`{name}`")) && error.contains("leave"), "{error}");
+        }
+        assert!(call(&["x", "/m", "-o", "user=games,user_id=0,group_id=0,rootmode=40755"]).is_ok());
     }
 
     #[test]

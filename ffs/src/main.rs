@@ -37,7 +37,11 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_default();
     let words: Vec<OsString> = words.collect();
-    if Path::new(&program).file_name().is_some_and(|name| name == "mount.ffs" || name == "mount.fuse.ffs") {
+    let helps =
+        Path::new(&program).file_name().is_some_and(|name| name == "mount.ffs" || name == "mount.fuse.ffs");
+    // mount.fuse3 calls a file system by its name alone, with what is to be mounted: a layer, or `ffs` as in the table of mounts.
+    let spec = words.first().is_some_and(|word| word == "ffs" || word.as_encoded_bytes().contains(&b'='));
+    if helps || spec {
         return helper(&words);
     }
     let cli = match Cli::try_parse() {

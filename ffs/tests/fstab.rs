@@ -154,3 +154,32 @@ fn the_options_that_mount_passes_are_obeyed() {
     }
     assert_eq!(text, wanted);
 }
+
+#[test]
+fn a_mount_without_a_line_in_fstab_is_remounted_through_fuse_s_own_helper() {
+    needs_mount!("a_mount_without_a_line_in_fstab_is_remounted_through_fuse_s_own_helper");
+    if !Path::new("/sbin/mount.fuse3").exists() {
+        eprintln!(
+            "SKIPPED a_mount_without_a_line_in_fstab_is_remounted_through_fuse_s_own_helper: no mount.fuse3"
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = common::tree(&dir.path().join("a"), &[("x", "1")]);
+    let mounted = common::Mounted::new(&["--layer", &format!("a=dir:{}", a.display())]);
+    let programs = Path::new(env!("CARGO_BIN_EXE_ffs")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let point = mounted.at("").canonicalize().unwrap();
+    // As mount(8) calls it for the type `fuse.ffs`, but for the path, which it sets to that of the system.
+    let output = Command::new("/sbin/mount.fuse3")
+        .env("PATH", path)
+        .arg("ffs")
+        .arg(&point)
+        .args(["-o", "ro,nosuid,nodev,noatime,user_id=0,group_id=0,remount,noexec", "-t", "fuse.ffs"])
+        .output()
+        .unwrap();
+    common::succeeded(&output);
+    let table = std::fs::read("/proc/self/mountinfo").unwrap();
+    let entry = ffs::kernel::mountinfo::parse(&table).find(|entry| entry.point == point).unwrap();
+    assert!(entry.flags.contains(nix::mount::MsFlags::MS_NOEXEC) && entry.is_read_only());
+}

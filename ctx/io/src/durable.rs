@@ -39,6 +39,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write()`].
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let path = &target(path)?;
     let temporary = beside(path)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -120,6 +121,23 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Where a file is written: at the end of a link, and in place of nothing but a file. A device or a pipe of this name would be
+/// gone after the rename.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    let path = match fs::symlink_metadata(path) {
+        Ok(about) if about.is_symlink() => path.canonicalize()?,
+        _ => path.to_owned(),
+    };
+    match fs::metadata(&path) {
+        Ok(about) if !about.is_file() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "there is something of this name that is no regular file",
+        )),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(path),
+    }
+}
+
 /// A name in the same directory that no other writer has.
 fn beside(path: &Path) -> io::Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -175,6 +193,22 @@ mod tests {
         assert!(write(&path, b"x").is_err());
         assert_eq!(names(dir.path()), 1);
         assert!(write(Path::new("/"), b"x").is_err());
+    }
+
+    #[test]
+    fn what_is_no_file_stays_and_a_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, file, link) = (dir.path().join("pipe"), dir.path().join("file"), dir.path().join("link"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = write(&pipe, b"x").unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+        assert!(!fs::symlink_metadata(&pipe).unwrap().is_file());
+        assert!(write(Path::new("/dev/null"), b"x").is_err());
+        write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write(&link, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
 
     #[test]

@@ -411,7 +411,7 @@ const LOOP_CTL_REMOVE: u32 = 0x4c81;
 
 /// Gives the kernel's driver a command on a number; whether it did it.
 fn loop_control(command: u32, number: u32) -> bool {
-    let script = "open(my $control, '+<', '/dev/loop-control') && ioctl($control, 0 + $ARGV[0], 0 + $ARGV[1]) || exit 1";
+    let script = "open(my $control, '+<', '/dev/loop-control') or exit 1; ioctl($control, 0 + $ARGV[0], 0 + $ARGV[1]) or exit 1";
     let status = Command::new("/usr/bin/perl")
         .args(["-e", script, &command.to_string(), &number.to_string()])
         .status();
