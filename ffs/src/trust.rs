@@ -17,14 +17,14 @@ use ctx_format::ClassName;
 use ctx_format::check::{CheckError, Checked, Claim, check};
 use ctx_format::manifest::Sha256;
 use ctx_format::read::Image;
-use ctx_format::sign::{KeyError, PublicKey, Ring};
+use ctx_format::sign::{KeyError, PublicKey, Ring, SignatureError};
 use ctx_io::{bounded, durable};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, matches};
 use crate::control::mount_name;
 use crate::handover::state;
-use crate::layer::Layer;
+use crate::layer::{Layer, Vouched};
 
 /// Where the state is kept unless the configuration says otherwise.
 const STATE_DIR: &str = "/var/lib/ffs";
@@ -85,6 +85,9 @@ pub enum Reason {
     /// It is not what its manifest says, or nobody who is trusted vouches for it.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// Nobody who is trusted vouches for it any more.
+    #[error(transparent)]
+    Revoked(SignatureError),
     /// Older than what was accepted before.
     #[error("generation {found} of class `{class}` is older than {accepted}, which was accepted")]
     Older {
@@ -163,7 +166,7 @@ impl Ledger {
 
 /// What a layer states that a key vouches for.
 fn stated(layer: &Layer) -> Option<(&ClassName, Accepted)> {
-    let accepted = Accepted { generation: layer.generation?, manifest: layer.vouched? };
+    let accepted = Accepted { generation: layer.generation?, manifest: layer.vouched?.manifest };
     Some((layer.class.as_ref()?, accepted))
 }
 
@@ -300,26 +303,24 @@ impl Trust {
         Ok(())
     }
 
-    /// Checks an image that was indexed from `bytes`. `None` is a plain image, of which nothing is claimed. The digest is that of
-    /// the manifest where there are keys and one vouches for it. Nothing is noted: see [`Trust::accept`].
+    /// Checks an image that was indexed from `bytes`. `None` is a plain image, of which nothing is claimed. Who vouches for it is
+    /// known where there are keys. Nothing is noted: see [`Trust::accept`].
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<(Checked, Option<Sha256>)>, Refusal> {
+    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<(Checked, Option<Vouched>)>, Refusal> {
         let ring = self.ring.load();
         let checked = check(image, bytes, ring.as_deref())
             .map_err(|refused| Refusal { claim: refused.claim, reason: refused.error.into() })?;
         let Some(checked) = checked else { return Ok(None) };
-        if ring.is_none() {
-            return Ok(Some((checked, None)));
-        }
+        let Some(key) = checked.key else { return Ok(Some((checked, None))) };
         self.judge(&checked).map_err(|reason| {
             let manifest = &checked.manifest;
             let claim = Claim { class: manifest.class.clone(), generation: manifest.generation };
             Refusal { claim: Some(claim), reason }
         })?;
-        let digest = checked.digest;
-        Ok(Some((checked, Some(digest))))
+        let vouched = Vouched { manifest: checked.digest, key };
+        Ok(Some((checked, Some(vouched))))
     }
 
     fn judge(&self, image: &Checked) -> Result<(), Reason> {
@@ -333,28 +334,41 @@ impl Trust {
         self.state().ledger.judge(&image.manifest.class, accepted).map(drop)
     }
 
-    /// Whether layers may be shown beside those that stay, by what was accepted and by one another: of one class there is only
-    /// one image.
+    /// The layers, where whoever vouched for them is still trusted: keys may have been removed since they were read.
+    fn vouched<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<Vec<&'a Layer>, Reason> {
+        let ring = self.ring.load();
+        let layers: Vec<&Layer> = layers.into_iter().collect();
+        for layer in &layers {
+            if let (Some(ring), Some(vouched), Some(class)) = (&*ring, layer.vouched, &layer.class) {
+                ring.vouches(vouched.key, class).map_err(Reason::Revoked)?;
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Whether layers may be shown beside those that stay, by the keys, by what was accepted and by one another: of one class
+    /// there is only one image.
     ///
     /// # Errors
-    /// [`Reason::Older`], [`Reason::Other`].
+    /// [`Reason::Revoked`], [`Reason::Older`], [`Reason::Other`].
     pub fn may_show<'a>(
         &self,
         news: impl IntoIterator<Item = &'a Layer>,
         stay: impl IntoIterator<Item = &'a Layer>,
     ) -> Result<(), Reason> {
-        self.state().after(news, stay).map(drop)
+        self.state().after(self.vouched(news)?, stay).map(drop)
     }
 
     /// Notes the generations of layers that are about to be shown beside those that stay.
     ///
     /// # Errors
-    /// As of [`Trust::may_show`]: another was accepted meanwhile. Nothing is noted then.
+    /// As of [`Trust::may_show`]: another was accepted, or a key removed meanwhile. Nothing is noted then.
     pub fn accept<'a>(
         &self,
         news: impl IntoIterator<Item = &'a Layer>,
         stay: impl IntoIterator<Item = &'a Layer>,
     ) -> Result<(), Reason> {
+        let news = self.vouched(news)?;
         let mut state = self.state();
         let next = state.after(news, stay)?;
         // Written before it is shown: a crash in between leaves an image that is taken again. What
@@ -367,7 +381,11 @@ impl Trust {
 
     /// Notes the generations of layers that a rollback shows again, whatever was accepted after them: the next start must take
     /// them.
-    pub fn accept_rollback<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) {
+    ///
+    /// # Errors
+    /// [`Reason::Revoked`]; nothing is noted then.
+    pub fn accept_rollback<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
+        let layers = self.vouched(layers)?;
         let mut state = self.state();
         let mut next = state.ledger.clone();
         for (class, image) in layers.into_iter().filter_map(stated) {
@@ -376,6 +394,7 @@ impl Trust {
         if next != state.ledger {
             state.keep(Some(next));
         }
+        Ok(())
     }
 
     /// What does not hold, for the status.

@@ -52,7 +52,7 @@ fn only_what_is_shown_counts_and_a_rollback_is_an_order() {
     trust.accept([&two], []).unwrap();
     assert!(matches!(trust.may_show([&one], []), Err(Reason::Older { accepted: 2, .. })));
     assert!(matches!(trust.accept([&one], []), Err(Reason::Older { accepted: 2, .. })));
-    trust.accept_rollback([&one]);
+    trust.accept_rollback([&one]).unwrap();
     let later = Trust::new(&config, dir.path()).unwrap();
     assert!(admit(&later, &image(1, "a")).is_ok());
     assert!(matches!(admit(&later, &image(1, "b")), Err(Reason::Other { generation: 1, .. })));
@@ -155,10 +155,19 @@ fn a_key_that_is_removed_vouches_for_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
     let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
     admit(&trust, &image(1, "a")).unwrap();
+    let (earlier, read_before) =
+        (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
     let other = SecretKey::from_seed(&[2; 32]).public();
-    std::fs::write(dir.path().join("a.pub"), other.to_string()).unwrap();
-    trust.reload().unwrap();
-    assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));
+    let own = SecretKey::from_seed(&[1; 32]).public().for_classes(["service".parse().unwrap()]);
+    for keys in [other.to_string(), own.to_string()] {
+        std::fs::write(dir.path().join("a.pub"), keys).unwrap();
+        trust.reload().unwrap();
+        assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));
+        // Nor what was read while it did, or shown.
+        assert!(matches!(trust.accept([&read_before], [&earlier]), Err(Reason::Revoked(_))));
+        assert!(matches!(trust.may_show([&read_before], []), Err(Reason::Revoked(_))));
+        assert!(matches!(trust.accept_rollback([&earlier]), Err(Reason::Revoked(_))));
+    }
     std::fs::remove_file(dir.path().join("a.pub")).unwrap();
     assert!(trust.reload().is_err());
     assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));

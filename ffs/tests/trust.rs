@@ -210,6 +210,30 @@ fn a_rollback_survives_a_restart() {
 }
 
 #[test]
+fn a_rollback_shows_nothing_that_a_removed_key_vouched_for() {
+    needs_mount!("a_rollback_shows_nothing_that_a_removed_key_vouched_for");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let mounted = Mounted::with_config(&[], &config);
+    let point = mounted.at("").display().to_string();
+    let iso = dir.path().join("g3.iso");
+    let next = SecretKey::from_seed(&[4; 32]);
+    std::fs::write(&iso, infrastructure(3, "v3", Some(4))).unwrap();
+    std::fs::write(dir.path().join("next.pub"), next.public().to_string()).unwrap();
+    common::succeeded(&mounted.ffs(&["reload", &point]));
+    mounted.layer("replace", &format!("infra=iso:{}", iso.display()));
+    let ledger = std::fs::read_to_string(dir.path().join("state/accepted.json")).unwrap();
+    std::fs::remove_file(dir.path().join("site.pub")).unwrap();
+    common::succeeded(&mounted.ffs(&["reload", &point]));
+    let output = mounted.ffs(&["rollback", &point]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("which is not trusted here"), "{said}");
+    assert_eq!(mounted.read("site"), "v3");
+    assert_eq!(std::fs::read_to_string(dir.path().join("state/accepted.json")).unwrap(), ledger);
+    assert!(mounted.status().rollback_to.is_some(), "what was kept stays");
+}
+
+#[test]
 fn a_mount_that_fails_leaves_the_ledger_alone() {
     let dir = tempfile::tempdir().unwrap();
     let config = two_generations(dir.path());

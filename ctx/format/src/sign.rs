@@ -19,6 +19,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ed25519_dalek::{Signature, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
 
 use crate::class::ClassName;
 use crate::manifest::Sha256;
@@ -37,7 +38,8 @@ const SECRET: &str = "ctx-ed25519-secret";
 const DOMAIN: &[u8] = b"ctx manifest signature 1\0";
 
 /// Names a key: the first eight bytes of the SHA-256 of the public key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct KeyId([u8; 8]);
 
 impl KeyId {
@@ -54,6 +56,28 @@ impl fmt::Display for KeyId {
     }
 }
 
+impl FromStr for KeyId {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        from_hex(text).map(Self).ok_or_else(|| KeyError::NoId { text: text.to_owned() })
+    }
+}
+
+impl TryFrom<String> for KeyId {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        text.parse()
+    }
+}
+
+impl From<KeyId> for String {
+    fn from(id: KeyId) -> Self {
+        id.to_string()
+    }
+}
+
 /// Why a key cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -65,6 +89,12 @@ pub enum KeyError {
     /// Not the line of a secret key.
     #[error("not a secret key: one line `{SECRET} KEYID SEED` is wanted, as `ctx keygen` writes it")]
     Secret,
+    /// Not the id of a key.
+    #[error("{text:?} is not the id of a key: 16 lower-case hexadecimal digits are wanted")]
+    NoId {
+        /// As given.
+        text: String,
+    },
     /// The id is another key's: the line was cut or mixed.
     #[error("the key id is {found}, that of this key is {expected}: the line is damaged")]
     Id {
@@ -237,6 +267,18 @@ impl Ring {
         self.0.len()
     }
 
+    /// Whether a key of this ring vouches for images of a class.
+    ///
+    /// # Errors
+    /// [`SignatureError::UnknownKey`], [`SignatureError::Class`].
+    pub fn vouches(&self, key: KeyId, class: &ClassName) -> Result<(), SignatureError> {
+        match self.0.get(&key) {
+            None => Err(SignatureError::UnknownKey(key)),
+            Some(found) if !found.allows(class) => Err(SignatureError::Class { key, class: class.clone() }),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Finds out who vouches for `manifest`, by the content of [`SIGNATURE_PATH`]. Whether that key is
     /// for the manifest's class is asked afterwards ([`PublicKey::allows`]): the class is known when
     /// the manifest has been parsed, and only a manifest that is vouched for should be.
@@ -263,7 +305,7 @@ fn parse_signature(line: &[u8]) -> Option<(KeyId, Signature)> {
     let line = std::str::from_utf8(line).ok().filter(|line| line.len() == SIGNATURE_LEN)?;
     let (scheme, rest) = line.strip_suffix('\n')?.split_once(' ')?;
     let (id, signature) = rest.split_once(' ')?;
-    let parsed = (KeyId(from_hex(id)?), Signature::from_bytes(&from_hex::<64>(signature)?));
+    let parsed = (id.parse().ok()?, Signature::from_bytes(&from_hex::<64>(signature)?));
     (scheme == SCHEME).then_some(parsed)
 }
 

@@ -324,6 +324,11 @@ impl Daemon {
             }
         };
         let current = self.mount.current();
+        let back = layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer)));
+        if let Err(reason) = self.trust.accept_rollback(back.map(|layer| &**layer)) {
+            self.follow_back(&target.layers.iter().map(|layer| layer.name.as_str()).collect());
+            return Err(reason.to_string().into());
+        }
         let stays = |layer: &Layer| layers.iter().any(|have| same(have, layer));
         for layer in current.layers.iter().filter(|layer| !stays(layer)) {
             if let Some(digest) = digest(layer) {
@@ -338,8 +343,6 @@ impl Daemon {
             }
         }
         let asked = std::mem::replace(&mut self.desired, asked);
-        let back = layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer)));
-        self.trust.accept_rollback(back.map(|layer| &**layer));
         self.switch("rollback", None, asked, layers);
         self.follow_desired();
         Ok(())

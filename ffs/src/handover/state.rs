@@ -29,12 +29,12 @@ use std::time::{Duration, SystemTime};
 
 use ctx_format::ClassName;
 use ctx_format::ack::{Ack, Hook};
-use ctx_format::manifest::Sha256;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Config, LayerSpec};
 use crate::hooks::Outcome;
+use crate::layer::Vouched;
 use crate::table::Way;
 
 /// The only format so far.
@@ -220,7 +220,7 @@ pub(crate) struct Layer {
     pub(crate) origin: String,
     pub(crate) class: Option<ClassName>,
     pub(crate) generation: Option<u64>,
-    pub(crate) vouched: Option<Sha256>,
+    pub(crate) vouched: Option<Vouched>,
     pub(crate) root: At,
 }
 

@@ -80,9 +80,9 @@ prop_compose! {
         (name, origin) in ("\\PC{0,8}", "\\PC{0,8}"),
         (priority, generation, root) in any::<(u16, Option<u64>, At)>(),
         class in option::of(class()),
-        vouched in option::of("[0-9a-f]{64}"),
+        vouched in option::of(("[0-9a-f]{64}", "[0-9a-f]{16}")),
     ) -> Layer {
-        let vouched = vouched.map(|digest| digest.parse().unwrap());
+        let vouched = vouched.map(|(manifest, key)| Vouched { manifest: manifest.parse().unwrap(), key: key.parse().unwrap() });
         Layer { name, priority, origin, class, generation, vouched, root }
     }
 }

@@ -19,6 +19,8 @@ use std::time::SystemTime;
 
 use ctx_format::ClassName;
 use ctx_format::manifest::Sha256;
+use ctx_format::sign::KeyId;
+use serde::{Deserialize, Serialize};
 
 use crate::sealed::Sealed;
 
@@ -43,10 +45,20 @@ pub struct Layer {
     pub class: Option<ClassName>,
     /// The generation that the image's manifest states, if it has one.
     pub generation: Option<u64>,
-    /// SHA-256 of the manifest that a trusted key vouches for; none where there are no keys, or no manifest.
-    pub vouched: Option<Sha256>,
+    /// Who vouches for the image; none where there are no keys, or no manifest.
+    pub vouched: Option<Vouched>,
     /// Its tree.
     pub root: Arc<LayerDir>,
+}
+
+/// Who vouches for an image, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vouched {
+    /// SHA-256 of the manifest.
+    pub manifest: Sha256,
+    /// The key that signed it.
+    pub key: KeyId,
 }
 
 /// A directory of one layer.
