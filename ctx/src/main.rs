@@ -130,7 +130,7 @@ fn main() -> ExitCode {
         Err(error) => return output::usage("ctx", &error),
     };
     let code = run(cli.command).unwrap_or_else(|error| {
-        errln!("ctx: {error:#}");
+        errln!("ctx: {}", output::reason(error.as_ref()));
         ExitCode::FAILURE
     });
     output::end("ctx", code)

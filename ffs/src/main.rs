@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 
 fn say(program: &str, error: &anyhow::Error) {
     if !error.is::<start::Ended>() {
-        errln!("{program}: {error:#}");
+        errln!("{program}: {}", output::reason(error.as_ref()));
     }
 }
 

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            errln!("bench-probe: {error:#}");
+            errln!("bench-probe: {}", output::reason(error.as_ref()));
             ExitCode::FAILURE
         }
     }

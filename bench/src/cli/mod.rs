@@ -102,7 +102,7 @@ fn run_command(command: Command) -> ExitCode {
         Ok(Ended::Degraded) => ExitCode::from(2),
         Ok(Ended::Status(status)) => ExitCode::from(status),
         Err(error) => {
-            errln!("bench: {error:#}");
+            errln!("bench: {}", output::reason(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::plain::PlainPath;
 use crate::drive::arrivals::{Arrivals, arrivals};
 use crate::exec::{Exec, ExecError, Output};
-use ctx_io::bounded;
+use ctx_io::{bounded, output};
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -271,14 +271,8 @@ fn broke(error: &openssh::Error, session: &Session) -> String {
 }
 
 /// An error with its causes, one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text.replace('\n', " ")
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    output::reason(error).replace('\n', " ")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! Use [`outln!`](crate::outln) and [`errln!`](crate::errln); `main` returns what [`end`] gives; [`stderr`] is the writer for
 //! `tracing`, whose own would panic when standard error is gone.
 
+use std::error::Error;
 use std::fmt::{Arguments, Display};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -86,6 +87,22 @@ fn complaint(error: &io::Error) -> Option<&dyn Display> {
     (error.kind() != ErrorKind::BrokenPipe).then_some(error)
 }
 
+/// An error with its causes, outermost first. A cause that was already said is left out: many errors have the words of
+/// their source in their own.
+#[must_use]
+pub fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Prints what clap has to say (help, version, wrong usage) and gives the status to end with: 64 for wrong usage.
 #[must_use = "wrong usage has a status of its own"]
 pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
@@ -149,6 +166,28 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
+
+    #[derive(Debug)]
+    struct Outer(&'static str, io::Error);
+
+    impl Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.1)
+        }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let said = |outer| reason(&Outer(outer, io::Error::other("no such disc")));
+        assert_eq!(said("cannot read"), "cannot read: no such disc");
+        assert_eq!(said("cannot read (no such disc); insert it"), "cannot read (no such disc); insert it");
+    }
 
     #[test]
     fn a_reader_who_has_gone_is_no_complaint_and_a_full_device_is() {
