@@ -1,5 +1,5 @@
 //! Talking to a mounted `ffs`: one JSON line asked and one answered, over a Unix socket that only
-//! its owner can open.
+//! its owner can open. Changes to a mount of root's need `CAP_SYS_ADMIN` besides: see `kernel/peer.rs`.
 //!
 //! The socket is `/run/ffs/NAME.sock`, NAME being the mount point with `-` for `/`
 //! (`/mnt/context` → `mnt-context`), so that no state is needed to find it; for users other than root
@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::door::Door;
 use crate::edit::{EditError, MOST, Op};
+use crate::kernel::peer;
 pub use crate::status::{DeviceStatus, LayerStatus, MemoryStatus, Status};
 
 /// How long the server waits for a piece of a request, and for room for a piece of the answer: others wait meanwhile.
@@ -292,27 +293,32 @@ fn serve(mut stream: UnixStream, handle: &Handle) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let (answer, answers) = channel();
-    match serde_json::from_slice(&line) {
+    let request: Request = match serde_json::from_slice(&line) {
+        Ok(request) => request,
         Err(error) => {
-            respond(&mut stream, &Response::Error(format!("cannot understand the request: {error}")))
+            let reason = format!("cannot understand the request: {error}");
+            return respond(&mut stream, &Response::Error(reason));
         }
-        Ok(request @ Request::Upgrade { .. }) => {
-            handle(request, answer, Some(stream.try_clone()?.into()));
-            // It takes its time, and others are to be answered meanwhile.
-            std::thread::Builder::new().name("asker".to_owned()).spawn(move || {
-                if let Ok(response) = answers.recv() {
-                    let _ = respond(&mut stream, &response);
-                }
-            })?;
-            Ok(())
-        }
-        Ok(request) => {
-            handle(request, answer, None);
-            let late = |_| Response::Error("no answer in time".to_owned());
-            respond(&mut stream, &answers.recv_timeout(PATIENCE).unwrap_or_else(late))
-        }
+    };
+    if request != Request::Status
+        && let Err(denied) = peer::may_change(&stream)
+    {
+        return respond(&mut stream, &Response::Error(denied.to_string()));
     }
+    let (answer, answers) = channel();
+    if !matches!(request, Request::Upgrade { .. }) {
+        handle(request, answer, None);
+        let late = |_| Response::Error("no answer in time".to_owned());
+        return respond(&mut stream, &answers.recv_timeout(PATIENCE).unwrap_or_else(late));
+    }
+    handle(request, answer, Some(stream.try_clone()?.into()));
+    // It takes its time, and others are to be answered meanwhile.
+    std::thread::Builder::new().name("asker".to_owned()).spawn(move || {
+        if let Ok(response) = answers.recv() {
+            let _ = respond(&mut stream, &response);
+        }
+    })?;
+    Ok(())
 }
 
 /// Answers over a connection.

@@ -136,6 +136,52 @@ fn let_in(mounted: &Mounted) {
     std::fs::set_permissions(mounted.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
 }
 
+/// Root's number in the same file systems, without power over the mount: no capabilities, or a user namespace's.
+fn powerless_with_the_socket() -> [Vec<String>; 2] {
+    [powerless(), ["unshare", "--user", "--map-root-user"].map(str::to_owned).into()]
+}
+
+#[test]
+fn who_is_root_without_capabilities_may_look_and_not_command() {
+    needs_mount!("who_is_root_without_capabilities_may_look_and_not_command");
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(&["--layer", &layer(dir.path(), &content())]);
+    let program = env!("CARGO_BIN_EXE_ffs");
+    let point = mounted.at("").display().to_string();
+    let socket = mounted.dir.path().join("socket").display().to_string();
+    let evil = dir.path().join("evil");
+    let proof = dir.path().join("proof");
+    std::fs::write(&evil, format!("#!/bin/sh\n: > {}\n", proof.display())).unwrap();
+    std::fs::set_permissions(&evil, PermissionsExt::from_mode(0o755)).unwrap();
+    let evil = evil.display().to_string();
+    let commands: [&[&str]; 7] = [
+        &["upgrade", &point, "--program", &evil],
+        &["layer", "add", &point, "h=dir:/etc"],
+        &["layer", "replace", &point, "a=dir:/etc"],
+        &["layer", "remove", &point, "a"],
+        &["rollback", &point],
+        &["reload", &point],
+        &["umount", &point],
+    ];
+    for place in powerless_with_the_socket() {
+        let asked = |command: &[&str]| run(&place, &[&[program], command, &["--socket", &socket]].concat());
+        succeeded(&asked(&["status", &point]));
+        for command in commands {
+            let output = asked(command);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{place:?} {command:?}");
+            assert!(
+                said.contains("may look at this mount and not change it"),
+                "{place:?} {command:?}: {said}"
+            );
+        }
+        assert!(!proof.exists(), "somebody else's program ran as root");
+        assert_unchanged(&mounted, "conf");
+    }
+    // Who has the capabilities commands.
+    succeeded(&mounted.ffs(&["reload", &point]));
+}
+
 /// The flags of the mount in a namespace.
 fn flags_in(elsewhere: &Elsewhere, point: &Path) -> MsFlags {
     let table = std::fs::read(format!("/proc/{}/mountinfo", elsewhere.0.id())).unwrap();
