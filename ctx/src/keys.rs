@@ -44,7 +44,8 @@ pub enum KeyFileError {
 }
 
 /// Makes a key in `dir`: the secret in [`SECRET_FILE`] (0600), the line for guests in [`PUBLIC_FILE`],
-/// for these classes or, when there are none, for any. Files that are there are never overwritten.
+/// for these classes or, when there are none, for any. Files that are there are never overwritten. There
+/// are both in the end, or neither of those that this call made.
 ///
 /// # Errors
 /// [`KeyFileError::Io`], also when there is a key already.
@@ -64,18 +65,36 @@ pub fn generate(dir: &Path, classes: &[ClassName]) -> Result<PublicKey, KeyFileE
     std::fs::create_dir_all(dir).map_err(at(dir))?;
     let write = |name: &str, mode: u32, text: &str| {
         let path = dir.join(name);
-        let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
-        open.and_then(|mut file| {
-            // A key that is there in part would be in the way of the next try.
-            let written = file.write_all(text.as_bytes()).and_then(|()| durable::sync(&file));
-            written.inspect_err(|_| drop(std::fs::remove_file(&path)))
-        })
-        .map_err(at(&path))
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(at(&path))?;
+        // What is there in part, or without the other, would be in the way of the next try.
+        let made = Made(Some(path.clone()));
+        file.write_all(text.as_bytes()).and_then(|()| durable::sync(&file)).map_err(at(&path))?;
+        Ok(made)
     };
-    write(SECRET_FILE, 0o600, &secret.to_line())?;
-    write(PUBLIC_FILE, 0o644, &format!("{public}\n"))?;
+    let mut made =
+        [write(SECRET_FILE, 0o600, &secret.to_line())?, write(PUBLIC_FILE, 0o644, &format!("{public}\n"))?];
     durable::sync_dir(dir).map_err(at(dir))?;
+    made.iter_mut().for_each(Made::keep);
     Ok(public)
+}
+
+/// A file that this process made, removed on drop unless it is kept.
+struct Made(Option<PathBuf>);
+
+impl Made {
+    fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Best effort: the error that matters is the one before.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Reads a secret key, which nobody but its owner may be able to read.
@@ -106,6 +125,24 @@ pub fn read_public(path: &Path) -> Result<PublicKey, KeyFileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_made_whole_leaves_nothing_in_the_way_of_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let public = dir.path().join(PUBLIC_FILE);
+        std::fs::write(&public, "of another").unwrap();
+        let error = generate(dir.path(), &[]).unwrap_err();
+        assert!(matches!(&error, KeyFileError::Io { path, .. } if *path == public), "{error}");
+        assert!(!dir.path().join(SECRET_FILE).exists());
+        assert_eq!(std::fs::read(&public).unwrap(), b"of another");
+        std::fs::remove_file(&public).unwrap();
+        generate(dir.path(), &[]).unwrap();
+        // Nor does it take the key of an earlier call with it.
+        std::fs::remove_file(&public).unwrap();
+        let error = generate(dir.path(), &[]).unwrap_err();
+        assert!(matches!(&error, KeyFileError::Io { path, .. } if path.ends_with(SECRET_FILE)), "{error}");
+        assert!(dir.path().join(SECRET_FILE).exists() && !public.exists());
+    }
 
     #[test]
     fn what_was_made_is_read_back_and_never_overwritten() {

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use ctx::config::{Config, DEFAULT_SOCKET};
+use ctx::config::{Config, DEFAULT_SOCKET, Source};
 use ctx::keys::{generate, read_public, read_secret};
 use ctx::recontext::control::{Answer, Ask, Status, ask};
 use ctx::recontext::daemon::daemon;
 use ctx::recontext::hook::{self, HookError};
 use ctx::recontext::{Outcome, Record};
-use ctx::source::read_directory;
+use ctx::source::{check_templates, read_directory};
 use ctx_format::check::check;
 use ctx_format::manifest::MANIFEST_PATH;
 use ctx_format::sign::Ring;
@@ -114,7 +114,8 @@ enum Command {
         #[arg(long, value_delimiter = ',')]
         classes: Vec<ClassName>,
     },
-    /// Check a configuration and the sources of its classes, or an image.
+    /// Check a configuration and the sources of its classes, or an image. Templates are parsed and not rendered, programs are
+    /// not run: both need a domain.
     Check {
         /// The configuration, or an image.
         file: PathBuf,
@@ -184,11 +185,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             let config = Config::load(&file)?;
             for class in &config.classes {
-                if let ctx::config::Source::Directory(path) | ctx::config::Source::Template(path) =
-                    &class.source
-                {
-                    let files = read_directory(path, class.mode)?;
-                    outln!("class {}: {} files in {}", class.name, files.len(), path.display());
+                let name = &class.name;
+                match &class.source {
+                    Source::Directory(path) => {
+                        let files = read_directory(path, class.mode)?;
+                        outln!("class {name}: {} files in {}", files.len(), path.display());
+                    }
+                    Source::Template(path) => {
+                        let files = read_directory(path, class.mode)?;
+                        check_templates(path, &files)?;
+                        outln!("class {name}: {} templates in {}, not rendered", files.len(), path.display());
+                    }
+                    Source::Command(command) => outln!("class {name}: `{}`, not run", command.join(" ")),
                 }
             }
             outln!("ok");

@@ -24,6 +24,10 @@ use crate::libvirt::DomainId;
 /// like a class whose directory is `/`.
 pub const MAX_CLASS_BYTES: u64 = 64 << 20;
 
+/// The work that the templates of one class may do, in minijinja's unit: an instruction, or 64 bytes that are made or
+/// processed. It bounds the time, and the memory to four times what a class may hold.
+const FUEL: u64 = 4 * MAX_CLASS_BYTES / 64;
+
 /// The most that a program may print: JSON may need two bytes for one.
 const MAX_PRINTED: u64 = 2 * MAX_CLASS_BYTES;
 
@@ -82,10 +86,10 @@ pub enum SourceError {
         path: PathBuf,
     },
     /// More than [`MAX_CLASS_BYTES`].
-    #[error("{}: the class has more than {MAX_CLASS_BYTES} bytes", path.display())]
+    #[error("{origin}: the class has more than {}, the limit", Size(MAX_CLASS_BYTES))]
     TooLarge {
-        /// The source.
-        path: PathBuf,
+        /// The directory or the program.
+        origin: String,
     },
     /// A template that cannot be rendered.
     #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
@@ -107,7 +111,13 @@ pub enum SourceError {
     },
 }
 
-/// The files of `class` for the domain of `facts`.
+impl SourceError {
+    fn too_large(origin: impl std::fmt::Display) -> Self {
+        Self::TooLarge { origin: origin.to_string() }
+    }
+}
+
+/// The files of `class` for the domain of `facts`: at most [`MAX_CLASS_BYTES`].
 ///
 /// # Errors
 /// [`SourceError`] with the file, line or program.
@@ -119,7 +129,7 @@ pub async fn gather(class: &Class, facts: &Facts) -> Result<BTreeMap<RelPath, Fi
         }
         Source::Template(path) => {
             let (path, mode, facts) = (path.clone(), class.mode, facts.clone());
-            blocking(move || render(&path, read_directory(&path, mode)?, &facts)).await
+            blocking(move || Templates::new(&path)?.render(read_directory(&path, mode)?, &facts)).await
         }
         Source::Command(command) => run(command, class.mode.unwrap_or_default(), facts).await,
     }
@@ -133,6 +143,15 @@ async fn blocking<T: Send + 'static>(
         // The closure is never cancelled, so this is its panic: pass it on.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// Checks that all files below `base` can be parsed as templates; renders none.
+///
+/// # Errors
+/// [`SourceError`] with the file and line.
+pub fn check_templates(base: &Path, files: &BTreeMap<RelPath, File>) -> Result<(), SourceError> {
+    let templates = Templates::new(base)?;
+    files.iter().try_for_each(|(path, file)| templates.parse(path, file).map(drop))
 }
 
 /// All files below `base`. Links are followed as long as they stay below it. Files get `mode`, or
@@ -170,7 +189,7 @@ pub fn read_directory(base: &Path, mode: Option<Mode>) -> Result<BTreeMap<RelPat
             } else if meta.is_file() {
                 let left = MAX_CLASS_BYTES.saturating_sub(total);
                 if meta.len() > left {
-                    return Err(SourceError::TooLarge { path: base.to_owned() });
+                    return Err(SourceError::too_large(base.display()));
                 }
                 let own = || {
                     // Masked to the bits that a mode may have, so it cannot fail.
@@ -178,7 +197,10 @@ pub fn read_directory(base: &Path, mode: Option<Mode>) -> Result<BTreeMap<RelPat
                         .unwrap_or_default()
                 };
                 // It may have grown since, or have no length of its own.
-                let content = bounded::read(&real, left).map_err(at(&path))?;
+                let content = bounded::read(&real, left).map_err(|error| match error.kind() {
+                    io::ErrorKind::FileTooLarge => SourceError::too_large(base.display()),
+                    _ => at(&path)(error),
+                })?;
                 total += content.len() as u64;
                 files.insert(relative, File { content, mode: mode.unwrap_or_else(own) });
             } else {
@@ -189,34 +211,103 @@ pub fn read_directory(base: &Path, mode: Option<Mode>) -> Result<BTreeMap<RelPat
     Ok(files)
 }
 
-fn render(
-    base: &Path,
-    mut files: BTreeMap<RelPath, File>,
-    facts: &Facts,
-) -> Result<BTreeMap<RelPath, File>, SourceError> {
-    let mut engine = minijinja::Environment::new();
-    // A fact that is missing is a mistake, not an empty address.
-    engine.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-    engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    let base_error = |message| SourceError::Template { path: base.to_owned(), line: None, message };
-    let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
-    engine.set_syntax(syntax.map_err(|error| base_error(error.to_string()))?);
-    let domain = BTreeMap::from([("name", facts.domain.name.clone()), ("uuid", facts.domain.uuid.clone())]);
-    let mut values: BTreeMap<String, minijinja::Value> =
-        facts.host.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
-    values.insert("domain".into(), domain.into());
-    values.insert("class".into(), facts.class.as_str().into());
-    let values = minijinja::Value::from(values);
-    for (path, file) in &mut files {
-        let fail = |line, message| SourceError::Template { path: base.join(path), line, message };
-        let text = std::str::from_utf8(&file.content)
-            .map_err(|_| fail(None, "a template must be UTF-8 text: use a `directory` for it".into()))?;
-        let rendered = engine
-            .render_named_str(path.as_str(), text, values.clone())
-            .map_err(|error| fail(error.line(), error.to_string()))?;
-        file.content = rendered.into_bytes();
+/// The templates of a directory.
+struct Templates<'a> {
+    base: &'a Path,
+    engine: minijinja::Environment<'a>,
+}
+
+impl<'a> Templates<'a> {
+    fn new(base: &'a Path) -> Result<Self, SourceError> {
+        let mut engine = minijinja::Environment::new();
+        // A fact that is missing is a mistake, not an empty address.
+        engine.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+        engine.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
+        engine.set_syntax(syntax.map_err(|error| SourceError::Template {
+            path: base.to_owned(),
+            line: None,
+            message: error.to_string(),
+        })?);
+        Ok(Self { base, engine })
     }
-    Ok(files)
+
+    fn fail(&self, path: &RelPath, line: Option<usize>, message: String) -> SourceError {
+        SourceError::Template { path: self.base.join(path), line, message }
+    }
+
+    fn parse<'t>(
+        &'t self,
+        path: &'t RelPath,
+        file: &'t File,
+    ) -> Result<minijinja::Template<'t, 't>, SourceError> {
+        let text = std::str::from_utf8(&file.content).map_err(|_| {
+            self.fail(path, None, "a template must be UTF-8 text: use a `directory` for it".into())
+        })?;
+        self.engine
+            .template_from_named_str(path.as_str(), text)
+            .map_err(|error| self.fail(path, error.line(), error.to_string()))
+    }
+
+    /// Renders all files, within what one class may hold and [`FUEL`].
+    fn render(
+        mut self,
+        mut files: BTreeMap<RelPath, File>,
+        facts: &Facts,
+    ) -> Result<BTreeMap<RelPath, File>, SourceError> {
+        let domain =
+            BTreeMap::from([("name", facts.domain.name.clone()), ("uuid", facts.domain.uuid.clone())]);
+        let mut values: BTreeMap<String, minijinja::Value> =
+            facts.host.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        values.insert("domain".into(), domain.into());
+        values.insert("class".into(), facts.class.as_str().into());
+        let values = minijinja::Value::from(values);
+        let (mut left, mut fuel) = (MAX_CLASS_BYTES, FUEL);
+        for (path, file) in &mut files {
+            self.engine.set_fuel(Some(fuel));
+            let mut rendered = UpTo { bytes: Vec::new(), left, full: false };
+            let done = self.parse(path, file)?.render_captured_to(values.clone(), &mut rendered);
+            if rendered.full {
+                return Err(SourceError::too_large(self.base.display()));
+            }
+            let done = done.map_err(|error| match error.kind() {
+                minijinja::ErrorKind::OutOfFuel => self.fail(
+                    path,
+                    error.line(),
+                    format!("the templates of the class take more than {FUEL} steps, the limit"),
+                ),
+                _ => self.fail(path, error.line(), error.to_string()),
+            })?;
+            fuel = done.state().fuel_levels().map_or(fuel, |(_, remaining)| remaining);
+            drop(done);
+            left = rendered.left;
+            file.content = rendered.bytes;
+        }
+        Ok(files)
+    }
+}
+
+/// Takes `left` bytes, and fails at the first one more.
+struct UpTo {
+    bytes: Vec<u8>,
+    left: u64,
+    full: bool,
+}
+
+impl io::Write for UpTo {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            self.full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        self.left = left;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The first `limit` bytes of what a program prints, and one more where there is more: it is then closed, which ends the
@@ -284,6 +375,7 @@ async fn run(command: &[String], mode: Mode, facts: &Facts) -> Result<BTreeMap<R
     }
     let printed: BTreeMap<String, Printed> = serde_json::from_slice(&stdout)
         .map_err(|error| fail(format!("does not print {{\"path\": \"content\", …}}: {error}")))?;
+    let mut left = MAX_CLASS_BYTES;
     printed
         .into_iter()
         .map(|(path, printed)| {
@@ -292,6 +384,9 @@ async fn run(command: &[String], mode: Mode, facts: &Facts) -> Result<BTreeMap<R
                 Printed::Text(content) => (content, None),
                 Printed::File { content, mode } => (content, mode),
             };
+            left = left
+                .checked_sub(content.len() as u64)
+                .ok_or_else(|| SourceError::too_large(format_args!("`{}`", command.join(" "))))?;
             let own = own.map(|mode| mode.parse()).transpose().map_err(|e: ModeError| fail(e.to_string()))?;
             Ok((path, File { content: content.into_bytes(), mode: own.unwrap_or(mode) }))
         })
@@ -359,6 +454,82 @@ mod tests {
         fs::write(dir.path().join("f"), "\n{{ sight }}\n").unwrap();
         let error = gather(&class, &facts()).await.unwrap_err();
         assert!(matches!(error, SourceError::Template { line: Some(2), .. }), "{error}");
+    }
+
+    #[test]
+    fn a_directory_has_no_more_than_a_class_may_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join("a")).unwrap();
+        file.set_len(MAX_CLASS_BYTES).unwrap();
+        read_directory(dir.path(), None).unwrap();
+        fs::write(dir.path().join("b"), "x").unwrap();
+        let error = read_directory(dir.path(), None).unwrap_err();
+        assert!(matches!(error, SourceError::TooLarge { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn templates_make_no_more_than_a_class_may_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let class = class(Source::Template(dir.path().into()), None);
+        let mib = "x".repeat(1 << 20);
+        // 64 MiB in two files.
+        for name in ["a", "b"] {
+            fs::write(dir.path().join(name), format!("{{% for i in range(32) %}}{mib}{{% endfor %}}"))
+                .unwrap();
+        }
+        let files = gather(&class, &facts()).await.unwrap();
+        assert_eq!(files.values().map(|file| file.content.len() as u64).sum::<u64>(), MAX_CLASS_BYTES);
+        fs::write(dir.path().join("c"), "one").unwrap();
+        let error = gather(&class, &facts()).await.unwrap_err();
+        assert!(
+            matches!(&error, SourceError::TooLarge { origin } if Path::new(origin) == dir.path()),
+            "{error}"
+        );
+        assert!(error.to_string().ends_with("the class has more than 64 MiB, the limit"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn templates_that_take_too_many_steps_are_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let class = class(Source::Template(dir.path().into()), None);
+        let body = |inner: &str| format!("\n{{% for i in range(100000) %}}{inner}{{% endfor %}}");
+        for template in [
+            // Time, and memory that is not printed.
+            body("{% for j in range(100) %}{% endfor %}"),
+            "{% set text = 'x' * 90000000 %}{% set more = text ~ text ~ text ~ text %}".into(),
+        ] {
+            fs::write(dir.path().join("f"), template).unwrap();
+            let error = gather(&class, &facts()).await.unwrap_err();
+            assert!(matches!(error, SourceError::Template { line: Some(_), .. }), "{error}");
+            assert!(error.to_string().ends_with("steps, the limit"), "{error}");
+        }
+        // All templates of a class share the steps.
+        for name in 0..20 {
+            fs::write(dir.path().join("f").with_extension(name.to_string()), body("{{ i }}")).unwrap();
+        }
+        fs::write(dir.path().join("f"), body("{{ i }}")).unwrap();
+        let error = gather(&class, &facts()).await.unwrap_err().to_string();
+        assert!(error.ends_with("steps, the limit") && !error.contains("/f:"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_makes_no_more_than_a_class_may_hold() {
+        let program = |bytes: u64| {
+            let half = bytes / 2;
+            let script = format!(
+                r#"x() {{ head -c "$1" /dev/zero | tr '\0' x; }}
+                printf '{{"a":"'; x {half}; printf '","b":{{"content":"'; x {}; printf '"}}}}'"#,
+                bytes - half
+            );
+            class(Source::Command(vec!["sh".into(), "-c".into(), script]), None)
+        };
+        let files = gather(&program(MAX_CLASS_BYTES), &facts()).await.unwrap();
+        assert_eq!(files.values().map(|file| file.content.len() as u64).sum::<u64>(), MAX_CLASS_BYTES);
+        let error = gather(&program(MAX_CLASS_BYTES + 1), &facts()).await.unwrap_err();
+        assert!(
+            matches!(&error, SourceError::TooLarge { origin } if origin.starts_with("`sh -c")),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -109,6 +109,32 @@ fn check_points_into_the_file() {
 }
 
 #[test]
+fn check_parses_templates_and_runs_no_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("templates/sub")).unwrap();
+    let text = "[[class]]\nname = \"a\"\npriority = 1\ntemplate = \"templates\"\n\
+                [[class]]\nname = \"b\"\npriority = 2\ncommand = [\"touch\", \"ran\"]\n";
+    std::fs::write(at("ctx.toml"), text).unwrap();
+    // What a template needs is known for a domain only.
+    std::fs::write(at("templates/sub/f"), "{{ no_such_fact }}\n").unwrap();
+    let check = |code: i32| {
+        let assert = ctx().args(["check", "ctx.toml"]).current_dir(&dir).assert().code(code);
+        let output = assert.get_output();
+        String::from_utf8([&output.stdout[..], &output.stderr[..]].concat()).unwrap()
+    };
+    let output = check(0);
+    assert!(
+        output.contains("class a: 1 templates") && output.contains("class b: `touch ran`, not run"),
+        "{output}"
+    );
+    assert!(!at("ran").exists());
+    std::fs::write(at("templates/sub/f"), "\n{% for %}\n").unwrap();
+    let output = check(1);
+    assert!(output.contains("templates/sub/f:2: "), "{output}");
+}
+
+#[test]
 fn without_a_daemon_the_clients_say_so() {
     for arguments in [&["status"][..], &["trigger", "g1"]] {
         let assert = ctx().args(arguments).args(["--socket", "/nonexistent/ctx.sock"]).assert().code(1);

@@ -10,14 +10,19 @@
 //! where that is long: a name that the file system takes has a temporary one that it takes.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::place::{Place, open_with};
 
 /// A temporary name may have so many bytes, whatever the file's own name is. Every file system takes that many.
 const SHORT: usize = 64;
@@ -28,7 +33,8 @@ const ENDING: &str = ".tmp";
 /// `bytes`.
 ///
 /// # Errors
-/// Whatever the file system answers; no temporary file is left. `path` is unchanged, unless only the directory could not
+/// [`crate::place::UnsafeLink`]; [`io::ErrorKind::InvalidInput`] where there is something else than a regular file; what the
+/// file system answers. No temporary file is left. `path` is unchanged, unless only the directory could not
 /// be synced: the message says so.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with_mode(path, bytes, 0o600)
@@ -39,23 +45,25 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write()`].
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let path = &target(path)?;
-    let temporary = beside(path)?;
+    let Place { folder, name } = Place::of(path)?;
+    let temporary = beside(&name);
+    let new = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+    let mut file = File::from(open_with(&folder, &temporary, new, Mode::S_IRUSR | Mode::S_IWUSR)?);
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         if mode != 0o600 {
             file.set_permissions(fs::Permissions::from_mode(mode))?;
         }
         sync(&file)?;
-        fs::rename(&temporary, path)
+        Ok(renameat(&folder, temporary.as_os_str(), &folder, name.as_os_str())?)
     })();
     if let Err(error) = written {
         // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
+        let _ = unlinkat(&folder, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
         return Err(error);
     }
-    sync_dir(folder(path))
+    let opened = open_with(&folder, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty());
+    sync_opened(opened.map(File::from).map_err(io::Error::from))
         .map_err(|error| io::Error::new(error.kind(), format!("written, but its name may be lost: {error}")))
 }
 
@@ -90,7 +98,11 @@ pub fn sync_data(file: &File) -> io::Result<()> {
 /// # Errors
 /// What open(2) and fsync(2) return, unless that it is not supported or that the directory may not be listed.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    match File::open(dir) {
+    sync_opened(File::open(dir))
+}
+
+fn sync_opened(dir: io::Result<File>) -> io::Result<()> {
+    match dir {
         Ok(dir) => sync(&dir),
         // Names can be made in it, and it cannot be opened: mode 0300.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
@@ -121,31 +133,11 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Where a file is written: at the end of a link, and in place of nothing but a file. A device or a pipe of this name would be
-/// gone after the rename.
-fn target(path: &Path) -> io::Result<PathBuf> {
-    let path = match fs::symlink_metadata(path) {
-        Ok(about) if about.is_symlink() => path.canonicalize()?,
-        _ => path.to_owned(),
-    };
-    match fs::metadata(&path) {
-        Ok(about) if !about.is_file() => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "there is something of this name that is no regular file",
-        )),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(path),
-    }
-}
-
 /// A name in the same directory that no other writer has.
-fn beside(path: &Path) -> io::Result<PathBuf> {
+fn beside(name: &OsStr) -> OsString {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    Ok(folder(path).join(temporary_name(name, &format!(".{}.{number}{ENDING}", std::process::id()))))
+    temporary_name(name, &format!(".{}.{number}{ENDING}", std::process::id()))
 }
 
 /// `.NAME` and the suffix, NAME cut short where that would be longer than both NAME and [`SHORT`].

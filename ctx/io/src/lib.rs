@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`output`] | standard output and error that never panic |
 //! | [`durable`] | a file that is there whole or not at all, on any file system |
+//! | [`place`] | symbolic links that anyone can plant are not followed to where a file is written |
 //! | [`jsonl`] | logs of records that survive a torn line |
 //! | [`bounded`] | what comes from outside is read up to a limit |
 //! | [`accept`] | an accept loop without free descriptors waits, and says so once |
@@ -18,3 +19,4 @@ pub mod bounded;
 pub mod durable;
 pub mod jsonl;
 pub mod output;
+pub mod place;
