@@ -6,6 +6,7 @@
 //! | [`mounting`] | two mounts of one file system: a private one and a read-only one for everybody |
 //! | `session` | which of the ways to mount is taken |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
+//! | [`unmount`] | unmounts that take away nothing that others mounted |
 //! | `covers` | what is mounted on a mount of ours |
 
 pub(crate) mod covers;
@@ -13,3 +14,4 @@ pub mod guard;
 pub mod mountinfo;
 pub mod mounting;
 pub(crate) mod session;
+pub mod unmount;
