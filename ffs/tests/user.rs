@@ -218,12 +218,12 @@ fn a_user_mounts_changes_and_unmounts() {
 
 #[test]
 fn a_user_unmounts_nothing_that_root_mounted() {
+    use nix::mount::{MsFlags, mount, umount};
     needs_mount!("a_user_unmounts_nothing_that_root_mounted");
     let Some(home) = Home::new() else {
         eprintln!("SKIPPED a_user_unmounts_nothing_that_root_mounted: no setuid fusermount3");
         return;
     };
-    use nix::mount::{MsFlags, mount, umount};
     let (at, none) = (home.at("mnt"), None::<&str>);
     let point = at.to_str().unwrap();
     let a = tree(&home.at("a"), &[("x", "a")]);

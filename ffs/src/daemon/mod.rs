@@ -394,13 +394,13 @@ impl Daemon {
 
     fn run(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
         loop {
-            while self.try_upgrade(rx)? {}
+            while self.try_upgrade(rx) {}
             let next = self.due.iter().map(|(at, _)| *at).min();
             let wait =
                 next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match rx.recv_timeout(wait) {
                 Ok(Message::SessionEnded(result)) => return self.session_ended(result),
-                Ok(message) => self.handle(message)?,
+                Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 // `self.tx` keeps the channel open.
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -437,7 +437,7 @@ impl Daemon {
         self.due.push((Instant::now() + wait, due));
     }
 
-    fn handle(&mut self, message: Message) -> Result<(), DaemonError> {
+    fn handle(&mut self, message: Message) {
         match message {
             Message::Uevent(Some(event)) => self.uevent(&event),
             // Events were lost: whatever there is may be new.
@@ -479,7 +479,6 @@ impl Daemon {
             // An upgrade that waits for it is looked at before each message.
             Message::AtRest | Message::SessionEnded(_) => {}
         }
-        Ok(())
     }
 
     fn control(&mut self, request: Request) -> Result<(), Refusal> {
