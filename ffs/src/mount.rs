@@ -13,7 +13,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use fuser::{Config, Notifier, SessionACL};
-use nix::mount::{MntFlags, umount2};
 
 use crate::fs::{Ffs, Shared};
 use crate::generation::Generation;
@@ -22,6 +21,8 @@ use crate::kernel::covers::Covers;
 use crate::kernel::guard::{self, Guard, Seen};
 pub use crate::kernel::mounting::Restrictions;
 use crate::kernel::session::{Way, read_ahead};
+pub use crate::kernel::unmount::UnmountError;
+use crate::kernel::unmount::{self, Policy};
 use crate::layer::Layer;
 use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
@@ -72,19 +73,16 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
-    /// The unmount was refused.
-    #[error("cannot unmount `{}`: {source}", point.display())]
-    Unmount {
-        /// The mount point.
-        point: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The unmount was refused, or did not work.
+    #[error(transparent)]
+    Unmount(#[from] UnmountError),
 }
 
 /// A mounted union.
 pub struct Mount {
     point: PathBuf,
+    /// The number of its device, by which the mount table tells its mounts.
+    number: u64,
     shared: Arc<Shared>,
     inodes: Inodes,
     notifier: Notifier,
@@ -150,7 +148,11 @@ impl Mount {
             Err(why) => Err(why),
         };
         read_ahead(&point);
-        let number = std::fs::metadata(&point).map_err(error)?.dev();
+        let number = match &private {
+            Ok(private) => private.device(),
+            Err(_) => std::fs::metadata(&point).map(|metadata| metadata.dev()),
+        };
+        let number = number.map_err(error)?;
         Ok((Self::of(point, shared, inodes, notifier, (device, number), private), session))
     }
 
@@ -182,7 +184,7 @@ impl Mount {
         }
         let private = Mutex::new(private);
         let (guard, switching) = (Guard::default(), Mutex::new(()));
-        Self { point, shared, inodes, notifier, device, covers, private, guard, teller, switching }
+        Self { point, number, shared, inodes, notifier, device, covers, private, guard, teller, switching }
     }
 
     /// A mount that another program made and let go of; nobody reads its requests any more.
@@ -240,6 +242,11 @@ impl Mount {
     /// Where it is mounted.
     pub fn point(&self) -> &Path {
         &self.point
+    }
+
+    /// The number of its device.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// What is shown now.
@@ -348,32 +355,45 @@ impl Mount {
         reduced
     }
 
-    /// Unmounts. What is still open keeps working until the program ends.
+    /// Unmounts it wherever it is in the mount namespace of this thread. What is still open keeps working until the program ends.
     ///
     /// # Errors
-    /// [`MountError::Unmount`]; not when it is already unmounted.
+    /// [`MountError::Unmount`]: something is mounted on it, and nothing has changed; or a mount is left, and is still served. None
+    /// when it is already unmounted.
     pub fn unmount(&self) -> Result<(), MountError> {
-        // The private mount alone would keep the file system alive.
-        *self.private.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
-        // fuser 0.18.0 gives up on a busy mount and leaves a dead one behind: ours is always detached.
-        let result = match umount2(&self.point, MntFlags::UMOUNT_NOFOLLOW) {
-            Err(nix::errno::Errno::EBUSY) => umount2(&self.point, MntFlags::MNT_DETACH),
-            other => other,
-        };
-        match result {
-            // EINVAL: not a mount point any more.
-            Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(()),
-            Err(nix::errno::Errno::EPERM) => {
-                let status = std::process::Command::new("fusermount3").arg("-uz").arg(&self.point).status();
-                match status {
-                    Ok(status) if status.success() => Ok(()),
-                    Ok(status) => Err(io::Error::other(format!("fusermount3: {status}"))),
-                    Err(error) => Err(error),
-                }
-                .map_err(|source| MountError::Unmount { point: self.point.clone(), source })
-            }
-            Err(errno) => Err(MountError::Unmount { point: self.point.clone(), source: errno.into() }),
+        if let Some(left) = unmount::unmount(self.number, Policy::Ask)?.into_iter().next() {
+            return Err(left.into());
         }
+        self.let_go();
+        Ok(())
+    }
+
+    /// Unmounts it as far as that takes away nothing that others see, since nobody will answer for it any more. Whether all of its
+    /// mounts are gone; it says which are not.
+    pub(crate) fn abandon(&self) -> bool {
+        let left = unmount::unmount(self.number, Policy::End).unwrap_or_else(|error| vec![error]);
+        for error in &left {
+            tracing::error!(%error, "a mount is left that nobody answers for");
+        }
+        self.let_go();
+        left.is_empty()
+    }
+
+    /// Closes the private mount, which alone would keep the file system alive.
+    pub(crate) fn let_go(&self) {
+        *self.private.lock().unwrap_or_else(PoisonError::into_inner) = Err("unmounted".to_owned());
+    }
+
+    /// Whether it is mounted somewhere in the mount namespace of this thread. Only known for sure until its session ends.
+    pub(crate) fn is_mounted(&self) -> bool {
+        !unmount::points(self.number).is_empty()
+    }
+
+    /// Whether it is still mounted though its session has ended, as when the connection was cut.
+    pub(crate) fn is_dead(&self) -> bool {
+        let points = unmount::points(self.number);
+        // The private mount keeps the kernel from giving the number to another file system.
+        if self.with_private(Result::is_ok) { !points.is_empty() } else { points.contains(&self.point) }
     }
 }
 

@@ -181,6 +181,14 @@ impl PrivateMount {
         Self { root: Arc::new(root), over: over.into(), stand_ins: stand_in.into() }
     }
 
+    /// The number of its device.
+    ///
+    /// # Errors
+    /// What fstat(2) returns.
+    pub(crate) fn device(&self) -> std::io::Result<u64> {
+        Ok(nix::sys::stat::fstat(&self.root)?.st_dev)
+    }
+
     /// The number of the next stand-in.
     pub(crate) fn stand_in(&self) -> u64 {
         self.stand_ins.load(Ordering::Relaxed)

@@ -309,6 +309,17 @@ fn a_connection_that_is_cut_leaves_no_dead_mount() {
     abort(&mounted);
     assert_eq!(mounted.wait(), Some(1));
     assert!(!mounted.is_mounted());
+    // Wherever it is.
+    let mut mounted = Mounted::new(&["--layer", &spec]);
+    let elsewhere = dir.path().with_extension("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let (none, bind) = (None::<&str>, nix::mount::MsFlags::MS_BIND);
+    nix::mount::mount(Some(&mounted.at("")), &elsewhere, none, bind, none).unwrap();
+    abort(&mounted);
+    assert_eq!(mounted.wait(), Some(1));
+    assert!(!mounted.is_mounted());
+    // Dead or mounted it could not be removed.
+    std::fs::remove_dir(&elsewhere).unwrap();
     // The same where another program had taken over.
     let mut mounted = Mounted::new(&["--layer", &spec]);
     common::succeeded(&mounted.upgrade(None));

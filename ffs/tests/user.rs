@@ -217,6 +217,38 @@ fn a_user_mounts_changes_and_unmounts() {
 }
 
 #[test]
+fn a_user_unmounts_nothing_that_root_mounted() {
+    use nix::mount::{MsFlags, mount, umount};
+    needs_mount!("a_user_unmounts_nothing_that_root_mounted");
+    let Some(home) = Home::new() else {
+        eprintln!("SKIPPED a_user_unmounts_nothing_that_root_mounted: no setuid fusermount3");
+        return;
+    };
+    let (at, none) = (home.at("mnt"), None::<&str>);
+    let point = at.to_str().unwrap();
+    let a = tree(&home.at("a"), &[("x", "a")]);
+    home.ffs(&["mount", point, "--layer", &format!("a=dir:{}", a.display())]);
+    let pid = home.status().pid;
+    mount(Some("t"), &at, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    std::fs::write(at.join("roots"), "root's").unwrap();
+    let output = home.run(&home.program, &["umount", point]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && error.contains("tmpfs"), "{output:?}");
+    assert_eq!(std::fs::read_to_string(at.join("roots")).unwrap(), "root's");
+    umount(&at).unwrap();
+    assert_eq!(home.cat("x"), "a");
+    // Where else root has bound it, fusermount3 takes it away too.
+    let bound = home.at("bound");
+    std::fs::create_dir(&bound).unwrap();
+    mount(Some(&at), &bound, none, MsFlags::MS_BIND, none).unwrap();
+    home.ffs(&["umount", point]);
+    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
+    let left = ffs::kernel::mountinfo::parse(&table).find(|row| row.point == at || row.point == bound);
+    assert_eq!(left, None);
+    eventually("the end of ffs", || (!Path::new("/proc").join(pid.to_string()).exists()).then_some(()));
+}
+
+#[test]
 fn without_a_place_for_the_socket_it_says_so() {
     needs_mount!("without_a_place_for_the_socket_it_says_so");
     let Some(home) = Home::new() else {

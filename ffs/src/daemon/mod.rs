@@ -24,7 +24,6 @@ pub use successor::{Order, take_over};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -126,6 +125,8 @@ enum Message {
     /// Mounts came or went, somewhere on this machine.
     Mounts,
     Stop,
+    /// Somebody has unmounted it everywhere.
+    Gone,
     Reload,
     SessionEnded(io::Result<()>),
 }
@@ -224,19 +225,18 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let (mount, session) = Mount::with(point, layers, &options)?;
     log.write(Step::Mounted { point: mount.point().display().to_string() });
     let unmount_on = |error| {
-        let _ = mount.unmount();
+        mount.abandon();
         error
     };
     let server = Server::start(socket, doors.clone(), to_loop(&tx))
         .map_err(|source| unmount_on(DaemonError::Control { path: socket.to_owned(), source }))?;
-    let number = std::fs::metadata(mount.point()).map(|metadata| metadata.dev());
-    let started = number.and_then(|number| {
-        let gone = mount.watch_table(number, hear_of_mounts(&tx, &log))?;
+    let number = mount.number();
+    let started = mount.watch_table(number, hear_of_mounts(&tx, &log)).and_then(|gone| {
         threads::start(&tx, &doors, &signals, session, uevents.clone(), gone)?;
         let (hooks, log, door) = (config.hooks.clone(), log.clone(), works.clone());
-        Ok((number, Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)?))
+        Hooks::start(hooks, mount.point(), log, door, Vec::new(), None)
     });
-    let (number, hooks) = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
+    let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
     // Only what is shown in the end counts, and a mount that fails is not.
     let shown = mount.current();
     let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer), []);
@@ -394,13 +394,13 @@ impl Daemon {
 
     fn run(&mut self, rx: &Receiver<Message>) -> Result<(), DaemonError> {
         loop {
-            while self.try_upgrade(rx)? {}
+            while self.try_upgrade(rx) {}
             let next = self.due.iter().map(|(at, _)| *at).min();
             let wait =
                 next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match rx.recv_timeout(wait) {
                 Ok(Message::SessionEnded(result)) => return self.session_ended(result),
-                Ok(message) => self.handle(message)?,
+                Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 // `self.tx` keeps the channel open.
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -411,7 +411,9 @@ impl Daemon {
             let past: Vec<(Instant, Due)> = past;
             if self.stopping && !past.is_empty() {
                 // Detached but still in use by somebody: what they hold ends with us.
-                self.log.write(Step::Unmounted);
+                if !self.mount.is_mounted() {
+                    self.log.write(Step::Unmounted);
+                }
                 return Ok(());
             }
             for (_, due) in past {
@@ -422,11 +424,10 @@ impl Daemon {
 
     fn session_ended(&self, result: io::Result<()>) -> Result<(), DaemonError> {
         // Not unmounted by anybody: then it is for us to do, since nobody answers for it any more.
-        let cut = crate::kernel::guard::is_mounted(self.mount.point(), self.number);
-        if cut && let Err(error) = self.mount.unmount() {
-            tracing::error!(%error, "a mount is left that nobody answers for");
+        let cut = !self.stopping && self.mount.is_dead();
+        if !cut || self.mount.abandon() {
+            self.log.write(Step::Unmounted);
         }
-        self.log.write(Step::Unmounted);
         let result =
             if cut { result.and(Err(io::Error::other("the kernel's connection was cut"))) } else { result };
         result.map_err(|source| DaemonError::System { what: "the mount ended", source })
@@ -436,7 +437,7 @@ impl Daemon {
         self.due.push((Instant::now() + wait, due));
     }
 
-    fn handle(&mut self, message: Message) -> Result<(), DaemonError> {
+    fn handle(&mut self, message: Message) {
         match message {
             Message::Uevent(Some(event)) => self.uevent(&event),
             // Events were lost: whatever there is may be new.
@@ -466,18 +467,28 @@ impl Daemon {
                 self.reload();
                 let _ = notify("READY=1");
             }
-            Message::Stop if self.stopping => {}
-            Message::Stop => self.stop()?,
+            Message::Stop | Message::Gone if self.stopping => {}
+            Message::Stop => {
+                self.mount.abandon();
+                self.stop();
+            }
+            Message::Gone => {
+                self.mount.let_go();
+                self.stop();
+            }
             // An upgrade that waits for it is looked at before each message.
             Message::AtRest | Message::SessionEnded(_) => {}
         }
-        Ok(())
     }
 
     fn control(&mut self, request: Request) -> Result<(), Refusal> {
         match request {
             Request::Status | Request::Upgrade { .. } => {}
-            Request::Unmount => self.stop().map_err(|error| error.to_string())?,
+            Request::Unmount if self.stopping => {}
+            Request::Unmount => {
+                self.mount.unmount().map_err(|error| error.to_string())?;
+                self.stop();
+            }
             Request::Reload => self.reload(),
             Request::Invalidate => self.mount.forget(),
             Request::Apply { ops, if_generation } => self.apply(&ops, if_generation)?,
@@ -508,14 +519,13 @@ impl Daemon {
         }
     }
 
-    fn stop(&mut self) -> Result<(), DaemonError> {
+    /// Ends, since the mount is gone: once nobody has anything of it open, or soon.
+    fn stop(&mut self) {
         self.give_up("it is ending");
         let _ = notify("STOPPING=1");
-        self.mount.unmount()?;
         self.stopping = true;
         self.due.clear();
         self.at(Duration::from_secs(2), Due::Ready);
-        Ok(())
     }
 
     fn ready(&mut self) {

@@ -164,7 +164,7 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
     let Parts { tx, rx, works, doors } = Parts::new();
     // Nobody can go back any more: better no mount than one that nobody can do anything about.
     let unmount_on = |source| {
-        let _ = mount.unmount();
+        mount.abandon();
         DaemonError::System { what: "cannot go on after another program", source }
     };
     let mut abilities = Vec::new();

@@ -62,7 +62,7 @@ pub(super) fn start(
     spawn(
         "unmounted",
         Box::new(move || match gone() {
-            Ok(()) => drop(to.send(Message::Stop)),
+            Ok(()) => drop(to.send(Message::Gone)),
             Err(error) => tracing::error!(%error, "an unmount by somebody else will not be noticed"),
         }),
     )?;

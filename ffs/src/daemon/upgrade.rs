@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
-use super::{Daemon, DaemonError, Due, Message};
+use super::{Daemon, Due, Message};
 use crate::control::Response;
 use crate::events::Step;
 use crate::handover::program::{Program, written};
@@ -60,24 +60,27 @@ impl Daemon {
     }
 
     /// Hands over once everything is at rest. Whether there is something to handle before.
-    pub(super) fn try_upgrade(&mut self, rx: &Receiver<Message>) -> Result<bool, DaemonError> {
+    pub(super) fn try_upgrade(&mut self, rx: &Receiver<Message>) -> bool {
         if self.upgrade.is_none() || self.starting.is_some() || !self.works.close() || !self.doors.close() {
-            return Ok(false);
+            return false;
         }
         match rx.try_recv() {
             // The end is the loop's to see.
             Ok(message @ Message::SessionEnded(_)) => {
                 self.give_up("the mount has ended");
                 let _ = self.tx.send(message);
-                Ok(false)
+                false
             }
-            Ok(message) => self.handle(message).map(|()| true),
+            Ok(message) => {
+                self.handle(message);
+                true
+            }
             Err(_) => {
                 if let Some(upgrade) = &self.upgrade {
                     let failed = self.hand_over(upgrade);
                     self.give_up(&failed);
                 }
-                Ok(false)
+                false
             }
         }
     }

@@ -121,16 +121,8 @@ pub(crate) fn watch(
     })
 }
 
-/// Whether a file system is mounted at a place, and nothing over it, as this thread sees it. Does not ask the file system.
-pub(crate) fn is_mounted(point: &Path, device: u64) -> bool {
-    std::fs::read("/proc/thread-self/mountinfo").is_ok_and(|table| {
-        let top = mountinfo::parse(&table).filter(|entry| entry.point == point).last();
-        top.is_some_and(|entry| entry.device == numbers(device))
-    })
-}
-
 /// Major and minor number, as they are in the table.
-fn numbers(device: u64) -> (u64, u64) {
+pub(super) fn numbers(device: u64) -> (u64, u64) {
     (nix::libc::major(device).into(), nix::libc::minor(device).into())
 }
 
@@ -168,7 +160,7 @@ fn change(entry: &Entry, mut flags: MsFlags) -> io::Result<()> {
 }
 
 /// Opens the root of a mount, and no other one that is at the same place.
-fn open_mount(entry: &Entry) -> io::Result<OwnedFd> {
+pub(super) fn open_mount(entry: &Entry) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mount = open(&entry.point, flags, Mode::empty())?;
     let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", mount.as_raw_fd()))?;

@@ -7,6 +7,7 @@
 //! | `session` | which of the ways to mount is taken |
 //! | [`guard`] | the mount table, watched: unmounts, and mounts that somebody made writable |
 //! | `peer` | whether who asks over the control socket may change the mount |
+//! | [`unmount`] | unmounts that take away nothing that others mounted |
 //! | `covers` | what is mounted on a mount of ours |
 
 pub(crate) mod covers;
@@ -15,3 +16,4 @@ pub mod mountinfo;
 pub mod mounting;
 pub(crate) mod peer;
 pub(crate) mod session;
+pub mod unmount;
