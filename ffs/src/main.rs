@@ -159,9 +159,9 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
 
 fn script(file: &Path) -> anyhow::Result<Vec<Op>> {
     let text = if file == Path::new("-") {
-        bounded::read_text_from(std::io::stdin().lock(), bounded::REQUEST)
+        bounded::read_from(std::io::stdin().lock(), bounded::REQUEST)
     } else {
-        bounded::read_to_string(file, bounded::REQUEST)
+        bounded::read(file, bounded::REQUEST)
     };
     let text = text.with_context(|| format!("cannot read `{}`", file.display()))?;
     parse_script(&text).map_err(|error| anyhow::anyhow!("`{}`: {error}", file.display()))
