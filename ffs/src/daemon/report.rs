@@ -118,6 +118,7 @@ impl Daemon {
         of_mount(&self.mount, &self.config, &mut abilities, &mut reduced);
         reduced.extend(unfollowed);
         reduced.extend(self.trust.reduced());
+        reduced.extend(self.log.reduced());
         Status {
             mount: self.mount.point().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
