@@ -19,6 +19,10 @@ use crate::projection::Projection;
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
 
+/// Why a projection and `nosymfollow` do not go together.
+pub const NO_LINKS: &str = "`nosymfollow` and the projection `kubernetes` contradict each other: every file of the \
+                            projection is behind a symbolic link; leave one of them out";
+
 /// Bytes of memory: at least one, and no more than a file can have.
 pub type Bytes = Number<1, { i64::MAX as u64 }>;
 /// Milliseconds that the layer of a removed device is still shown: a week at most.
@@ -212,6 +216,9 @@ impl Config {
                         remove one of them"
                     .to_owned(),
             );
+        }
+        if self.nosymfollow && self.projection == Some(Projection::Kubernetes) {
+            return Err(NO_LINKS.to_owned());
         }
         let mut names = std::collections::BTreeSet::new();
         for layer in &self.layers {
@@ -463,6 +470,7 @@ mod tests {
             ("[[layer]]\nname='a'\nsource='dir:x'", "absolute"),
             ("[[hook]]\npath='a'", "exactly one"),
             ("accept_older = true\ntrust = ['/k.pub']", "contradict"),
+            ("nosymfollow = true\nprojection = 'kubernetes'", "contradict"),
             ("ack = 'serial'", "is not `auto`"),
             ("projection = 'docker'", "kubernetes"),
             ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),

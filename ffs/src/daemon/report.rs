@@ -126,6 +126,7 @@ impl Daemon {
             taken_over: self.taken_over,
             generation: generation.number,
             rollback_to: self.before.as_ref().map(|before| before.generation.number),
+            projection: self.config.projection,
             layers,
             names: totals.names,
             bytes: totals.bytes,
