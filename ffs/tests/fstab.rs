@@ -114,6 +114,10 @@ fn the_options_that_mount_passes_are_obeyed() {
         ("noatime,nodiratime,relatime,strictatime,lazytime", always),
         ("sync,dirsync,mand,iversion,silent", always),
         ("noauto,nofail,_netdev,x-systemd.automount,X-mount.mkdir,comment=x", always),
+        (
+            "max_read=65536,blksize=512,nonempty,fsname=x,subtype=y,kernel_cache,allow_root,default_permissions",
+            always,
+        ),
         ("nosymfollow", "ro,nosuid,nodev,noatime,nosymfollow"),
     ];
     let dir = tempfile::tempdir().unwrap();
