@@ -18,6 +18,9 @@
 //! `allpaths`. mergerfs's own prefix `user.mergerfs.`, its word `branches` and its name `.mergerfs`
 //! for the hidden directory mean the same.
 
+use std::os::unix::ffi::OsStringExt;
+
+use crate::config::Source;
 use crate::control::Request;
 use crate::edit::Op;
 use crate::generation::Generation;
@@ -83,10 +86,10 @@ pub(crate) fn of_path(name: &[u8], node: &Node, generation: &Generation) -> Opti
     }
     let rel: Vec<u8> = if path.is_empty() { b"/".to_vec() } else { path.clone() };
     let mut having = generation.layers.iter().filter(|layer| has(layer, &path));
-    let full = |layer: &Layer| [base(layer), &path].concat();
+    let full = |layer: &Layer| [base(layer), path.clone()].concat();
     match key {
         "relpath" => Some(rel),
-        "basepath" => having.next().map(|layer| base(layer).to_vec()),
+        "basepath" => having.next().map(|layer| base(layer)),
         "fullpath" => having.next().map(|layer| full(layer)),
         _ => {
             let all: Vec<Vec<u8>> = having.map(|layer| full(layer)).collect();
@@ -96,8 +99,11 @@ pub(crate) fn of_path(name: &[u8], node: &Node, generation: &Generation) -> Opti
 }
 
 /// Where a layer's tree is: a directory's path, or the origin of an image.
-fn base(layer: &Layer) -> &[u8] {
-    layer.origin.strip_prefix("dir:").unwrap_or(&layer.origin).as_bytes()
+fn base(layer: &Layer) -> Vec<u8> {
+    match layer.origin.parse() {
+        Ok(Source::Dir(path)) => path.into_os_string().into_vec(),
+        _ => layer.origin.clone().into_bytes(),
+    }
 }
 
 /// Whether a layer has a path, hidden by higher ones or not.
@@ -214,7 +220,9 @@ enum Place {
 fn specs(list: &str) -> Option<Vec<String>> {
     let mut specs: Vec<String> = Vec::new();
     for piece in list.split(':') {
-        let begins = piece.split_once('=').is_some_and(|(_, kind)| ["dir", "iso", "device"].contains(&kind));
+        let begins = piece.split_once('=').is_some_and(|(_, kind)| {
+            ["dir", "iso", "device"].contains(&kind.strip_suffix('%').unwrap_or(kind))
+        });
         match specs.last_mut() {
             Some(spec) if !begins && spec.contains('=') && piece.starts_with('/') => {
                 spec.push(':');

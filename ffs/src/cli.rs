@@ -1,8 +1,10 @@
 //! What can be said on the command line.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use ctx_format::Number;
 use ffs::config::{Bytes, KeepRemoved, LayerSpec};
@@ -89,7 +91,7 @@ pub(crate) struct MountArgs {
     pub(crate) mount: Option<PathBuf>,
     /// A layer: NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and, for a
     /// directory that is not to be followed, ,watch=off after it.
-    #[arg(long = "layer", value_name = "NAME=SOURCE")]
+    #[arg(long = "layer", value_name = "NAME=SOURCE", value_parser = layer())]
     pub(crate) layers: Vec<LayerSpec>,
     /// Every drive with context data becomes the layer of its class.
     #[arg(long)]
@@ -137,6 +139,11 @@ pub(crate) struct MountArgs {
     pub(crate) at: At,
 }
 
+/// A layer, whose path need not be UTF-8.
+fn layer() -> impl TypedValueParser<Value = LayerSpec> {
+    OsStringValueParser::new().try_map(|word| LayerSpec::from_bytes(word.as_bytes()))
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -181,7 +188,7 @@ pub(crate) enum LayerVerb {
         /// The mount point.
         mount: PathBuf,
         /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and ,watch=off after it.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = layer())]
         layers: Vec<LayerSpec>,
         #[command(flatten)]
         only: Only,
@@ -193,7 +200,7 @@ pub(crate) enum LayerVerb {
         /// The mount point.
         mount: PathBuf,
         /// NAME=dir:PATH, NAME=iso:PATH or NAME=device:PATH, with ,priority=N and ,watch=off after it.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = layer())]
         layers: Vec<LayerSpec>,
         #[command(flatten)]
         only: Only,

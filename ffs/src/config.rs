@@ -1,5 +1,7 @@
 //! The configuration: a TOML file, the command line over it.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,12 +11,17 @@ use ctx_io::bounded;
 use serde::{Deserialize, Serialize};
 
 use crate::ack::AckMode;
+use crate::escape;
 use crate::kernel::mounting::Restrictions;
 use crate::layer::device::DEFAULT_LIMIT;
 use crate::projection::Projection;
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/ffs.toml";
+
+/// Why a projection and `nosymfollow` do not go together.
+pub const NO_LINKS: &str = "`nosymfollow` and the projection `kubernetes` contradict each other: every file of the \
+                            projection is behind a symbolic link; leave one of them out";
 
 /// Bytes of memory: at least one, and no more than a file can have.
 pub type Bytes = Number<1, { i64::MAX as u64 }>;
@@ -210,6 +217,9 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.nosymfollow && self.projection == Some(Projection::Kubernetes) {
+            return Err(NO_LINKS.to_owned());
+        }
         let mut names = std::collections::BTreeSet::new();
         for layer in &self.layers {
             if layer.name.is_empty() || layer.name.contains(['/', ':', '\n']) {
@@ -271,21 +281,57 @@ pub enum ConfigError {
     },
 }
 
+impl Source {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Dir(path) | Self::Iso(path) | Self::Device(path) => path,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Dir(_) => "dir",
+            Self::Iso(_) => "iso",
+            Self::Device(_) => "device",
+        }
+    }
+
+    /// Reads `KIND:PATH`, or `KIND%:PATH` with `%XX` for bytes of the path.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let text = String::from_utf8_lossy(bytes);
+        let unknown = || format!("`{text}` is not `dir:PATH`, `iso:PATH` or `device:PATH`");
+        let (kind, path) = split_once(bytes, b':').ok_or_else(unknown)?;
+        let (kind, path) = match kind.strip_suffix(b"%") {
+            None => (kind, path.to_vec()),
+            Some(kind) => {
+                let path = escape::read(path);
+                (kind, path.ok_or_else(|| format!("`{text}`: `%` without two hexadecimal digits"))?)
+            }
+        };
+        let make: fn(PathBuf) -> Self = match kind {
+            b"dir" => Self::Dir,
+            b"iso" => Self::Iso,
+            b"device" => Self::Device,
+            _ => return Err(unknown()),
+        };
+        if !path.starts_with(b"/") {
+            return Err(format!("`{text}`: the path must be absolute"));
+        }
+        Ok(make(OsString::from_vec(path).into()))
+    }
+}
+
+fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let place = bytes.iter().position(|byte| *byte == at)?;
+    Some((&bytes[..place], &bytes[place + 1..]))
+}
+
 impl FromStr for Source {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let kind = match text.split_once(':') {
-            Some(("dir", path)) => Some((Self::Dir as fn(_) -> _, path)),
-            Some(("iso", path)) => Some((Self::Iso as fn(_) -> _, path)),
-            Some(("device", path)) => Some((Self::Device as fn(_) -> _, path)),
-            _ => None,
-        };
-        match kind {
-            Some((make, path)) if path.starts_with('/') => Ok(make(PathBuf::from(path))),
-            Some(_) => Err(format!("`{text}`: the path must be absolute")),
-            None => Err(format!("`{text}` is not `dir:PATH`, `iso:PATH` or `device:PATH`")),
-        }
+        Self::from_bytes(text.as_bytes())
     }
 }
 
@@ -302,26 +348,32 @@ impl From<Source> for String {
     }
 }
 
+/// A path that is not UTF-8 is escaped: `dir%:/a%ffb`.
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Dir(path) => write!(f, "dir:{}", path.display()),
-            Self::Iso(path) => write!(f, "iso:{}", path.display()),
-            Self::Device(path) => write!(f, "device:{}", path.display()),
+        if let Some(path) = self.path().to_str() {
+            return write!(f, "{}:{path}", self.kind());
         }
+        write!(f, "{}%:", self.kind())?;
+        escape::write(self.path().as_os_str().as_bytes(), f)
     }
 }
 
-/// `NAME=SOURCE[,priority=N][,watch=on|off]`, as on the command line.
-impl FromStr for LayerSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
+impl LayerSpec {
+    /// Reads `NAME=SOURCE[,priority=N][,watch=on|off]`, as on the command line: the path need not be UTF-8.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let text = String::from_utf8_lossy(bytes);
         let (name, mut rest) =
-            text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
+            split_once(bytes, b'=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
+        let name =
+            std::str::from_utf8(name).map_err(|_| format!("`{text}`: the layer's name is not UTF-8"))?;
         let (mut priority, mut watch) = (None, true);
         // From the end: a path may have commas.
-        while let Some((before, option)) = rest.rsplit_once(',') {
+        while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
+            let Ok(option) = std::str::from_utf8(&rest[comma + 1..]) else { break };
             match option.split_once('=') {
                 Some(("priority", number)) => {
                     let wrong = |_| format!("`{number}` is not a priority from 0 to 65535");
@@ -332,9 +384,18 @@ impl FromStr for LayerSpec {
                 Some(("watch", other)) => return Err(format!("`watch={other}` is not `on` or `off`")),
                 _ => break,
             }
-            rest = before;
+            rest = &rest[..comma];
         }
-        Ok(Self { name: name.to_owned(), source: rest.parse()?, priority, watch })
+        Ok(Self { name: name.to_owned(), source: Source::from_bytes(rest)?, priority, watch })
+    }
+}
+
+/// As [`LayerSpec::from_bytes`].
+impl FromStr for LayerSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_bytes(text.as_bytes())
     }
 }
 
@@ -409,6 +470,7 @@ mod tests {
             ("[[layer]]\nname='a'\nsource='dir:x'", "absolute"),
             ("[[hook]]\npath='a'", "exactly one"),
             ("accept_older = true\ntrust = ['/k.pub']", "contradict"),
+            ("nosymfollow = true\nprojection = 'kubernetes'", "contradict"),
             ("ack = 'serial'", "is not `auto`"),
             ("projection = 'docker'", "kubernetes"),
             ("[[hook]]\npath='a'\nsignal='NONE'\npid_file='/x'", "no signal"),
@@ -444,6 +506,16 @@ mod tests {
         for text in ["a=dir:/x", "a=iso:/x,y,priority=3", "a=dir:/x,priority=0,watch=off"] {
             assert_eq!(text.parse::<LayerSpec>().unwrap().to_string(), text);
         }
+        let raw = b"a=dir:/x\xff%,y\xfe,priority=3";
+        let spec = LayerSpec::from_bytes(raw).unwrap();
+        assert_eq!(spec.source.path().as_os_str().as_bytes(), b"/x\xff%,y\xfe");
+        assert_eq!(spec.to_string(), "a=dir%:/x%ff%25,y%fe,priority=3");
+        assert_eq!(spec.to_string().parse::<LayerSpec>().unwrap(), spec);
+        assert_eq!(serde_json::from_str::<LayerSpec>(&serde_json::to_string(&spec).unwrap()).unwrap(), spec);
+        // Not an escape without the sign for it.
+        assert_eq!("a=dir:/x%ff".parse::<LayerSpec>().unwrap().source.path(), Path::new("/x%ff"));
+        assert!("a=dir%:/x%f".parse::<LayerSpec>().unwrap_err().contains("hexadecimal"));
+        assert!(LayerSpec::from_bytes(b"a\xff=dir:/x").unwrap_err().contains("name is not UTF-8"));
         assert!("a=dir:/x,watch=no".parse::<LayerSpec>().unwrap_err().contains("`on` or `off`"));
         assert!("a=dir:/x,priority=70000".parse::<LayerSpec>().unwrap_err().contains("70000"));
     }

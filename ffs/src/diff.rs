@@ -85,6 +85,17 @@ pub fn diff(old: &Arc<Dir>, new: &Arc<Dir>) -> Diff {
     diff
 }
 
+/// Compares what one name of two trees stands for, at a path in the directory `parent`.
+pub(crate) fn of_name(path: &[u8], parent: u64, old: &Node, new: Option<&Node>) -> Diff {
+    let (mut diff, mut path) = (Diff::default(), path.to_vec());
+    match new {
+        // Other than in successive trees, a directory of the same name may be another one.
+        Some(new) if old.ino() != new.ino() => replaced(&mut diff, &mut path, parent, old, new),
+        _ => entry(&mut diff, &mut path, parent, Some(old), new),
+    }
+    diff
+}
+
 fn compare(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: &Arc<Dir>, new: &Arc<Dir>) {
     if Arc::ptr_eq(old, new) {
         return;
@@ -143,11 +154,7 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
                 diff.same_inode.push(new.clone());
             }
         }
-        (Some(old), Some(new)) => {
-            push(What::Replaced { old: old.ino(), new: new.ino() }, matches!(new, Node::Dir(_)));
-            below(diff, path, old, |ino| What::Removed { ino });
-            below(diff, path, new, |ino| What::Added { ino });
-        }
+        (Some(old), Some(new)) => replaced(diff, path, parent, old, new),
         (Some(old), None) => {
             push(What::Removed { ino: old.ino() }, matches!(old, Node::Dir(_)));
             below(diff, path, old, |ino| What::Removed { ino });
@@ -158,6 +165,13 @@ fn entry(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: Option<&Node>, n
         }
         (None, None) => {}
     }
+}
+
+fn replaced(diff: &mut Diff, path: &mut Vec<u8>, parent: u64, old: &Node, new: &Node) {
+    let what = What::Replaced { old: old.ino(), new: new.ino() };
+    diff.changes.push(Change { path: path.clone(), parent, what, dir: matches!(new, Node::Dir(_)) });
+    below(diff, path, old, |ino| What::Removed { ino });
+    below(diff, path, new, |ino| What::Added { ino });
 }
 
 /// A directory's own modification time follows its listing: not an attribute change of its own.

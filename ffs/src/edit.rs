@@ -214,37 +214,40 @@ fn ranks(names: &[String], there: &BTreeMap<String, u16>) -> Vec<(String, u16)> 
 }
 
 /// Reads a list of operations: one a line, `add NAME=SOURCE…`, `replace NAME=SOURCE…`, `remove NAME…`
-/// or `order NAME…`, several names or layers on a line as several operations; `#` begins a comment.
+/// or `order NAME…`, several names or layers on a line as several operations; `#` begins a comment. Paths of layers need
+/// not be UTF-8.
 ///
 /// # Errors
 /// A sentence with the line's number.
-pub fn parse_script(text: &str) -> Result<Vec<Op>, String> {
+pub fn parse_script(text: &[u8]) -> Result<Vec<Op>, String> {
     let mut ops = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let (verb, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let words: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
+    for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        let Some(verb) = words.next().filter(|verb| !verb.starts_with(b"#")) else { continue };
+        let words: Vec<&[u8]> = words.collect();
+        let shown = String::from_utf8_lossy(verb);
         let wrong = |what: &str| format!("line {number}: {what}");
         if words.is_empty() {
-            return Err(wrong(&format!("`{verb}` of what?")));
+            return Err(wrong(&format!("`{shown}` of what?")));
         }
-        let first = ops.len();
-        match verb {
-            "add" => ops.extend(words.into_iter().map(Op::Add)),
-            "replace" => ops.extend(words.into_iter().map(Op::Replace)),
-            "remove" => ops.extend(words.into_iter().map(Op::Remove)),
-            "order" => ops.push(Op::Order(words)),
-            _ => {
-                return Err(wrong(&format!("`{verb}` is not `add`, `replace`, `remove` or `order`")));
-            }
+        let layer = |word: &[u8]| {
+            LayerSpec::from_bytes(word).map(|spec| spec.to_string()).map_err(|error| wrong(&error))
+        };
+        let name = |word: &[u8]| {
+            let name = std::str::from_utf8(word).map(str::to_owned);
+            let shown = String::from_utf8_lossy(word);
+            name.map_err(|_| wrong(&format!("the layer's name `{shown}` is not UTF-8")))
+        };
+        for &word in words.iter().filter(|_| verb != b"order") {
+            ops.push(match verb {
+                b"add" => Op::Add(layer(word)?),
+                b"replace" => Op::Replace(layer(word)?),
+                b"remove" => Op::Remove(name(word)?),
+                _ => return Err(wrong(&format!("`{shown}` is not `add`, `replace`, `remove` or `order`"))),
+            });
         }
-        for op in &ops[first..] {
-            if let Op::Add(text) | Op::Replace(text) = op {
-                text.parse::<LayerSpec>().map_err(|error| wrong(&error))?;
-            }
+        if verb == b"order" {
+            ops.push(Op::Order(words.into_iter().map(name).collect::<Result<_, _>>()?));
         }
     }
     match ops.len() {
@@ -306,24 +309,28 @@ mod tests {
 
     #[test]
     fn scripts_say_where_they_are_wrong() {
-        let ops = parse_script("# both at once\nreplace a=iso:/a b=dir:/b\n\nremove c\norder b a\n").unwrap();
+        let ops =
+            parse_script(b"# both at once\nreplace a=iso:/a b=dir:/b\n\nremove c\norder b a\n").unwrap();
         assert_eq!(ops.len(), 4);
         assert_eq!(ops[3], order(&["b", "a"]));
-        assert!(parse_script("add a=dir:/x\nmove a").unwrap_err().starts_with("line 2: `move`"));
-        assert!(parse_script("add a=nfs:/x").unwrap_err().starts_with("line 1: "));
-        assert!(parse_script("remove").unwrap_err().contains("of what"));
-        assert!(parse_script("# nothing").is_err());
+        assert!(parse_script(b"add a=dir:/x\nmove a").unwrap_err().starts_with("line 2: `move`"));
+        assert!(parse_script(b"add a=nfs:/x").unwrap_err().starts_with("line 1: "));
+        assert!(parse_script(b"remove").unwrap_err().contains("of what"));
+        assert!(parse_script(b"# nothing").is_err());
+        let ops = parse_script(b"add a=dir:/\xff\r\n").unwrap();
+        assert_eq!(ops, [Op::Add("a=dir%:/%ff".to_owned())]);
+        assert!(parse_script(b"remove \xff").unwrap_err().starts_with("line 1: the layer's name"));
     }
 
     #[test]
     fn a_switch_has_so_many_operations_and_no_more() {
         let script = |count: usize| (0..count).map(|n| format!("add l{n}=dir:/x\n")).collect::<String>();
-        let ops = parse_script(&script(MOST)).unwrap();
+        let ops = parse_script(script(MOST).as_bytes()).unwrap();
         let planned = plan(&ops, &Desired::default(), &BTreeMap::new()).unwrap();
         assert_eq!(planned.load.len(), MOST);
         assert_eq!(planned.desired.layers, planned.load);
         let says = "4097 operations are more than 4096, the most";
-        assert!(parse_script(&script(MOST + 1)).unwrap_err().contains(says));
+        assert!(parse_script(script(MOST + 1).as_bytes()).unwrap_err().contains(says));
         let ops = vec![Op::Remove("a".into()); MOST + 1];
         assert!(plan(&ops, &Desired::default(), &BTreeMap::new()).unwrap_err().to_string().contains(says));
     }

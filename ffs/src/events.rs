@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ctx_format::ClassName;
 use ctx_io::jsonl::Appender;
@@ -152,10 +152,17 @@ pub enum Step {
 /// Sees every step as it happens.
 type Observer = Box<dyn Fn(&Step) + Send + Sync>;
 
+/// The file that events are appended to.
+struct Sink {
+    file: Appender,
+    /// Why the last one could not be.
+    unwritten: Option<String>,
+}
+
 /// Where events go.
 #[derive(Default)]
 pub struct Log {
-    file: Option<Mutex<Appender>>,
+    file: Option<Mutex<Sink>>,
     observer: OnceLock<Observer>,
 }
 
@@ -163,7 +170,8 @@ impl Log {
     /// Appends to a file, also to one that ends within a line ([`ctx_io::jsonl`]).
     ///
     /// # Errors
-    /// What opening it returns.
+    /// What opening it returns; [`io::ErrorKind::InvalidInput`] for a pipe and all else that is no regular file or
+    /// character device.
     pub fn to_file(path: &Path) -> io::Result<Self> {
         Ok(Self::with(Some(Appender::open(path, 0o666)?)))
     }
@@ -174,12 +182,23 @@ impl Log {
     }
 
     fn with(file: Option<Appender>) -> Self {
-        Self { file: file.map(Mutex::new), observer: OnceLock::new() }
+        let sink = file.map(|file| Mutex::new(Sink { file, unwritten: None }));
+        Self { file: sink, observer: OnceLock::new() }
+    }
+
+    fn sink(&self) -> Option<MutexGuard<'_, Sink>> {
+        self.file.as_ref().map(|sink| sink.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What does not hold, for the status: until an event can be written again.
+    pub(crate) fn reduced(&self) -> Option<String> {
+        let error = self.sink()?.unwritten.clone()?;
+        Some(format!("the event log cannot be written ({error}): what happens meanwhile is not in it"))
     }
 
     /// The file's descriptor.
     pub(crate) fn descriptor(&self) -> Option<RawFd> {
-        self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner).descriptor())
+        self.sink().map(|sink| sink.file.descriptor())
     }
 
     /// Lets somebody see every step from now on, on the thread on which it happens. There can be one.
@@ -191,15 +210,16 @@ impl Log {
     /// Stamps a step and writes it, as one write(2) so that lines never mix, and in the order of the
     /// stamps.
     pub fn write(&self, step: Step) {
-        let file = self.file.as_ref().map(|file| file.lock().unwrap_or_else(PoisonError::into_inner));
+        let sink = self.sink();
         // These clocks always exist on Linux.
         let (mono_ns, real_ns) = sys::clocks().unwrap_or_default();
         let event = Event { mono_ns, real_ns, step };
         tracing::info!(target: "ffs::event", step = ?event.step);
-        if let Some(mut file) = file
-            && let Err(error) = file.append(&event)
-        {
-            tracing::warn!(%error, "cannot write to the event log");
+        if let Some(mut sink) = sink {
+            sink.unwritten = sink.file.append(&event).err().map(|error| {
+                tracing::warn!(%error, "cannot write to the event log");
+                error.to_string()
+            });
         }
         if let Some(observer) = self.observer.get() {
             observer(&event.step);

@@ -35,10 +35,16 @@ const USERS: [&str; 2] = ["user", "users"];
 
 const OWNERS: &str = "owners and permissions are those of the layers";
 
-/// The options of mount(8) that hold for all file systems, and those of libmount and systemd. mount(8) sends `rw` for
+const PROGRAM: &str = "mount.fuse3 changes the user of the program, and mount.ffs does not";
+
+/// What libmount takes as the value of a flag (util-linux 2.39, mount(8)): which part of the kernel's state it is for. Here
+/// there is one mount, with nothing below it.
+const SCOPES: [&str; 3] = ["recursive", "vfs", "fs"];
+
+/// The options of mount(8) that hold for all file systems, and those of libmount, systemd and libfuse. mount(8) sends `rw` for
 /// `defaults` and for a line that says nothing, so `rw` cannot be told from a wish to write; nor do `suid` and `dev`, which
 /// `defaults` stands for, give anybody anything: set-id bits and device files never work here.
-const OPTIONS: [(&str, Meaning); 62] = {
+const OPTIONS: [(&str, Meaning); 115] = {
     use Meaning::{Ignored, Label, Noexec, Nosymfollow, Refused, Remount};
     [
         ("defaults", Ignored),
@@ -93,9 +99,64 @@ const OPTIONS: [(&str, Meaning); 62] = {
         ("rootmode", Ignored),
         ("user_id", Ignored),
         ("group_id", Ignored),
+        ("fsname", Ignored),
         ("subtype", Ignored),
+        ("blkdev", Ignored),
+        ("blksize", Ignored),
+        ("max_read", Ignored),
         ("allow_other", Ignored),
         ("default_permissions", Ignored),
+        ("auto_unmount", Ignored),
+        // Of libfuse (mount.fuse3(8)), which is not here: who gets in, how much is asked for at once and what the kernel caches
+        // is decided by what the mount shows.
+        ("allow_root", Ignored),
+        ("nonempty", Ignored),
+        ("debug", Ignored),
+        ("kernel_cache", Ignored),
+        ("auto_cache", Ignored),
+        ("noauto_cache", Ignored),
+        ("direct_io", Ignored),
+        ("entry_timeout", Ignored),
+        ("negative_timeout", Ignored),
+        ("attr_timeout", Ignored),
+        ("ac_attr_timeout", Ignored),
+        ("noforget", Ignored),
+        ("remember", Ignored),
+        ("use_ino", Ignored),
+        ("readdir_ino", Ignored),
+        ("nopath", Ignored),
+        ("hard_remove", Ignored),
+        ("intr", Ignored),
+        ("intr_signal", Ignored),
+        ("large_read", Ignored),
+        ("big_writes", Ignored),
+        ("max_write", Ignored),
+        ("max_readahead", Ignored),
+        ("max_background", Ignored),
+        ("congestion_threshold", Ignored),
+        ("max_idle_threads", Ignored),
+        ("max_threads", Ignored),
+        ("clone_fd", Ignored),
+        ("async_read", Ignored),
+        ("sync_read", Ignored),
+        ("async_dio", Ignored),
+        ("no_async_dio", Ignored),
+        ("atomic_o_trunc", Ignored),
+        ("writeback_cache", Ignored),
+        ("no_writeback_cache", Ignored),
+        ("readdirplus", Ignored),
+        ("splice_write", Ignored),
+        ("no_splice_write", Ignored),
+        ("splice_move", Ignored),
+        ("no_splice_move", Ignored),
+        ("splice_read", Ignored),
+        ("no_splice_read", Ignored),
+        ("no_remote_lock", Ignored),
+        ("no_remote_flock", Ignored),
+        ("no_remote_posix_lock", Ignored),
+        ("modules", Refused("the tree is shown as the layers have it")),
+        ("setuid", Refused(PROGRAM)),
+        ("drop_privileges", Refused(PROGRAM)),
         ("context", Label),
         ("fscontext", Label),
         ("defcontext", Label),
@@ -216,7 +277,9 @@ impl Call {
             _ => {
                 let known = meaning(name);
                 if matches!(known, Some(Meaning::Noexec(_) | Meaning::Nosymfollow(_) | Meaning::Remount))
-                    && let Some(value) = value.filter(|_| !USERS.contains(&name))
+                    && let Some(value) = value.filter(|value| {
+                        !USERS.contains(&name) && (known == Some(Meaning::Remount) || !SCOPES.contains(value))
+                    })
                 {
                     return Err(format!("`{name}` is on or off by its name: leave `={value}` out"));
                 }
@@ -295,7 +358,17 @@ mod tests {
 
     #[test]
     fn what_is_on_by_its_name_takes_no_value() {
-        for option in ["passthrough=0", "drives=no", "noexec=0", "nosymfollow=false", "remount=1"] {
+        for option in [
+            "passthrough=0",
+            "drives=no",
+            "noexec=0",
+            "nosymfollow=false",
+            "remount=1",
+            "passthrough=vfs",
+            "noexec=",
+            "exec=recursive ",
+            "remount=recursive",
+        ] {
             let name = option.split_once('=').unwrap().0;
             let error = call(&["x", "/m", "-o", option]).unwrap_err();
             assert!(error.contains(&format!("`{name}`")) && error.contains("leave"), "{error}");
@@ -335,6 +408,8 @@ mod tests {
         for (words, says) in [
             (&["ffs"][..], "usage"),
             (&["ffs", "/mnt", "-o", "uid=1000"], "leave `uid` out"),
+            (&["ffs", "/mnt", "-o", "modules=subdir"], "leave `modules` out"),
+            (&["ffs", "/mnt", "-o", "setuid=games"], "leave `setuid` out"),
             (&["ffs", "/mnt", "-o", "layers=a"], "`layers=a`"),
             (&["ffs", "/mnt", "-o", "layer"], "of what"),
             (&["ffs", "/mnt", "-x"], "`-x`"),
@@ -369,6 +444,13 @@ mod tests {
             ("nosymfollow,symfollow", &[]),
             ("ro,sync,dirsync,lazytime,strictatime,nodiratime,mand,iversion,silent,_netdev,noauto", &[]),
             ("x-systemd.requires=/a,X-mount.mkdir,comment=a b,nofail", &[]),
+            ("noexec=recursive,nosymfollow=vfs,ro=fs,nosuid=recursive", &["--noexec", "--nosymfollow"]),
+            ("noexec,exec=recursive", &[]),
+            (
+                "max_read=65536,blksize=512,nonempty,fsname=x,subtype=y,auto_unmount,kernel_cache,allow_root",
+                &[],
+            ),
+            ("default_permissions,allow_other,entry_timeout=1.5,remember=3,clone_fd,max_idle_threads=9", &[]),
             ("context=\"u:r:t:s0:c1,c2\",noexec", &["--label", "context=u:r:t:s0:c1,c2", "--noexec"]),
         ] {
             let words = call(&["ffs", "/mnt", "-o", options]).unwrap();

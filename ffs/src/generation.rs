@@ -82,6 +82,16 @@ impl Generation {
         projection::inside(&self.root).is_some()
     }
 
+    /// The directory that a path is in, without a leading slash.
+    pub(crate) fn dir_of(&self, path: &[u8]) -> Option<&Arc<Dir>> {
+        let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        names.pop();
+        names.into_iter().try_fold(&self.root, |dir, name| match dir.get(name)? {
+            Node::Dir(below) => Some(below),
+            Node::File(_) => None,
+        })
+    }
+
     /// The state before, by the name of its directory.
     pub(crate) fn earlier(&self, name: &[u8]) -> Option<Node> {
         let earlier = self.earlier.as_ref().filter(|earlier| *earlier.name == *name)?;

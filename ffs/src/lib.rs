@@ -43,6 +43,7 @@ pub mod diff;
 pub mod dirs;
 mod door;
 pub mod edit;
+mod escape;
 pub mod events;
 pub mod follow;
 mod fs;

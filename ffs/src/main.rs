@@ -13,12 +13,14 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use ctx_format::Number;
 use ctx_io::{bounded, errln, outln, output};
+use ffs::config::NO_LINKS;
 use ffs::control::{Request, Response, Status, ask};
 use ffs::daemon::Order;
 use ffs::edit::{Op, parse_script};
 use ffs::fstab;
+use ffs::projection::Projection;
 
-use cli::{At, Cli, LayerVerb, TakeOver, Verb};
+use cli::{At, Cli, LayerVerb, MountArgs, TakeOver, Verb};
 
 /// Says on the standard error what `FFS_LOG` asks for (`info`, `warn,ffs=debug`), else warnings.
 fn log() {
@@ -87,7 +89,7 @@ fn helper(words: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let done = if call.remount {
-        ffs::kernel::guard::remount(Path::new(&call.point), call.noexec, call.nosymfollow)
+        remount(&call, &command)
             .with_context(|| format!("cannot remount `{}`", Path::new(&call.point).display()))
     } else {
         start::mount(command, &call.command)
@@ -100,6 +102,19 @@ fn helper(words: &[OsString]) -> ExitCode {
             ExitCode::from(if system { fstab::SYSTEM } else { fstab::FAILURE })
         }
     }
+}
+
+/// Changes what a mount forbids. What it shows is asked; one that does not answer is remounted all the same.
+fn remount(call: &fstab::Call, command: &MountArgs) -> anyhow::Result<()> {
+    let point = Path::new(&call.point);
+    let projected = || {
+        let status = command.at.socket(point).ok().and_then(|socket| ask(&socket, &Request::Status).ok());
+        matches!(status, Some(Response::Status(status)) if status.projection == Some(Projection::Kubernetes))
+    };
+    if call.nosymfollow && projected() {
+        bail!(NO_LINKS);
+    }
+    Ok(ffs::kernel::guard::remount(point, call.noexec, call.nosymfollow)?)
 }
 
 fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
@@ -159,9 +174,9 @@ fn run(verb: Verb, words: &[OsString]) -> anyhow::Result<()> {
 
 fn script(file: &Path) -> anyhow::Result<Vec<Op>> {
     let text = if file == Path::new("-") {
-        bounded::read_text_from(std::io::stdin().lock(), bounded::REQUEST)
+        bounded::read_from(std::io::stdin().lock(), bounded::REQUEST)
     } else {
-        bounded::read_to_string(file, bounded::REQUEST)
+        bounded::read(file, bounded::REQUEST)
     };
     let text = text.with_context(|| format!("cannot read `{}`", file.display()))?;
     parse_script(&text).map_err(|error| anyhow::anyhow!("`{}`: {error}", file.display()))

@@ -28,7 +28,7 @@ use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
 use crate::projection::Projection;
 use crate::sys;
-use crate::teller::Teller;
+use crate::teller::{News, Teller};
 use crate::watch::PrivateMount;
 
 /// Threads that answer the kernel: a cold burst from several programs runs side by side. None of them waits for a disk
@@ -302,8 +302,12 @@ impl Mount {
     /// until they are told, unless there are many names to tell of: other switches do not wait for those. With that the kernel
     /// also forgets the names, which keep the memory of their generation as long as it has them.
     pub fn tell_watchers(&self, switch: &Switch) {
-        if let Some(teller) = self.teller.as_ref().filter(|_| !switch.changes.is_empty()) {
-            teller.tell(switch.news.clone());
+        self.tell(switch.news.clone());
+    }
+
+    fn tell(&self, news: News) {
+        if let Some(teller) = self.teller.as_ref().filter(|_| !news.changes.is_empty()) {
+            teller.tell(news);
         }
     }
 

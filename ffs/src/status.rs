@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::Outcome;
+use crate::projection::Projection;
 
 /// How a mount is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Status {
     pub generation: u64,
     /// The generation that a rollback shows again, while it is kept.
     pub rollback_to: Option<u64>,
+    /// What is shown in place of the tree itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projection: Option<Projection>,
     /// Layers, highest priority first.
     pub layers: Vec<LayerStatus>,
     /// Names shown.

@@ -84,6 +84,7 @@ fn the_exit_codes_are_those_of_mount() {
         (&["ffs"][..], 1, "usage"),
         (&["ffs", point, "-o", "umask=077"], 1, "leave `umask` out"),
         (&["ffs", point, "-o", "layer=a=nfs:/x"], 1, "dir:PATH"),
+        (&["ffs", point, "-o", "nosymfollow,projection=kubernetes"], 32, "contradict"),
         (&["ffs", "/does/not/exist", "-o", "layer=a=dir:/etc"], 32, "/does/not/exist"),
         (&["ffs", point, "-o", "layer=a=dir:/does/not/exist"], 32, "layer `a`"),
         (&["ffs", point, "-f"], 0, ""),
@@ -113,6 +114,10 @@ fn the_options_that_mount_passes_are_obeyed() {
         ("noatime,nodiratime,relatime,strictatime,lazytime", always),
         ("sync,dirsync,mand,iversion,silent", always),
         ("noauto,nofail,_netdev,x-systemd.automount,X-mount.mkdir,comment=x", always),
+        (
+            "max_read=65536,blksize=512,nonempty,fsname=x,subtype=y,kernel_cache,allow_root,default_permissions",
+            always,
+        ),
         ("nosymfollow", "ro,nosuid,nodev,noatime,nosymfollow"),
     ];
     let dir = tempfile::tempdir().unwrap();
@@ -153,6 +158,28 @@ fn the_options_that_mount_passes_are_obeyed() {
         return;
     }
     assert_eq!(text, wanted);
+}
+
+#[test]
+fn a_projection_is_not_remounted_without_its_links() {
+    needs_mount!("a_projection_is_not_remounted_without_its_links");
+    let dir = tempfile::tempdir().unwrap();
+    let a = tree(&dir.path().join("a"), &[("x", "1")]);
+    let layer = format!("a=dir:{}", a.display());
+    let mounted = common::Mounted::new(&["--layer", &layer, "--projection", "kubernetes"]);
+    let helper = dir.path().join("mount.ffs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ffs"), &helper).unwrap();
+    let socket = mounted.dir.path().join("socket");
+    let remount = |flags: &str| {
+        let options = format!("remount,{flags},socket={}", socket.display());
+        Command::new(&helper).arg("ffs").arg(mounted.at("")).args(["-o", &options]).output().unwrap()
+    };
+    let output = remount("nosymfollow");
+    assert_eq!(output.status.code(), Some(32), "{}", text(&output));
+    assert!(text(&output).contains("contradict"), "{}", text(&output));
+    assert_eq!(mounted.read("x"), "1");
+    common::succeeded(&remount("noexec"));
+    assert_eq!(mounted.read("x"), "1");
 }
 
 #[test]

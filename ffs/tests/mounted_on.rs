@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -13,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{Mounted, OnDrop, eventually, succeeded, tree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 /// Mounts an empty tmpfs, until the end of the test.
 fn tmpfs(at: &Path) -> OnDrop<impl FnMut() + use<>> {
@@ -200,6 +201,62 @@ fn what_is_mounted_on_a_name_that_changes_stays_until_it_is_unmounted() {
     eventually("the file in place of the tree", || {
         std::fs::read_to_string(mounted.at("tree")).is_ok_and(|text| text == "3").then_some(())
     });
+}
+
+#[test]
+fn watchers_hear_of_a_name_that_is_exchanged_at_its_unmount() {
+    needs_mount!("watchers_hear_of_a_name_that_is_exchanged_at_its_unmount");
+    let dir = tempfile::tempdir().unwrap();
+    let files = [("f1", "1"), ("f2", "1"), ("goes", "1"), ("tree/in", "1"), ("d/e/x", "1"), ("back", "1")];
+    let a = tree(&dir.path().join("a"), &files);
+    let mounted = mounted(&a);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mounted").unwrap();
+    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).unwrap();
+    let in_directory = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
+    let top = events.add_watch(&mounted.at(""), in_directory).unwrap();
+    let below = events.add_watch(&mounted.at("d/e"), in_directory).unwrap();
+    let itself = events.add_watch(&mounted.at("f1"), AddWatchFlags::IN_DELETE_SELF).unwrap();
+    let in_tree = events.add_watch(&mounted.at("tree/in"), AddWatchFlags::IN_DELETE_SELF).unwrap();
+    let mounts = ["f1", "goes", "tree/in", "d/e/x", "back"].map(|name| bind(&secret, &mounted.at(name)));
+    // Waits for these events, each with the watch that it is of, and for no others.
+    let hear = |wanted: &[(WatchDescriptor, &str)]| {
+        let wanted: BTreeSet<_> = wanted.iter().map(|(wd, name)| (*wd, OsString::from(name))).collect();
+        let mut all = BTreeSet::new();
+        eventually(&format!("{wanted:?}"), || {
+            let come = events.read_events().unwrap_or_default();
+            let come = come.into_iter().filter(|event| !event.mask.contains(AddWatchFlags::IN_IGNORED));
+            all.extend(come.map(|event| (event.wd, event.name.unwrap_or_default())));
+            all.is_superset(&wanted).then_some(())
+        });
+        assert_eq!(all, wanted);
+    };
+    for name in ["f1", "f2", "d/e/x", "back"] {
+        std::fs::write(a.join(name), "22").unwrap();
+    }
+    std::fs::remove_file(a.join("goes")).unwrap();
+    std::fs::remove_dir_all(a.join("tree")).unwrap();
+    std::fs::write(a.join("tree"), "22").unwrap();
+    reload(&mounted);
+    hear(&[(top, "f2")]);
+    let [f1, goes, in_it, x, back] = mounts;
+    drop(f1);
+    hear(&[(top, "f1"), (itself, "")]);
+    assert_eq!(mounted.read("f1"), "22");
+    drop(goes);
+    hear(&[(top, "goes")]);
+    assert!(!mounted.at("goes").exists());
+    drop(x);
+    hear(&[(below, "x")]);
+    drop(in_it);
+    hear(&[(top, "tree"), (in_tree, "")]);
+    assert_eq!(mounted.read("tree"), "22");
+    // Also where a switch is the first to see the unmount.
+    drop(back);
+    std::fs::write(a.join("f2"), "333").unwrap();
+    reload(&mounted);
+    hear(&[(top, "back"), (top, "f2")]);
+    assert_eq!(mounted.read("back"), "22");
 }
 
 #[test]

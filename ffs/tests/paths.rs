@@ -1,4 +1,4 @@
-//! Mount points, configurations and sockets of any path, and numbers of any size, through the program.
+//! Mount points, layers, configurations and sockets of any path, and numbers of any size, through the program.
 
 // Helpers outside of `#[test]` functions fail their test by panicking too.
 #![allow(clippy::unwrap_used)]
@@ -6,7 +6,7 @@
 mod common;
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -65,6 +65,81 @@ fn a_mount_of_any_path_is_asked_and_ended_by_it() {
         succeeded(&ffs(home.path(), &["umount".as_ref(), point.as_os_str()]));
         assert!(!point.join("x").exists(), "{point:?}");
     }
+}
+
+#[test]
+fn a_layer_of_any_path_is_named_shown_and_handed_over() {
+    needs_mount!("a_layer_of_any_path_is_named_shown_and_handed_over");
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &[u8]| home.path().join(OsStr::from_bytes(name));
+    // Two that are the same as text, and one that looks like an escaped one.
+    for (name, text) in [(&b"\xff"[..], "ff"), (b"\xfe,y", "fe"), (b"%ff", "percent")] {
+        tree(&at(name), &[("x", text), (text, "")]);
+    }
+    let layer = |name: &[u8], of: &[u8]| {
+        let path = at(of).into_os_string().into_vec();
+        OsString::from_vec([name, b"=dir:", &path].concat())
+    };
+    let point = home.path().join("m");
+    std::fs::create_dir(&point).unwrap();
+    let ended = point.clone();
+    let _ended = OnDrop(move || {
+        let _ = nix::mount::umount2(&ended, nix::mount::MntFlags::MNT_DETACH);
+    });
+    let socket = home.path().join("socket");
+    let run = |words: &[&OsStr]| {
+        let words = [words, &["--socket".as_ref(), socket.as_os_str()]].concat();
+        let output = ffs(home.path(), &words);
+        succeeded(&output);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let on = point.as_os_str();
+    let word = OsStr::new;
+    let read = || std::fs::read_to_string(point.join("x")).unwrap();
+    // As mount(8) has a line of fstab, `\` and `,` escaped.
+    let helper = home.path().join("mount.ffs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ffs"), &helper).unwrap();
+    let mut options = b"ro,layer=".to_vec();
+    options.extend(layer(b"a", b"\xff").into_vec());
+    options.extend(b",socket=");
+    options.extend(socket.as_os_str().as_bytes());
+    let mount =
+        Command::new(&helper).args([word("spec"), on, word("-o")]).arg(OsStr::from_bytes(&options)).output();
+    succeeded(&mount.unwrap());
+    assert_eq!(read(), "ff");
+    run(&[word("umount"), on]);
+
+    run(&[word("mount"), word("--layer"), &layer(b"a", b"\xff"), on]);
+    assert_eq!(read(), "ff");
+    // Followed where it is.
+    std::fs::write(at(b"\xff").join("x"), "changed").unwrap();
+    common::eventually("the change", || (read() == "changed").then_some(()));
+    run(&[word("layer"), word("replace"), on, &layer(b"a", b"\xfe,y")]);
+    assert_eq!(read(), "fe");
+    run(&[word("rollback"), on]);
+    assert_eq!(read(), "changed");
+    run(&[word("layer"), word("add"), on, &layer(b"b", b"%ff")]);
+    assert_eq!(read(), "percent");
+    run(&[word("upgrade"), on]);
+    assert_eq!(read(), "percent");
+    let shown = run(&[word("status"), on]);
+    let origin = format!("dir%:{}/%ff", home.path().display());
+    assert!(
+        shown.contains(&origin) && shown.contains(&format!("dir:{}/%ff", home.path().display())),
+        "{shown}"
+    );
+    // What the status says can be said.
+    let script =
+        [b"remove b\nreplace ", layer(b"a", b"\xfe,y").as_bytes(), b"\nadd c=", origin.as_bytes()].concat();
+    let file = at(b"script\xff");
+    std::fs::write(&file, script).unwrap();
+    run(&[word("layer"), word("apply"), on, file.as_os_str()]);
+    assert_eq!(read(), "changed");
+    assert!(point.join("fe").exists() && !point.join("percent").exists());
+    std::fs::write(at(b"\xff").join("x"), "after the upgrade").unwrap();
+    run(&[word("reload"), on]);
+    assert_eq!(read(), "after the upgrade");
+    run(&[word("umount"), on]);
 }
 
 #[test]

@@ -102,6 +102,57 @@ fn a_torn_event_log_goes_on() {
 }
 
 #[test]
+fn a_full_event_log_is_in_the_status_until_there_is_room() {
+    needs_mount!("a_full_event_log_is_in_the_status_until_there_is_room");
+    let dir = tempfile::tempdir().unwrap();
+    let a = common::tree(&dir.path().join("a"), &[("x", "")]);
+    let small = dir.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let (none, two_pages) = (nix::mount::MsFlags::empty(), Some("size=8k"));
+    nix::mount::mount(Some("x"), &small, Some("tmpfs"), none, two_pages).unwrap();
+    let _unmounted = common::OnDrop(|| {
+        let _ = nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH);
+    });
+    let layer = format!("a=dir:{},watch=off", a.display());
+    let to = small.join("log");
+    let mounted = Mounted::prepared(Path::new(FFS), &["--layer", &layer], "", |_, dir| {
+        std::os::unix::fs::symlink(&to, dir.join("events")).unwrap();
+    });
+    assert_eq!(mounted.status().reduced, [] as [String; 0]);
+    // The page that the log does not have.
+    std::fs::write(small.join("filler"), [0; 4096]).unwrap();
+    let mut turn = 0;
+    let mut switch = || {
+        turn += 1;
+        std::fs::write(a.join("x"), turn.to_string()).unwrap();
+        let answer = mounted.ask(&Request::Reload);
+        assert!(matches!(answer, Response::Status(_)), "{answer:?}");
+    };
+    common::eventually("the log is full", || {
+        switch();
+        let reduced = mounted.status().reduced;
+        let said = |line: &String| line.contains("event log") && line.contains("No space left");
+        reduced.iter().any(said).then_some(())
+    });
+    std::fs::remove_file(small.join("filler")).unwrap();
+    switch();
+    assert_eq!(mounted.status().reduced, [] as [String; 0]);
+}
+
+#[test]
+fn an_event_log_that_is_a_pipe_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut command = Command::new(FFS);
+    command.args(["mount", "--foreground", "--event-log"]).arg(&pipe).arg(dir.path());
+    let output = common::in_time("a pipe that nobody reads", move || command.output().unwrap());
+    let said = says(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("pipe") && said.contains("name a regular file"), "{said}");
+}
+
+#[test]
 fn what_never_ends_is_refused_by_name_and_limit() {
     let dir = tempfile::tempdir().unwrap();
     let trusting = dir.path().join("trusting.toml");

@@ -17,9 +17,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -34,13 +36,34 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens a log, which is made with these permission bits when it is missing. Anything that can be written to is taken,
-    /// also a terminal or a pipe.
+    /// Opens a log, which is made with these permission bits when it is missing. A regular file or a character device, like
+    /// a terminal; a pipe would hold up the writer whenever nobody reads.
     ///
     /// # Errors
-    /// What open(2) returns.
+    /// What open(2) returns; [`io::ErrorKind::InvalidInput`] for anything else than such a file or device.
     pub fn open(path: &Path, mode: u32) -> io::Result<Self> {
-        Ok(Self::resume(OpenOptions::new().append(true).create(true).mode(mode).open(path)?))
+        let wrong = |kind: &str| {
+            let what = format!("{kind} cannot be a log: name a regular file or a character device");
+            io::Error::new(io::ErrorKind::InvalidInput, what)
+        };
+        // Does not wait for a reader of a pipe.
+        let flags = OFlag::O_NONBLOCK.bits();
+        let opened = OpenOptions::new().append(true).create(true).mode(mode).custom_flags(flags).open(path);
+        let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENXIO) => wrong("a pipe that nobody reads, or a socket,"),
+            _ => error,
+        })?;
+        let kind = file.metadata()?.file_type();
+        if kind.is_fifo() {
+            return Err(wrong("a pipe"));
+        }
+        if !kind.is_file() && !kind.is_char_device() {
+            return Err(wrong("a block device"));
+        }
+        // A terminal is waited for, as by everybody who writes to it.
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+        fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        Ok(Self::resume(file))
     }
 
     /// Goes on in a log that another program opened for appending.
@@ -197,6 +220,33 @@ mod tests {
         assert!(log.torn);
         let said: Vec<String> = log.damaged.iter().map(ToString::to_string).collect();
         assert!(said.len() == 1 && said[0].starts_with("log:2: not a record"), "{said:?}");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_whether_or_not_somebody_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let open = |path: PathBuf| {
+            let (tx, rx) = std::sync::mpsc::channel();
+            std::thread::spawn(move || tx.send(Appender::open(&path, 0o600)));
+            rx.recv_timeout(std::time::Duration::from_secs(60)).expect("does not hang").unwrap_err()
+        };
+        let error = open(path.clone());
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().starts_with("a pipe that nobody reads"), "{error}");
+        let flags = OFlag::O_NONBLOCK.bits();
+        let _reader = OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+        let error = open(path);
+        assert!(error.to_string().starts_with("a pipe cannot be a log: name a regular"), "{error}");
+    }
+
+    #[test]
+    fn a_log_is_waited_for_when_it_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Appender::open(&dir.path().join("log"), 0o600).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&log.file, FcntlArg::F_GETFL).unwrap());
+        assert!(flags.contains(OFlag::O_APPEND) && !flags.contains(OFlag::O_NONBLOCK), "{flags:?}");
     }
 
     #[test]

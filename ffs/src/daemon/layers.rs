@@ -352,13 +352,13 @@ impl Daemon {
     fn read_before(&mut self, target: &Generation, asked: &Desired) -> Result<Vec<Arc<Layer>>, String> {
         let mut layers = Vec::with_capacity(target.layers.len());
         for layer in &target.layers {
-            let Some(path) = layer.origin.strip_prefix("dir:") else {
+            let Ok(source @ Source::Dir(_)) = layer.origin.parse() else {
                 layers.push(layer.clone());
                 continue;
             };
             let watch = asked.layers.iter().all(|spec| spec.name != layer.name || spec.watch);
             let (name, priority) = (layer.name.clone(), Some(layer.priority));
-            let spec = LayerSpec { name, source: Source::Dir(path.into()), priority, watch };
+            let spec = LayerSpec { name, source, priority, watch };
             let read = load(&spec, &self.limit, &self.trust, &mut self.followed)
                 .map_err(|error| error.to_string())?;
             layers.extend(read.map(|read| if same(&read, layer) { layer.clone() } else { Arc::new(read) }));

@@ -118,6 +118,7 @@ impl Daemon {
         of_mount(&self.mount, &self.config, &mut abilities, &mut reduced);
         reduced.extend(unfollowed);
         reduced.extend(self.trust.reduced());
+        reduced.extend(self.log.reduced());
         Status {
             mount: self.mount.point().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,6 +126,7 @@ impl Daemon {
             taken_over: self.taken_over,
             generation: generation.number,
             rollback_to: self.before.as_ref().map(|before| before.generation.number),
+            projection: self.config.projection,
             layers,
             names: totals.names,
             bytes: totals.bytes,

@@ -33,6 +33,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Config, LayerSpec};
+use crate::escape;
 use crate::hooks::Outcome;
 use crate::layer::Vouched;
 use crate::table::Way;
@@ -443,14 +444,7 @@ impl<T: AsRef<[u8]> + ?Sized> From<&T> for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for &byte in &self.0 {
-            match byte {
-                b'%' => write!(f, "%25")?,
-                b' '..=b'~' => write!(f, "{}", char::from(byte))?,
-                _ => write!(f, "%{byte:02x}")?,
-            }
-        }
-        Ok(())
+        escape::write(&self.0, f)
     }
 }
 
@@ -462,10 +456,9 @@ impl fmt::Debug for Bytes {
 
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'%';
         match std::str::from_utf8(&self.0) {
             // Nearly all: without a copy.
-            Ok(text) if self.0.iter().all(plain) => to.serialize_str(text),
+            Ok(text) if text.bytes().all(escape::is_plain) => to.serialize_str(text),
             _ => to.collect_str(self),
         }
     }
@@ -477,22 +470,8 @@ impl<'de> Deserialize<'de> for Bytes {
         if !text.contains('%') {
             return Ok(Self(text.into_bytes().into()));
         }
-        let mut bytes = Vec::with_capacity(text.len());
-        let mut left = text.as_bytes();
-        while let Some((&byte, rest)) = left.split_first() {
-            left = rest;
-            if byte != b'%' {
-                bytes.push(byte);
-                continue;
-            }
-            let digits = rest.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-            // from_str_radix takes a sign.
-            let digits = digits.filter(|two| two.bytes().all(|digit| digit.is_ascii_hexdigit()));
-            let value = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
-            bytes.push(value.ok_or_else(|| D::Error::custom("`%` without two hexadecimal digits"))?);
-            left = &rest[2..];
-        }
-        Ok(Self(bytes.into()))
+        let bytes = escape::read(text.as_bytes());
+        Ok(Self(bytes.ok_or_else(|| D::Error::custom("`%` without two hexadecimal digits"))?.into()))
     }
 }
 

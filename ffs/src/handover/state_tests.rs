@@ -1,5 +1,7 @@
 //! What is written is read again, and what is not understood is refused.
 
+use std::os::unix::ffi::OsStringExt;
+
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -118,11 +120,12 @@ fn generation() -> impl Strategy<Value = Generation> {
 
 prop_compose! {
     fn desired()(
-        names in vec(("[a-z]{1,6}", "/[a-z, ]{0,6}", 0_usize..3, any::<Option<u16>>(), any::<bool>()), 0..3),
+        names in vec(("[a-z]{1,6}", bytes(), 0_usize..3, any::<Option<u16>>(), any::<bool>()), 0..3),
         ranks in proptest::collection::btree_map("[a-z]{1,6}", any::<u16>(), 0..3),
     ) -> Desired {
         let layers = names.into_iter().map(|(name, path, kind, priority, watch)| {
             let make: [fn(std::path::PathBuf) -> Source; 3] = [Source::Dir, Source::Iso, Source::Device];
+            let path = std::ffi::OsString::from_vec([b"/", &*path.0].concat());
             LayerSpec { name, source: make[kind](path.into()), priority, watch }
         });
         Desired { layers: layers.collect(), ranks }

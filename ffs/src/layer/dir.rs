@@ -21,6 +21,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use super::{Kind, Layer, Meta, Stamp, Xattrs, scan};
+use crate::config::Source;
 use crate::sys::{self, XattrsOf};
 
 /// Why a directory cannot be a layer.
@@ -62,7 +63,7 @@ pub fn layer_telling(
     Ok(Layer {
         name: name.to_owned(),
         priority,
-        origin: format!("dir:{}", path.display()),
+        origin: Source::Dir(path).to_string(),
         class: None,
         generation: None,
         vouched: None,

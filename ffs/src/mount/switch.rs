@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use fuser::INodeNo;
 
 use super::Mount;
-use crate::announced::{Cover, Covered, Names};
-use crate::diff::{Change, Diff, What};
+use crate::announced::{Cover, Names};
+use crate::diff::{self, Change, Diff, What};
 use crate::generation::Generation;
 use crate::layer::Layer;
 use crate::merge::Node;
@@ -45,12 +45,13 @@ impl Mount {
     /// `edit` gets the present layers and returns those to come. When this returns, every lookup
     /// and every open sees the new generation; what was open keeps the old one.
     pub fn switch(&self, edit: impl FnOnce(&[Arc<Layer>]) -> Vec<Arc<Layer>>) -> Switch {
+        // Watchers hear of one exchange after the other.
+        self.uncover();
         let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.current();
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
         let diff = next.diff(&before);
-        self.uncover_now();
         let kept: HashSet<u64> = diff.dirs.iter().map(|dir| dir.ino).collect();
         let known = self.known(&diff);
         let mut under = self.cover(&diff, &kept);
@@ -200,27 +201,43 @@ impl Mount {
         Under(under)
     }
 
-    /// Drops the names that something was mounted on when they changed, and where nothing is mounted any more.
+    /// Drops the names that something was mounted on when they changed, and where nothing is mounted any more, and has
+    /// watchers told of them. Not from a request handler, as above.
     pub(crate) fn uncover(&self) {
-        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        self.uncover_now();
+        let news = {
+            let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+            self.uncover_now()
+        };
+        self.tell(news);
     }
 
-    fn uncover_now(&self) {
+    /// Drops these names, and returns what that has to tell.
+    fn uncover_now(&self) -> News {
         let mut covered = self.shared.announced.all_covered();
-        if covered.is_empty() {
-            return;
-        }
-        let bare: Covered = covered.extract_if(|_, cover| !self.is_covered(&cover.path)).collect();
+        let mut bare: Vec<_> = covered.extract_if(|_, cover| !self.is_covered(&cover.path)).collect();
         if bare.is_empty() {
-            return;
+            return News::default();
         }
+        bare.sort_by(|(_, a), (_, b)| a.path.cmp(&b.path));
+        let shown = self.current();
+        let (mut diff, mut kept) = (Diff::default(), HashSet::new());
+        for ((parent, name), cover) in &bare {
+            // Where the directory has gone meanwhile, its own name tells of all that is in it.
+            if let Some(dir) = shown.dir_of(&cover.path).filter(|dir| dir.ino == *parent) {
+                let of_it = diff::of_name(&cover.path, *parent, &cover.node, dir.get(name));
+                kept.insert(*parent);
+                kept.extend(of_it.dirs.iter().map(|dir| dir.ino));
+                diff.changes.extend(of_it.changes);
+            }
+        }
+        let known = self.known(&diff);
         self.shared.announced.cover(covered);
         for ((parent, name), _) in bare {
             if let Err(error) = self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(&name)) {
                 tracing::warn!(%error, "the kernel refused an invalidation");
             }
         }
+        News { changes: diff.changes.into(), kept: Arc::new(kept), known: Arc::new(known) }
     }
 
     /// Makes the kernel forget all names, attributes and pages, but for names that something is mounted on or below. Not
