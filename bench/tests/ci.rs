@@ -76,6 +76,8 @@ fn tested(user: u32, results: &str, as_root: Option<&str>, variables: &[(&str, &
         .env_remove("CI")
         .env_remove("CI_IMPOSSIBLE")
         .env("PATH", path)
+        // rustup's folder goes before all others.
+        .env("CARGO_HOME", here)
         .envs(variables.iter().copied())
         .output()
         .unwrap();
@@ -106,6 +108,44 @@ fn a_skipped_test_is_told_with_its_reason_and_fails_where_nothing_may_be_missing
     assert!(!fine, "{said}");
     let (fine, said) = tested(0, &junit(None, true), None, &[]);
     assert!(!fine && said.ends_with("\n11 passed, 1 failed, 0 skipped\n"), "{said}");
+}
+
+#[test]
+fn however_a_test_says_that_it_was_skipped_it_did_not_pass() {
+    if !python("xml.etree") {
+        eprintln!("SKIPPED ci::however_a_test_says_that_it_was_skipped_it_did_not_pass: no python3");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("junit.xml");
+    let asked = |verb: &str, said: &str| {
+        let results = junit(Some("why"), false).replace("SKIPPED mount::it_is_shown: why", said);
+        fs::write(&file, results).unwrap();
+        let output = Command::new(root().join("ci/junit")).arg(verb).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (said, reason) in [
+        ("SKIPPED mount::it_is_shown: needs root: /dev/fuse", "needs root: /dev/fuse"),
+        ("SKIPPED: needs root and /dev/fuse", "needs root and /dev/fuse"),
+        ("SKIPPED : mount::it_is_shown: needs root", "needs root"),
+        ("SKIPPED /dev/fuse is missing", "/dev/fuse is missing"),
+        ("SKIPPED - needs root", "- needs root"),
+        ("SKIPPED\nmore", "it does not say why"),
+        ("SKIPPED mount::it_is_shown:\nmore", "mount::it_is_shown:"),
+        ("test shown ... SKIPPED mount::it_is_shown: needs root", "needs root"),
+        ("first\n  Skipped: needs root\nlast", "needs root"),
+        ("SKIPED mount::it_is_shown: needs root", "needs root"),
+        ("skipping mount::it_is_shown: needs root", "needs root"),
+    ] {
+        assert_eq!(asked("skipped", said), format!("a::mount shown: {reason}\n"), "{said:?}");
+        assert_eq!(asked("count", said), "3 0 1\n", "{said:?}");
+        assert_eq!(asked("filter", said), "(binary_id(=a::mount) & test(=shown))\n");
+    }
+    // Other words are no skip.
+    for said in ["a skipper says", "no test was skipped", "UNSKIPPED: x", ""] {
+        assert_eq!(asked("count", said), "3 0 0\n", "{said:?}");
+    }
 }
 
 #[test]
