@@ -141,6 +141,9 @@ fn a_package_that_a_release_lacks_is_told_and_stops_nobody() {
         done.ran.lines().filter(|line| line.contains("apt-get install --yes")).collect();
     assert!(installs[0].ends_with(" acl") && installs[1].ends_with(" mergerfs"), "{installs:?}");
 
+    // A fresh Ubuntu may be upgrading itself meanwhile, and holds dpkg's lock.
+    assert!(installs.iter().all(|line| line.contains("--option DPkg::Lock::Timeout=")), "{installs:?}");
+
     // It is no reason to ask a user for a password each time.
     let machine = Machine::new(&["unionfs-fuse"], &["unionfs-fuse"]);
     machine.cargo("1.95.0");
