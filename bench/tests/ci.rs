@@ -76,6 +76,8 @@ fn tested(user: u32, results: &str, as_root: Option<&str>, variables: &[(&str, &
         .env_remove("CI")
         .env_remove("CI_IMPOSSIBLE")
         .env("PATH", path)
+        // rustup's folder goes before all others.
+        .env("CARGO_HOME", here)
         .envs(variables.iter().copied())
         .output()
         .unwrap();
@@ -109,6 +111,44 @@ fn a_skipped_test_is_told_with_its_reason_and_fails_where_nothing_may_be_missing
 }
 
 #[test]
+fn however_a_test_says_that_it_was_skipped_it_did_not_pass() {
+    if !python("xml.etree") {
+        eprintln!("SKIPPED ci::however_a_test_says_that_it_was_skipped_it_did_not_pass: no python3");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("junit.xml");
+    let asked = |verb: &str, said: &str| {
+        let results = junit(Some("why"), false).replace("SKIPPED mount::it_is_shown: why", said);
+        fs::write(&file, results).unwrap();
+        let output = Command::new(root().join("ci/junit")).arg(verb).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (said, reason) in [
+        ("SKIPPED mount::it_is_shown: needs root: /dev/fuse", "needs root: /dev/fuse"),
+        ("SKIPPED: needs root and /dev/fuse", "needs root and /dev/fuse"),
+        ("SKIPPED : mount::it_is_shown: needs root", "needs root"),
+        ("SKIPPED /dev/fuse is missing", "/dev/fuse is missing"),
+        ("SKIPPED - needs root", "- needs root"),
+        ("SKIPPED\nmore", "it does not say why"),
+        ("SKIPPED mount::it_is_shown:\nmore", "mount::it_is_shown:"),
+        ("test shown ... SKIPPED mount::it_is_shown: needs root", "needs root"),
+        ("first\n  Skipped: needs root\nlast", "needs root"),
+        ("SKIPED mount::it_is_shown: needs root", "needs root"),
+        ("skipping mount::it_is_shown: needs root", "needs root"),
+    ] {
+        assert_eq!(asked("skipped", said), format!("a::mount shown: {reason}\n"), "{said:?}");
+        assert_eq!(asked("count", said), "3 0 1\n", "{said:?}");
+        assert_eq!(asked("filter", said), "(binary_id(=a::mount) & test(=shown))\n");
+    }
+    // Other words are no skip.
+    for said in ["a skipper says", "no test was skipped", "UNSKIPPED: x", ""] {
+        assert_eq!(asked("count", said), "3 0 0\n", "{said:?}");
+    }
+}
+
+#[test]
 fn an_ordinary_user_s_skipped_tests_run_as_root_by_sudo() {
     if !python("xml.etree") {
         eprintln!("SKIPPED ci::an_ordinary_user_s_skipped_tests_run_as_root_by_sudo: no python3");
@@ -135,6 +175,26 @@ fn an_ordinary_user_s_skipped_tests_run_as_root_by_sudo() {
     assert!(!fine && said.contains("FAILED tests as root"), "{said}");
 }
 
+#[test]
+fn what_runners_cannot_have_is_declared_in_one_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    script(&here.join("ci/test"), "echo \"$CI_IMPOSSIBLE\"");
+    fs::create_dir(here.join(".ci")).unwrap();
+    fs::copy(root().join(".ci/run"), here.join(".ci/run")).unwrap();
+    let declared = |value: Option<&str>| {
+        let mut run = Command::new(here.join(".ci/run"));
+        run.env_remove("CI_IMPOSSIBLE").envs(value.map(|value| ("CI_IMPOSSIBLE", value)));
+        String::from_utf8(run.output().unwrap().stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(declared(Some("needs Linux")), "needs Linux");
+    // What is declared is what a test says.
+    let declared = declared(None);
+    let why = declared.strip_prefix("ctx-format::isofs .*: ").unwrap();
+    let source = fs::read_to_string(root().join("ctx/format/tests/isofs.rs")).unwrap();
+    assert!(source.contains(&format!("\"{why}\"")), "no test says {why:?}");
+}
+
 fn check(file: &Path) -> Output {
     Command::new(root().join("ci/workflows")).arg(file).output().unwrap()
 }
@@ -154,14 +214,16 @@ fn workflows_are_valid_and_a_broken_one_is_found() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         texts.push(fs::read_to_string(path).unwrap());
     }
-    let good = texts.iter().find(|text| text.contains("- run: ci/test")).unwrap();
+    let good = texts.iter().find(|text| text.contains("- run: .ci/run")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("broken.yml");
     for (from, to, why) in [
         ("runs-on: ubuntu", "runs-on ubuntu", "is no YAML"),
-        ("- run: ci/test", "- run: ci/tests", "there is no program ci/tests"),
-        ("- run: ci/test", "- run: if true; then ci/test", "syntax error"),
-        ("- run: ci/test", "- runs: ci/test", "needs either `uses` or `run`"),
+        ("- run: .ci/run", "- run: .ci/runs", "there is no program .ci/runs"),
+        ("- run: ci/reproduce", "- run: ci/reproduced", "there is no program ci/reproduced"),
+        ("- run: .ci/run", "- run: nice ci/test", ".ci/run calls it, and declares what runners cannot have"),
+        ("- run: .ci/run", "- run: if true; then .ci/run", "syntax error"),
+        ("- run: .ci/run", "- runs: .ci/run", "needs either `uses` or `run`"),
         ("timeout-minutes: 150", "timeout-minute: 150", "unknown key 'timeout-minute'"),
         ("actions/checkout@v4", "actions/checkout", "names no version"),
         ("pull_request:", "pull_requests:", "unknown event 'pull_requests'"),

@@ -12,8 +12,14 @@ use std::process::{Command, Output};
 
 use bench::image::Recipe;
 
-/// The releases that `ci/setup` installs on.
-const RELEASES: [&str; 2] = ["bookworm", "trixie"];
+/// The releases of Debian that `ci/setup` installs on.
+const DEBIAN: [&str; 2] = ["bookworm", "trixie"];
+/// That of Ubuntu.
+const UBUNTU: &str = "noble";
+/// Ubuntu's archive, with the components that an installation has.
+const UBUNTU_ARCHIVE: &str = "deb http://archive.ubuntu.com/ubuntu noble main universe";
+/// The package that has the keys of Ubuntu's archive, and where they are in it.
+const UBUNTU_KEYS: (&str, &str) = ("ubuntu-keyring", "usr/share/keyrings/ubuntu-archive-keyring.gpg");
 /// Sections that are of one release only: what `ci/kernels` boots.
 const OF_ONE_RELEASE: [(&str, &str); 1] = [("kernels", "trixie")];
 
@@ -46,26 +52,51 @@ struct Release {
     folder: tempfile::TempDir,
 }
 
+/// What mmdebstrap makes of a suite is in `root` of this folder. Nothing when it cannot fetch that here, with the reason.
+fn mmdebstrap(options: &[&str], suite: &str, archive: Option<&str>) -> Result<tempfile::TempDir, String> {
+    // apt fetches as a user of its own, who may not enter a private folder.
+    let folder = tempfile::Builder::new().prefix("packages-").tempdir_in("/var/tmp").unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let output = Command::new("mmdebstrap")
+        .args(options)
+        .args(["--format=directory", suite])
+        .arg(folder.path().join("root"))
+        .args(archive)
+        .env("TMPDIR", folder.path())
+        .output()
+        .map_err(|error| format!("mmdebstrap: {error}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!(
+            "mmdebstrap fetches nothing of {suite} here: {}",
+            said.lines().last().unwrap_or_default()
+        ));
+    }
+    Ok(folder)
+}
+
 impl Release {
-    /// Nothing when mmdebstrap cannot fetch them here, with the reason.
-    fn fetch(suite: &str) -> Result<Self, String> {
-        // apt fetches as a user of its own, who may not enter a private folder.
-        let folder = tempfile::Builder::new().prefix("packages-").tempdir_in("/var/tmp").unwrap();
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), open).unwrap();
-        let output = Command::new("mmdebstrap")
-            .args(["--simulate", "--variant=custom", "--format=directory", "--skip=cleanup", suite])
-            .arg(folder.path().join("root"))
-            .env("TMPDIR", folder.path())
-            .output()
-            .map_err(|error| format!("mmdebstrap: {error}"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(format!(
-                "mmdebstrap fetches nothing here: {}",
-                said.lines().last().unwrap_or_default()
-            ));
+    fn debian(suite: &str) -> Result<Self, String> {
+        Self::fetch(&[], suite, None)
+    }
+
+    /// With the keys of this machine, else with those that Debian has in a package: Debian signs that.
+    fn ubuntu() -> Result<Self, String> {
+        let (package, path) = UBUNTU_KEYS;
+        let here = Path::new("/").join(path);
+        if here.exists() {
+            return Self::fetch(&[&format!("--keyring={}", here.display())], UBUNTU, Some(UBUNTU_ARCHIVE));
         }
+        let include = format!("--include={package}");
+        let keys = mmdebstrap(&["--variant=extract", &include], DEBIAN[1], None)?;
+        let keyring = format!("--keyring={}", keys.path().join("root").join(path).display());
+        Self::fetch(&[&keyring], UBUNTU, Some(UBUNTU_ARCHIVE))
+    }
+
+    fn fetch(options: &[&str], suite: &str, archive: Option<&str>) -> Result<Self, String> {
+        let options = [options, &["--simulate", "--variant=custom", "--skip=cleanup"]].concat();
+        let folder = mmdebstrap(&options, suite, archive)?;
         // So that nothing that this machine configures counts.
         std::fs::write(folder.path().join("none"), "").unwrap();
         Ok(Self { folder })
@@ -100,39 +131,56 @@ impl Release {
     }
 }
 
+/// What `ci/setup --tests` installs on a release, and has to go together; and what it installs where a release has it.
+fn lists(suite: &str) -> (Vec<String>, Vec<String>) {
+    let wanted = |name: &str| OF_ONE_RELEASE.iter().all(|(one, only)| *one != name || *only == suite);
+    let of = |optional: bool| {
+        sections()
+            .into_iter()
+            .filter(|(name, section)| section.optional == optional && wanted(name))
+            .flat_map(|(_, section)| section.packages)
+            .collect()
+    };
+    (of(false), of(true))
+}
+
 #[test]
-fn every_list_of_packages_is_resolved_on_every_release() {
+fn all_that_is_installed_is_resolved_on_ubuntu() {
+    let release = match Release::ubuntu() {
+        Ok(release) => release,
+        Err(reason) => {
+            eprintln!("SKIPPED packages::all_that_is_installed_is_resolved_on_ubuntu: {reason}");
+            return;
+        }
+    };
+    // It lacks none of those that a Debian lacks.
+    let (required, optional) = lists(UBUNTU);
+    if let Err(said) = release.resolve(&[required, optional].concat()) {
+        panic!("{UBUNTU}: {said}");
+    }
+    assert!(release.resolve(&["no-such-package".to_owned()]).is_err());
+}
+
+#[test]
+fn every_list_of_packages_is_resolved_on_every_debian() {
     let fetched = std::thread::scope(|scope| {
-        let fetches = RELEASES.map(|suite| scope.spawn(move || Ok((suite, Release::fetch(suite)?))));
+        let fetches = DEBIAN.map(|suite| scope.spawn(move || Ok((suite, Release::debian(suite)?))));
         fetches.into_iter().map(|fetch| fetch.join().unwrap()).collect::<Result<BTreeMap<_, _>, String>>()
     });
     let releases = match fetched {
         Ok(releases) => releases,
         Err(reason) => {
-            eprintln!("SKIPPED packages::every_list_of_packages_is_resolved_on_every_release: {reason}");
+            eprintln!("SKIPPED packages::every_list_of_packages_is_resolved_on_every_debian: {reason}");
             return;
         }
     };
-    let sections = sections();
-    let optional: Vec<String> = sections
-        .values()
-        .filter(|section| section.optional)
-        .flat_map(|section| section.packages.clone())
-        .collect();
     for (suite, release) in &releases {
-        let wanted = |name: &str| OF_ONE_RELEASE.iter().all(|(one, only)| *one != name || only == suite);
-        // What `ci/setup --tests` installs has to go together.
-        let required: Vec<String> = sections
-            .iter()
-            .filter(|(name, section)| !section.optional && wanted(name))
-            .flat_map(|(_, section)| section.packages.clone())
-            .collect();
-        if let Err(said) = release.resolve(&required) {
+        if let Err(said) = release.resolve(&lists(suite).0) {
             panic!("{suite}: {said}");
         }
     }
-    let has = RELEASES.map(|suite| releases[suite].has(&optional));
-    for package in &optional {
+    let has = DEBIAN.map(|suite| releases[suite].has(&lists(suite).1));
+    for package in &lists(DEBIAN[0]).1 {
         assert!(has.iter().any(|has| has.contains(package)), "no release has {package}");
     }
     // Why they are optional, and that this test sees what is missing.

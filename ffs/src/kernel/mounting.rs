@@ -203,7 +203,9 @@ mod tests {
     #[test]
     fn only_the_private_mount_is_writable_however_the_two_are_made() {
         if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-            return eprintln!("SKIPPED: needs root and /dev/fuse");
+            return eprintln!(
+                "SKIPPED only_the_private_mount_is_writable_however_the_two_are_made: needs root and /dev/fuse"
+            );
         }
         let dir = tempfile::tempdir().unwrap();
         let usual = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
