@@ -162,7 +162,40 @@ fn forged() -> Vec<(&'static str, Vec<u8>)> {
     let at = big_endian.windows(5).position(|window| window == b"BIG;1").unwrap() - 33;
     big_endian[at + 6..at + 10].fill(0xff);
     big_endian[at + 26] = 1;
+    let private = [nm(b"LongName.conf"), px(0o100_600)];
+    let rr = |flags: u8| entry(b"RR", &[flags]);
+    let stream = miniz_oxide::deflate::compress_to_vec_zlib(b"hello world", 6);
+    let end = 24 + u32::try_from(stream.len()).unwrap();
+    let stored = [&[0; 16][..], &24_u32.to_le_bytes(), &end.to_le_bytes(), &stream].concat();
+    let zf = entry(b"ZF", &[&b"pz\x04\x0f"[..], &both32(11)].concat());
+    let mut compressed =
+        image(&[], &[Record::file(b"A;1", 21, end).with(&[nm(b"Zed"), px(0o100_600), zf])], &[]);
+    compressed[21 * 2048..][..stored.len()].copy_from_slice(&stored);
     vec![
+        ("zisofs without a mark", compressed),
+        ("Rock Ridge without a mark", image(&[], &[with(b"A;1", &private)], &[])),
+        (
+            "Rock Ridge with a time in the root",
+            image(&[tf(2, &[121, 1, 1, 0, 0, 0, 0])], &[with(b"A;1", &private)], &[]),
+        ),
+        (
+            "no entries, or other ones",
+            image(&[], &[with(b"A;1", &[b"whatever".to_vec()]), with(b"B;1", &[])], &[]),
+        ),
+        (
+            "ST, RR, NUL, and no name",
+            image(
+                &rock,
+                &[
+                    with(b"A;1", &[entry(b"ST", &[]), nm(b"After"), px(0o100_600)]),
+                    with(b"B;1", &[rr(0x81), nm(b"Ignored"), px(0o100_600)]),
+                    with(b"C;1", &[rr(0x89), nm(b"Name"), px(0o100_600)]),
+                    with(b"D;1", &[nm(b"cut\0off")]),
+                    file(b";1"),
+                ],
+                &[],
+            ),
+        ),
         ("versions", image(&[], &versions, &[])),
         ("extents and flags", image(&[], &extents, &[file(b"IN;1"), file(b"IN2;1")])),
         ("extended attribute records", attributes),
