@@ -205,12 +205,10 @@ impl Entries {
                 self.device = if high == 0 && low > 0xff { (low >> 8, low & 0xff) } else { (high, low) };
             }
             b"TF" => self.times(*data.first()?, &data[1..])?,
-            b"NM" => {
-                // Others stand for `.`, `..` and the host's name.
-                if matches!(data.first()?, 0 | 1) && !self.nameless {
-                    let part = data[1..].split(|byte| *byte == 0).next().unwrap_or_default();
-                    push(&mut self.name, part);
-                }
+            // Others stand for `.`, `..` and the host's name.
+            b"NM" if matches!(data.first()?, 0 | 1) && !self.nameless => {
+                let part = data[1..].split(|byte| *byte == 0).next().unwrap_or_default();
+                push(&mut self.name, part);
             }
             // Which entries there are; of these bits Linux looks at one.
             b"RR" if data.first().is_some_and(|flags| flags & 8 == 0) => self.nameless = true,
