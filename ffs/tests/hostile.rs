@@ -11,11 +11,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Mounted, OnDrop, image};
+use ctx_format::manifest::MANIFEST_PATH;
+use ctx_format::read::{Entry, Kind, index};
+use ctx_format::sign::{SIGNATURE_PATH, SecretKey};
+use ctx_format::{ContextData, File, Priority};
+use ffs::config::Config;
 use ffs::layer::image::{ImageError, layer};
-use ffs::layer::{Layer, LayerDir, LayerNode};
+use ffs::layer::{Content, Layer, LayerDir, LayerNode, Leaf};
 use ffs::sealed::Sealed;
 use ffs::trust::Trust;
-use forge::{Forge, NOT_FINAL, Record, SECTOR, ce, cl, nm, pl, px, re, rock_ridge_root, sl};
+use forge::{Forge, NOT_FINAL, Record, SECTOR, both32, ce, cl, entry, nm, pl, px, re, rock_ridge_root, sl};
+use proptest::prelude::*;
 
 /// What becomes of an image.
 enum Becomes {
@@ -76,14 +82,14 @@ fn chain(levels: u32) -> Vec<u8> {
     })
 }
 
-/// A thousand links whose targets are the same 4000 bytes.
+/// Two thousand links whose targets are the same 4000 bytes.
 fn shared_target() -> Vec<u8> {
     let mut part = sl(&[(0, &[b'x'; 240])]);
     // The next entry goes on with the target.
     part[4] = 1;
     let target = [part.repeat(15), sl(&[(0, b"x")])].concat();
     let length = u32::try_from(target.len()).expect("short");
-    let records = (0..1000_u32).map(|n| {
+    let records = (0..2000_u32).map(|n| {
         let entries = [px(0o120_777), nm(format!("l{n:04}").as_bytes()), ce(21, 0, length)];
         Record::file(format!("L{n:04}").as_bytes(), 0, 0).with(&entries)
     });
@@ -91,10 +97,10 @@ fn shared_target() -> Vec<u8> {
     let mut forge = Forge::default();
     assert_eq!((forge.take(1), forge.put(b"content")), (ROOT, CONTENT));
     assert_eq!(forge.put(&target), 21);
-    let many = forge.take(70);
-    let all = [&dots_of(70, many, many, &[rock_ridge_root()])[..], &records].concat();
+    let many = forge.take(140);
+    let all = [&dots_of(140, many, many, &[rock_ridge_root()])[..], &records].concat();
     forge.write_dir(many, &all);
-    forge.finish((many, 70 * 2048), None)
+    forge.finish((many, 140 * 2048), None)
 }
 
 /// Two hundred directories, each of them all blocks from its own to the last.
@@ -115,6 +121,121 @@ fn overlapping() -> Vec<u8> {
         (0..BLOCKS).map(|n| Record::dir(format!("D{n:03}").as_bytes(), first + n, (BLOCKS - n) * 2048));
     forge.write_dir(root, &[&dots_of(10, root, root, &[])[..], &subdirs.collect::<Vec<_>>()].concat());
     forge.finish((root, 10 * 2048), None)
+}
+
+/// A zlib stream of one byte behind so many empty pieces; four pieces take five bytes.
+fn empty_pieces(count: usize) -> Vec<u8> {
+    let empty = [0x02, 0x08, 0x20, 0x80, 0x00].repeat(count / 4);
+    // The piece that is not empty, and the checksum.
+    [&b"\x78\x01"[..], &empty, b"\x01\x01\x00\xfe\xffx", b"\x00\x79\x00\x79"].concat()
+}
+
+/// Files of one byte that are the same zlib stream, each with `more` bytes behind it than the one before.
+fn one_stream(files: u32, more: u32, stream: &[u8]) -> Vec<u8> {
+    let end = 24 + u32::try_from(stream.len()).expect("short");
+    let stored = [&[0; 16][..], &24_u32.to_le_bytes(), &end.to_le_bytes(), stream].concat();
+    let zf = entry(b"ZF", &[&b"pz\x04\x11"[..], &both32(1)].concat());
+    let records = (0..files).map(|n| {
+        let name = format!("F{n:05}");
+        let entries = [px(0o100_644), nm(name.as_bytes()), zf.clone()];
+        Record::file(name.as_bytes(), 19, end + n * more).with(&entries)
+    });
+    let records: Vec<Record> = records.collect();
+    let mut forge = Forge::default();
+    assert_eq!(forge.put(&[stored, vec![0; (files * more) as usize]].concat()), 19);
+    let blocks = 1 + files / 15;
+    let root = forge.take(blocks as usize);
+    forge.write_dir(root, &[&dots_of(blocks, root, root, &[rock_ridge_root()])[..], &records].concat());
+    forge.finish((root, blocks * 2048), None)
+}
+
+fn compressed() -> Vec<(&'static str, Vec<u8>, Becomes)> {
+    vec![
+        ("two files of one stream", one_stream(2, 0, &empty_pieces(8)), Shown(&["F00000=x", "F00001=x"])),
+        // 150 KB are what a block of 128 KiB may take, but not one of a byte.
+        (
+            "a byte in a hundred thousand pieces",
+            one_stream(9000, 0, &empty_pieces(119_000)),
+            Refused("block 0 cannot have the size"),
+        ),
+        (
+            "a byte in six hundred pieces",
+            one_stream(1, 0, &empty_pieces(600)),
+            Refused("block 0 is compressed in too many pieces"),
+        ),
+        (
+            "nine thousand files of one stream, all a little different",
+            one_stream(9000, 1, &empty_pieces(600)),
+            Refused("the compressed files of the image overlap"),
+        ),
+    ]
+}
+
+/// A signed image of `a/conf` and `b/conf`, forged: the two directories overlap. Both come to one record, with which a
+/// file begins, and behind it go on at the next sector, each counted from its own beginning: to another end of the
+/// file. Each path has the content that was signed, although the two files begin at the same place.
+fn two_in_one(key: &SecretKey) -> Vec<u8> {
+    let data = ContextData {
+        class: "infrastructure".parse().expect("a class"),
+        priority: Priority(5),
+        generation: 3,
+        instance_id: "i".parse().expect("an instance"),
+        files: [
+            ("a/conf".parse().expect("a path"), File::private("meant for a\n")),
+            ("b/conf".parse().expect("a path"), File::private("meant for b alone\n")),
+        ]
+        .into(),
+    };
+    let json = data.manifest().to_json();
+    let signature = key.sign(&json);
+    let [a, b] = ["a/conf", "b/conf"].map(|path| data.files[path].content.clone());
+    let mut forge = Forge::default();
+    let (manifest, sig) = (forge.put(&json), forge.put(&signature));
+    let (at_a, at_b) = (forge.put(&a), forge.put(&b));
+    let (root, meta, shown, first) = (forge.take(1), forge.take(1), forge.take(1), forge.take(4));
+    // Blocks have 512 bytes.
+    let block = |sector: u32| 4 * sector;
+    let dots = |own: u32, len: u32, entries: &[Vec<u8>]| {
+        let own = Record::dir(b"\0", own, len).with(&[entries, &[px(0o040_700)]].concat());
+        [own, Record::dir(b"\x01", block(root), 2048)]
+    };
+    let sub = |name: &str, own: u32, len: u32| {
+        let entries = [nm(name.as_bytes()), px(0o040_700)];
+        Record::dir(name.to_uppercase().as_bytes(), own, len).with(&entries)
+    };
+    let file = |path: &str, at: u32, len: usize| {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let entries = [nm(name.as_bytes()), px(0o100_600)];
+        Record::file(b"F", at, u32::try_from(len).expect("short")).with(&entries)
+    };
+    let (outer, inner) = ((block(first), 6144), (block(first) + 1, 4096));
+    let top = [sub(".ctx", block(meta), 2048), sub("data", block(shown), 2048)];
+    forge.write_dir(root, &[&dots(block(root), 2048, &[rock_ridge_root()])[..], &top].concat());
+    let files =
+        [file(MANIFEST_PATH, block(manifest), json.len()), file(SIGNATURE_PATH, block(sig), signature.len())];
+    forge.write_dir(meta, &[&dots(block(meta), 2048, &[])[..], &files].concat());
+    let both = [sub("a", outer.0, outer.1), sub("b", inner.0, inner.1)];
+    forge.write_dir(shown, &[&dots(block(shown), 2048, &[])[..], &both].concat());
+    let mut image = forge.finish((block(root), 2048), None);
+    image[16 * SECTOR + 128..16 * SECTOR + 132].copy_from_slice(&[0, 2, 2, 0]);
+    let mut write = |offset: usize, records: &[Record]| {
+        let bytes: Vec<u8> = records.iter().flat_map(Record::bytes).collect();
+        let start = first as usize * SECTOR + offset;
+        image[start..start + bytes.len()].copy_from_slice(&bytes);
+        offset + bytes.len()
+    };
+    write(0, &dots(outer.0, outer.1, &[]));
+    let mut end = write(512, &dots(inner.0, inner.1, &[]));
+    // Up to the shared record are associated files, which are not shown.
+    while end < SECTOR {
+        let len = if SECTOR - end > 250 { 200 } else { SECTOR - end };
+        let filler = Record { system_use: vec![0; len - 38], ..Record::file(b"FILL", 0, 0).flagged(4) };
+        end = write(end, &[filler]);
+    }
+    write(SECTOR, &[file("conf", 0, 0).flagged(NOT_FINAL)]);
+    write(SECTOR + 512, &[file("conf", block(at_b), b.len())]);
+    write(2 * SECTOR, &[file("conf", block(at_a), a.len())]);
+    image
 }
 
 fn wide(text: &str) -> Vec<u8> {
@@ -155,6 +276,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Becomes)> {
     cases.extend(names());
     cases.extend(extents());
     cases.extend(rock_ridge());
+    cases.extend(compressed());
     cases.extend([
         (
             "Joliet and the plain tree disagree",
@@ -199,7 +321,7 @@ fn loops() -> Vec<(&'static str, Vec<u8>, Becomes)> {
             }),
             Refused("reached twice"),
         ),
-        ("directories that overlap", overlapping(), Refused("more bytes of names")),
+        ("directories that overlap", overlapping(), Refused("overlaps another one")),
         ("a hundred levels", chain(100), Shown(&[])),
         ("two hundred levels", chain(200), Refused("nested directories")),
     ]
@@ -212,7 +334,7 @@ fn names() -> Vec<(&'static str, Vec<u8>, Becomes)> {
         ("a way up", one(file(b"../../etc/passwd")), Refused("it has a slash")),
         ("dot dot", one(file(b"..")), Refused("it stands for a directory")),
         ("dot", one(file(b".")), Refused("it stands for a directory")),
-        ("a NUL", one(file(b"a\0b")), Refused("it has a NUL")),
+        ("a NUL", one(file(b"a\0b")), Shown(&["a=content"])),
         ("no name in NM", one(file(b"")), Shown(&["f=content"])),
         ("no Unicode", one(file(b"\xff\xfe")), Shown(&["\u{fffd}\u{fffd}=content"])),
         ("a slash in the plain name", one(Record::file(b"A/B", CONTENT, 7)), Shown(&["a.b=content"])),
@@ -273,7 +395,7 @@ fn rock_ridge() -> Vec<(&'static str, Vec<u8>, Becomes)> {
         ("two continuations in a circle", with(&[ce(21, 0, 28)]), Refused("damaged")),
         ("a continuation outside", with(&[ce(1 << 30, 0, 28)]), Refused("outside the image")),
         ("a continuation of 4 GiB", with(&[ce(21, 0, u32::MAX)]), Refused("outside the image")),
-        ("a thousand links of the same 4000 bytes", shared_target(), Refused("more bytes of names")),
+        ("two thousand links of the same 4000 bytes", shared_target(), Refused("more bytes of names")),
         (
             "a link out of the tree",
             volume(&[link(&[(4, b""), (4, b""), (0, b"etc")])], |_| {}),
@@ -342,6 +464,125 @@ fn each_is_refused_with_a_reason_or_harmless() {
         assert!(took < std::time::Duration::from_secs(5), "{name} took {took:?}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Everything of a layer is what the index says of the same path: what was hashed is what is shown.
+fn same(dir: &Entry, shown: &LayerDir, bytes: &[u8]) -> Result<(), String> {
+    for child in dir.children() {
+        let name = String::from_utf8_lossy(&child.name);
+        // A whiteout's name is that of what it hides.
+        let Some(node) = shown.entries.get(&child.name[..]) else { continue };
+        match (node, &child.kind) {
+            (LayerNode::Dir(inner), Kind::Dir(_)) => same(child, inner, bytes)?,
+            (LayerNode::Leaf(leaf), kind) => {
+                let expected = match kind {
+                    Kind::Symlink(target) => target.clone(),
+                    _ => child.content(bytes).unwrap_or_default(),
+                };
+                let Leaf { meta, content, .. } = &**leaf;
+                let content = match content {
+                    Content::Sealed { image, ranges } => image.chunks(ranges).collect::<Vec<_>>().concat(),
+                    Content::Target(target) => target.to_vec(),
+                    _ => Vec::new(),
+                };
+                let attributes = (meta.perm, meta.uid, meta.gid, meta.size);
+                if content != expected || attributes != (child.mode, child.uid, child.gid, child.size) {
+                    return Err(format!("{name}: {attributes:?} {content:?}, and {child:?} {expected:?}"));
+                }
+            }
+            (LayerNode::Whiteout, _) => {}
+            (LayerNode::Dir(_), other) => return Err(format!("{name}: a directory, and {other:?}")),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_checked_is_what_is_shown() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let key = SecretKey::from_seed(&[1; 32]);
+    std::fs::write(dir.path().join("a.pub"), format!("{}\n", key.public())).expect("write");
+    let config = Config {
+        trust: vec![format!("{}/*.pub", dir.path().display())],
+        trust_state: Some(dir.path().join("accepted.json")),
+        ..Config::default()
+    };
+    let trust = Trust::new(&config, dir.path()).expect("keys");
+    let bytes = two_in_one(&key);
+    let sealed = Sealed::read_from(&mut &bytes[..], bytes.len() as u64).expect("memory");
+    match layer(sealed, None, None, "test", &trust) {
+        Err(error) => assert!(error.to_string().contains("overlaps another one"), "{error}"),
+        Ok((layer, _)) => {
+            let index = index(&bytes).expect("an image");
+            panic!("{:?}", same(index.root.get("data").expect("data"), &layer.root, &bytes));
+        }
+    }
+    for (name, bytes, becomes) in cases() {
+        let Shown(_) = becomes else { continue };
+        let (index, layer) = (index(&bytes).expect(name), read(&bytes).expect(name));
+        assert_eq!(same(&index.root, &layer.root, &bytes), Ok(()), "{name}");
+    }
+}
+
+/// Bytes that are read of every image here: its descriptors, and the directories that follow.
+fn structure() -> Vec<u8> {
+    let px = |links: u32, serial: u32| {
+        entry(b"PX", &[both32(0o100_644), both32(links), both32(0), both32(0), both32(serial)].concat())
+    };
+    let linked = |name: &[u8], serial| Record::file(b"F", CONTENT, 7).with(&[px(2, serial), nm(name)]);
+    let part = |name: &[u8], extent, len| Record::file(b"P", extent, len).with(&[nm(name)]);
+    let parts = [part(b"p", CONTENT, 2048).flagged(NOT_FINAL), part(b"p", 21, 9)];
+    volume(
+        &[&[linked(b"a", 1), linked(b"b", 1), linked(b"c", 2), dir(b"d", 22), dir(b"e", 23)][..], &parts]
+            .concat(),
+        |forge| {
+            forge.put(b"different");
+            put_dir(forge, 22, ROOT, &[], &[linked(b"a", 1), file(b"f")]);
+            put_dir(forge, 23, ROOT, &[], &[linked(b"a", 2), file(b"f")]);
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever is wrong with the directories: what is shown under a path is what the index says of it.
+    #[test]
+    fn whatever_an_image_says_its_layer_shows_what_the_index_says(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..40, any::<u8>()), 1..6),
+        small_blocks in any::<bool>(),
+    ) {
+        thread_local!(static IMAGE: Vec<u8> = structure());
+        let mut bytes = IMAGE.with(Clone::clone);
+        if small_blocks {
+            bytes[16 * SECTOR + 128..16 * SECTOR + 132].copy_from_slice(&[0, 2, 2, 0]);
+            for at in record_starts(&bytes).into_iter().chain([16 * SECTOR + 156]) {
+                let block = u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + 2 + byte]));
+                bytes[at + 2..at + 10].copy_from_slice(&both32(4 * block));
+            }
+        }
+        let records = record_starts(&bytes);
+        for (record, at, value) in changes {
+            // Most numbers are small, and mean something.
+            bytes[record.get(&records) + at] = if value < 192 { value % 32 * 4 } else { value };
+        }
+        if let (Ok(index), Ok(layer)) = (index(&bytes), read(&bytes)) {
+            prop_assert_eq!(same(&index.root, &layer.root, &bytes), Ok(()));
+        }
+    }
+}
+
+/// Where the records of [`structure`] begin.
+fn record_starts(image: &[u8]) -> Vec<usize> {
+    let mut starts = Vec::new();
+    for sector in [ROOT, 22, 23] {
+        let mut at = sector as usize * SECTOR;
+        while image[at] != 0 {
+            starts.push(at);
+            at += usize::from(image[at]);
+        }
+    }
+    starts
 }
 
 fn check_names(dir: &LayerDir) {

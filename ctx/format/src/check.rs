@@ -5,6 +5,8 @@
 //! the manifest must be signed by one of them that is for its class, and then modes and owners must also
 //! be as the writer writes them: whoever carries an image could otherwise make a secret readable by all.
 
+use std::rc::Rc;
+
 use crate::class::ClassName;
 use crate::manifest::{DATA_DIR, MANIFEST_PATH, MAX_MANIFEST, Manifest, ManifestError, Sha256};
 use crate::read::{Entry, Image, Kind};
@@ -158,8 +160,11 @@ fn tree(manifest: &Manifest, data: &Entry, image: &[u8], signed: bool) -> Result
     let mut found = 0;
     // A crafted image could name one range a million times: what is hashed stays within its length.
     let mut left = image.len() as u64;
-    let mut stack: Vec<(String, &Entry)> = vec![(String::new(), data)];
-    while let Some((path, entry)) = stack.pop() {
+    // With what stands before its name in the path, shared by all entries of a directory.
+    let mut stack: Vec<(Rc<str>, &Entry)> = vec![("".into(), data)];
+    while let Some((prefix, entry)) = stack.pop() {
+        let name = if std::ptr::eq(entry, data) { "".into() } else { String::from_utf8_lossy(&entry.name) };
+        let path = format!("{prefix}{name}");
         let on_image = || format!("{DATA_DIR}/{path}");
         let unvouched = |what| CheckError::Unvouched { path: on_image(), what };
         let mode = match &entry.kind {
@@ -168,12 +173,8 @@ fn tree(manifest: &Manifest, data: &Entry, image: &[u8], signed: bool) -> Result
                 if signed && children.is_empty() && !path.is_empty() {
                     return Err(unvouched("an empty directory"));
                 }
-                let parent = if path.is_empty() { String::new() } else { format!("{path}/") };
-                stack.extend(
-                    children
-                        .iter()
-                        .map(|child| (format!("{parent}{}", String::from_utf8_lossy(&child.name)), child)),
-                );
+                let inside: Rc<str> = if path.is_empty() { prefix } else { format!("{path}/").into() };
+                stack.extend(children.iter().map(|child| (inside.clone(), child)));
                 DIR_MODE
             }
             Kind::File(ranges) => {

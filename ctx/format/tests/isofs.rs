@@ -211,6 +211,49 @@ fn forged() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Rock Ridge that no root announces, and entries and names that are odd.
+fn odd() -> Vec<(&'static str, Vec<u8>)> {
+    let rock = [forge::rock_ridge_root()];
+    let file = |name: &[u8]| Record::file(name, 20, 3);
+    let with = |name: &[u8], entries: &[Vec<u8>]| file(name).with(entries);
+    let tf = |flags: u8, times: &[u8]| entry(b"TF", &[&[flags], times].concat());
+    let private = [nm(b"LongName.conf"), px(0o100_600)];
+    let rr = |flags: u8| entry(b"RR", &[flags]);
+    let stream = miniz_oxide::deflate::compress_to_vec_zlib(b"hello world", 6);
+    let end = 24 + u32::try_from(stream.len()).unwrap();
+    let stored = [&[0; 16][..], &24_u32.to_le_bytes(), &end.to_le_bytes(), &stream].concat();
+    let zf = entry(b"ZF", &[&b"pz\x04\x0f"[..], &both32(11)].concat());
+    let mut compressed =
+        image(&[], &[Record::file(b"A;1", 21, end).with(&[nm(b"Zed"), px(0o100_600), zf])], &[]);
+    compressed[21 * 2048..][..stored.len()].copy_from_slice(&stored);
+    vec![
+        ("zisofs without a mark", compressed),
+        ("Rock Ridge without a mark", image(&[], &[with(b"A;1", &private)], &[])),
+        (
+            "Rock Ridge with a time in the root",
+            image(&[tf(2, &[121, 1, 1, 0, 0, 0, 0])], &[with(b"A;1", &private)], &[]),
+        ),
+        (
+            "no entries, or other ones",
+            image(&[], &[with(b"A;1", &[b"whatever".to_vec()]), with(b"B;1", &[])], &[]),
+        ),
+        (
+            "ST, RR, NUL, and no name",
+            image(
+                &rock,
+                &[
+                    with(b"A;1", &[entry(b"ST", &[]), nm(b"After"), px(0o100_600)]),
+                    with(b"B;1", &[rr(0x81), nm(b"Ignored"), px(0o100_600)]),
+                    with(b"C;1", &[rr(0x89), nm(b"Name"), px(0o100_600)]),
+                    with(b"D;1", &[nm(b"cut\0off")]),
+                    file(b";1"),
+                ],
+                &[],
+            ),
+        ),
+    ]
+}
+
 /// Compares what an image is by our reader with what it is mounted; the reason where it cannot be mounted here.
 fn compare(what: &str, iso: &Path, at: &Path) -> Result<(), String> {
     let bytes = fs::read(iso).unwrap();
@@ -279,7 +322,7 @@ fn images_are_shown_as_linux_shows_them() {
         assert!(run.status.success(), "{command:?}: {}", String::from_utf8_lossy(&run.stderr));
         cannot = compare(&format!("{command:?}"), &dir.path().join("out.iso"), &at).err();
     }
-    for (what, bytes) in forged() {
+    for (what, bytes) in forged().into_iter().chain(odd()) {
         let iso = dir.path().join("forged.iso");
         fs::write(&iso, bytes).unwrap();
         cannot = compare(what, &iso, &at).err();

@@ -5,6 +5,8 @@
 //! compressed are decompressed here, once, into sealed memory of their own.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -39,6 +41,16 @@ pub enum ImageError {
         path: String,
         /// What is wrong.
         source: ZisofsError,
+    },
+    /// Compressed files that share what is stored, which would be decompressed again and again.
+    #[error(
+        "the compressed files of the image overlap: together they decompress {stored} bytes of an image of {len}"
+    )]
+    Overlap {
+        /// Bytes that the files name.
+        stored: u64,
+        /// Length of the image in bytes.
+        len: u64,
     },
     /// No memory for what is decompressed.
     #[error("cannot hold what the image has compressed in memory: {0}")]
@@ -130,69 +142,87 @@ fn empty_dir() -> Entry {
     }
 }
 
-fn tree(dir: &Entry, image: &Arc<Sealed>, decompressed: Option<Decompressed>) -> Arc<LayerDir> {
+fn tree<'a>(dir: &'a Entry, image: &Arc<Sealed>, decompressed: Option<Decompressed<'a>>) -> Arc<LayerDir> {
     let mut links = Links { files: HashMap::new(), decompressed };
     links.count(dir);
     links.tree(dir, image)
 }
 
 /// What compressed files have, one after the other.
-struct Decompressed {
+struct Decompressed<'a> {
     content: Arc<Sealed>,
-    /// Where that of each file begins, by its number.
-    starts: HashMap<u64, u64>,
+    /// Where that of each file begins, by how it is stored and its size: files of the same content share it.
+    starts: HashMap<(&'a Zisofs, u64), u64>,
 }
 
-impl Decompressed {
+impl<'a> Decompressed<'a> {
     /// Decompresses all files; `None` when none is compressed.
-    fn of(root: &Entry, image: &[u8], limit: &Limit) -> Result<Option<Self>, ImageError> {
+    fn of(root: &'a Entry, image: &[u8], limit: &Limit) -> Result<Option<Self>, ImageError> {
         let mut files = Vec::new();
-        compressed(root, "", &mut files);
-        // The names of one file share its content.
-        files.sort_by_key(|(_, entry, _)| entry.id);
-        files.dedup_by_key(|(_, entry, _)| entry.id);
+        compressed(root, &"".into(), &mut files);
+        // Where each will begin is known before anything is decompressed.
+        let (mut starts, mut len) = (HashMap::new(), 0);
+        files.retain(|(_, entry, zisofs)| match starts.entry((*zisofs, entry.size)) {
+            Slot::Vacant(slot) => {
+                slot.insert(len);
+                len += entry.size;
+                true
+            }
+            Slot::Occupied(_) => false,
+        });
         if files.is_empty() {
             return Ok(None);
         }
-        limit.check(image.len() as u64, files.iter().map(|(_, entry, _)| entry.size).sum())?;
-        let (mut content, mut starts) = (Writer::default(), HashMap::new());
-        for (path, entry, zisofs) in files {
-            starts.insert(entry.id, content.len());
+        limit.check(image.len() as u64, len)?;
+        let damaged = |(prefix, entry, _): &(Rc<str>, &Entry, &Zisofs), source| ImageError::Compressed {
+            path: format!("{prefix}{}", String::from_utf8_lossy(&entry.name)),
+            source,
+        };
+        let mut stored = 0_u64;
+        for file @ (_, entry, zisofs) in &files {
+            let more = zisofs.stored_len(image, entry.size).map_err(|source| damaged(file, source))?;
+            stored = stored.saturating_add(more);
+        }
+        if stored > Zisofs::may_store(image) {
+            return Err(ImageError::Overlap { stored, len: image.len() as u64 });
+        }
+        let mut content = Writer::default();
+        for file @ (_, entry, zisofs) in &files {
             for block in zisofs.blocks(image, entry.size) {
-                content.append(
-                    &block.map_err(|source| ImageError::Compressed { path: path.clone(), source })?,
-                )?;
+                content.append(&block.map_err(|source| damaged(file, source))?)?;
             }
         }
         Ok(Some(Self { content: Arc::new(content.seal()?), starts }))
     }
 
-    fn content(&self, entry: &Entry) -> Option<Content> {
-        let start = *self.starts.get(&entry.id)?;
+    fn content(&self, entry: &'a Entry, zisofs: &'a Zisofs) -> Option<Content> {
+        let start = *self.starts.get(&(zisofs, entry.size))?;
         let ranges = if entry.size == 0 { [].into() } else { [(start, entry.size)].into() };
         Some(Content::Sealed { image: self.content.clone(), ranges })
     }
 }
 
-fn compressed<'a>(dir: &'a Entry, prefix: &str, into: &mut Vec<(String, &'a Entry, &'a Zisofs)>) {
+/// Compressed files, each with what stands before its name in its path.
+fn compressed<'a>(dir: &'a Entry, prefix: &Rc<str>, into: &mut Vec<(Rc<str>, &'a Entry, &'a Zisofs)>) {
     for child in dir.children() {
-        // Paths are made of few: of directories, and of what is compressed.
-        let path = || format!("{prefix}{}", String::from_utf8_lossy(&child.name));
         match &child.kind {
-            read::Kind::Dir(_) => compressed(child, &format!("{}/", path()), into),
-            read::Kind::Compressed(zisofs) => into.push((path(), child, zisofs)),
+            read::Kind::Dir(_) => {
+                let inside = format!("{prefix}{}/", String::from_utf8_lossy(&child.name));
+                compressed(child, &inside.into(), into);
+            }
+            read::Kind::Compressed(zisofs) => into.push((prefix.clone(), child, zisofs)),
             _ => {}
         }
     }
 }
 
 /// Files of several names: how many each has, and the leaf that they share.
-struct Links {
+struct Links<'a> {
     files: HashMap<u64, (u32, Option<Arc<Leaf>>)>,
-    decompressed: Option<Decompressed>,
+    decompressed: Option<Decompressed<'a>>,
 }
 
-impl Links {
+impl<'a> Links<'a> {
     fn count(&mut self, dir: &Entry) {
         for child in dir.children() {
             match child.kind {
@@ -202,7 +232,7 @@ impl Links {
         }
     }
 
-    fn tree(&mut self, dir: &Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
+    fn tree(&mut self, dir: &'a Entry, image: &Arc<Sealed>) -> Arc<LayerDir> {
         let mut made = LayerDir::new(meta(dir));
         for child in dir.children() {
             match whiteout_name(&child.name) {
@@ -221,7 +251,7 @@ impl Links {
         Arc::new(made)
     }
 
-    fn node(&mut self, entry: &Entry, image: &Arc<Sealed>) -> LayerNode {
+    fn node(&mut self, entry: &'a Entry, image: &Arc<Sealed>) -> LayerNode {
         let content = match &entry.kind {
             read::Kind::Dir(_) => return LayerNode::Dir(self.tree(entry, image)),
             read::Kind::CharDevice if entry.device == (0, 0) => return LayerNode::Whiteout,
@@ -229,8 +259,8 @@ impl Links {
                 image: image.clone(),
                 ranges: ranges.iter().map(|range| (range.start, range.len)).collect(),
             },
-            read::Kind::Compressed(_) => {
-                let decompressed = self.decompressed.as_ref().and_then(|all| all.content(entry));
+            read::Kind::Compressed(zisofs) => {
+                let decompressed = self.decompressed.as_ref().and_then(|all| all.content(entry, zisofs));
                 decompressed.unwrap_or(Content::Empty)
             }
             read::Kind::Symlink(target) => Content::Target(target.clone().into()),

@@ -1,7 +1,7 @@
 //! What must hold for any input: no panic, no more memory than the input earns, and what is accepted is
 //! safe to show to programs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
@@ -23,8 +23,9 @@ use crate::forge::{self, Forge, Record, SECTOR};
 pub const SKIPPED: usize = 16 * SECTOR;
 /// Memory may grow to four times the image, and so much more for what does not grow with it.
 const BESIDE: usize = 128 << 10;
-/// The same where the limits are those of a real mount, which have a larger constant.
-const BESIDE_LAYER: usize = 8 << 20;
+/// The same where the limits are those of a real mount, which have a constant of 4 MiB: an index of that, and what is made
+/// of it, several times.
+const BESIDE_LAYER: usize = 32 << 20;
 /// What is read of each file: a hostile image may name the same bytes many times.
 const READ_MAX: usize = 1 << 16;
 
@@ -46,6 +47,7 @@ fn check_index(image: &[u8]) {
     let Ok(indexed) = indexed else { return };
     let mut stack = vec![(&indexed.root, 0)];
     let mut entries = 0;
+    let mut numbers: HashMap<u64, &Entry> = HashMap::new();
     while let Some((entry, depth)) = stack.pop() {
         assert!(depth <= limits.depth, "too deep");
         check_entry(entry, image);
@@ -57,6 +59,11 @@ fn check_index(image: &[u8]) {
             assert!((1..=255).contains(&child.name.len()), "length of a name");
             assert!(!child.name.contains(&b'/') && !child.name.contains(&0), "a byte of a name");
             assert!(child.name != b"." && child.name != b"..", "dots");
+            if !matches!(child.kind, Kind::Dir(_)) {
+                let first = *numbers.entry(child.id).or_insert(child);
+                let named = Entry { name: child.name.clone(), ..first.clone() };
+                assert_eq!(&named, child, "names of one file that differ");
+            }
         }
     }
     assert_eq!(entries, indexed.entries);

@@ -92,7 +92,7 @@ fn the_tree_is_chosen_as_linux_chooses() {
         // What some programs left empty.
         (&announced, &[], Some(&joliet), "Joliet=two"),
         (&Record::dir(b"\0", ROOT, 2048), &rock, Some(&joliet), "Joliet=two"),
-        (&Record::dir(b"\0", ROOT, 2048), &rock, None, "r=one"),
+        (&Record::dir(b"\0", ROOT, 2048), &rock, None, "rock=one"),
     ] {
         assert_eq!(shown(&forged(own.clone(), rock, joliet)), [expected]);
     }
@@ -101,8 +101,228 @@ fn the_tree_is_chosen_as_linux_chooses() {
         let mut bytes = forged(Record::dir(b"\0", ROOT, 2048), &rock, Some(&joliet));
         bytes[17 * SECTOR] = kind;
         bytes[17 * SECTOR + 88..17 * SECTOR + 91].fill(0);
-        assert_eq!(shown(&bytes), ["r=one"]);
+        assert_eq!(shown(&bytes), ["rock=one"]);
     }
+}
+
+#[test]
+fn rock_ridge_needs_no_announcement() {
+    let file = |entries: &[Vec<u8>]| Record::file(b"A;1", ONE, 3).with(entries);
+    let seen = |own: &[Vec<u8>], file: Record| {
+        let bytes = forged(Record::dir(b"\0", ROOT, 2048).with(own), &[file], None);
+        let image = index(&bytes).unwrap();
+        let [entry] = image.root.children() else { panic!("{:?}", image.root) };
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(entry.name.clone()), entry.mode, text(entry.content(&bytes).unwrap()))
+    };
+    let is = |name: &str, mode| (name.to_owned(), mode, "one".to_owned());
+    // What isofs of Linux 6.1 shows.
+    let private = [nm(b"LongName.conf"), px(0o100_600)];
+    assert_eq!(seen(&[], file(&private)), is("LongName.conf", 0o600));
+    let time = entry(b"TF", &[2, 121, 1, 1, 0, 0, 0, 0]);
+    assert_eq!(seen(&[time], file(&private)), is("LongName.conf", 0o600));
+    assert_eq!(
+        seen(&[entry(b"SP", &[0xbe, 0xef, 0])], file(&[nm(b"Name"), px(0o100_640)])),
+        is("Name", 0o640)
+    );
+    assert_eq!(seen(&[], file(&[nm(b"Name")])), is("Name", 0o555));
+    assert_eq!(seen(&[], file(&[px(0o100_640)])), is("a", 0o640));
+    // What something else has there is not taken for entries, nor is it an obstacle.
+    for other in [&b"whatever it is"[..], &[0xff; 40], b"NM\x03\x01", b"PX\x05\x01\x01", b"CE\x05\x01\x01"] {
+        assert_eq!(seen(&[], file(&[other.to_vec()])), is("a", 0o555), "{other:?}");
+    }
+    // But what begins as entries and is damaged is refused, as everywhere.
+    let damaged = plain(&[file(&[nm(b"Name"), b"PX\x05\x01\x01".to_vec()])]);
+    assert!(refused(&damaged).contains("`PX` entry is too short"), "{}", refused(&damaged));
+    // Of names that are the same the first is shown, as in any plain tree.
+    let twice = [Record::file(b"A.;1", TWO, 3), Record::file(b"A;1", ONE, 3)];
+    assert_eq!(shown(&plain(&twice)), ["a=two"]);
+}
+
+#[test]
+fn zisofs_needs_no_announcement() {
+    let stream = miniz_oxide::deflate::compress_to_vec_zlib(b"hello world", 6);
+    let end = 24 + u32::try_from(stream.len()).unwrap();
+    let stored = [&[0; 16][..], &24_u32.to_le_bytes(), &end.to_le_bytes(), &stream].concat();
+    let zf = entry(b"ZF", &[&b"pz\x04\x0f"[..], &both32(11)].concat());
+    let file = Record::file(b"A;1", FREE, end).with(&[nm(b"Zed"), px(0o100_600), zf]);
+    let mut bytes = plain(&[file]);
+    bytes[FREE as usize * SECTOR..][..stored.len()].copy_from_slice(&stored);
+    assert_eq!(shown(&bytes), ["Zed=hello world"]);
+}
+
+#[test]
+fn entries_that_linux_does_not_know_end_nothing() {
+    let file = |entries: &[Vec<u8>]| Record::file(b"A;1", ONE, 3).with(entries);
+    let st = || entry(b"ST", &[]);
+    assert_eq!(shown(&rock(&[file(&[st(), nm(b"LongName"), px(0o100_600)])])), ["LongName=one"]);
+    // What is behind it need not be entries.
+    assert_eq!(shown(&rock(&[file(&[nm(b"Name"), st(), b"xyz\xff".to_vec()])])), ["Name=one"]);
+    // `RR` says which entries there are: of its bits Linux obeys that of `NM`.
+    let rr = |flags: u8| entry(b"RR", &[flags]);
+    for (entries, name) in [
+        (vec![rr(0x81), nm(b"Name"), px(0o100_600)], "a=one"),
+        (vec![rr(0x89), nm(b"Name"), px(0o100_600)], "Name=one"),
+        (vec![nm(b"Name"), rr(0x81)], "Name=one"),
+    ] {
+        assert_eq!(shown(&rock(&[file(&entries)])), [name]);
+        assert_eq!(shown(&plain(&[file(&entries)])), [name]);
+    }
+}
+
+#[test]
+fn what_has_no_name_is_not_shown() {
+    let file = |name: &[u8]| Record::file(name, ONE, 3);
+    // Linux does not list it, whatever it is.
+    assert_eq!(shown(&plain(&[file(b";1"), Record::dir(b".;1", ROOT, 2048), file(b"B;1")])), ["b=one"]);
+    let bytes = forged(Record::dir(b"\0", ROOT, 2048), &[], Some(&[file(b"\0\0\0a"), file(&wide("b"))]));
+    assert_eq!(shown(&bytes), ["b=one"]);
+}
+
+#[test]
+fn joliet_names_that_are_too_long_are_not_shown() {
+    // 254 bytes in UTF-8, and 257, which no look-up takes.
+    let names = ["\u{6f22}".repeat(84) + "cd", "\u{6f22}".repeat(85) + "cd"];
+    let records = names.each_ref().map(|name| Record::file(&wide(name), ONE, 3));
+    let bytes = forged(Record::dir(b"\0", ROOT, 2048), &[], Some(&records));
+    assert_eq!(shown(&bytes), [format!("{}=one", names[0])]);
+}
+
+#[test]
+fn names_end_at_a_nul() {
+    let part = |flags: u8, text: &[u8]| entry(b"NM", &[&[flags][..], text].concat());
+    let file = |entries: &[Vec<u8>]| rock(&[Record::file(b"A;1", ONE, 3).with(entries)]);
+    assert_eq!(shown(&file(&[nm(b"ab\0c")])), ["ab=one"]);
+    assert_eq!(shown(&file(&[part(1, b"ab\0c"), part(0, b"de")])), ["abde=one"]);
+    assert_eq!(shown(&file(&[nm(b"\0c")])), ["a=one"]);
+}
+
+/// Two directories of which the second begins 512 bytes into the first. Both come to one record, with which a file
+/// begins, and behind it go on at the next sector, each counted from its own beginning: to another end of the file.
+fn overlapping() -> Vec<u8> {
+    let mut forge = Forge::default();
+    let (root, one, two) = (forge.take(1), forge.put(b"one"), forge.put(b"two"));
+    let first = forge.take(4);
+    let at = |sector: u32| 4 * sector;
+    let dots = |own, len| [Record::dir(b"\0", own, len), Record::dir(b"\x01", at(root), 2048)];
+    let (outer, inner) = ((at(first), 6144), (at(first) + 1, 4096));
+    let subdirs = [Record::dir(b"A", outer.0, outer.1), Record::dir(b"B", inner.0, inner.1)];
+    forge.write_dir(root, &[&dots(at(root), 2048)[..], &subdirs].concat());
+    let mut bytes = forge.finish((at(root), 2048), None);
+    bytes[16 * SECTOR + 128..16 * SECTOR + 132].copy_from_slice(&[0, 2, 2, 0]);
+    let mut write = |offset: usize, records: &[Record]| {
+        let records: Vec<u8> = records.iter().flat_map(Record::bytes).collect();
+        let start = first as usize * SECTOR + offset;
+        bytes[start..start + records.len()].copy_from_slice(&records);
+        offset + records.len()
+    };
+    write(0, &dots(outer.0, outer.1));
+    let mut end = write(512, &dots(inner.0, inner.1));
+    // Up to the shared record are associated files, which are not shown.
+    while end < SECTOR {
+        let len = if SECTOR - end > 250 { 200 } else { SECTOR - end };
+        let filler = Record { system_use: vec![0; len - 38], ..Record::file(b"FILL", 0, 0).flagged(4) };
+        end = write(end, &[filler]);
+    }
+    write(SECTOR, &[Record::file(b"CONF", 0, 0).flagged(NOT_FINAL)]);
+    write(SECTOR + 512, &[Record::file(b"CONF", at(two), 3)]);
+    write(2 * SECTOR, &[Record::file(b"CONF", at(one), 3)]);
+    bytes
+}
+
+#[test]
+fn directories_that_overlap_are_refused() {
+    let reason = refused(&overlapping());
+    assert!(reason.contains("`/b`: the directory overlaps another one"), "{reason}");
+    // In the other order, and one that begins where another one ends.
+    for (lens, good) in [([2048, 4096], false), ([4096, 2048], false), ([2048, 2048], true)] {
+        let (first, second) = if lens[0] == 4096 { (FREE, FREE + 1) } else { (FREE + 1, FREE) };
+        let mut bytes = plain(&[Record::dir(b"A", first, 2048), Record::dir(b"B", second, 2048)]);
+        for (block, len) in [(first, lens[0]), (second, lens[1])] {
+            let own = Record::dir(b"\0", block, len).bytes();
+            bytes[block as usize * SECTOR..][..own.len()].copy_from_slice(&own);
+        }
+        if good {
+            assert_eq!(shown(&bytes), ["a/", "b/"]);
+        } else {
+            assert!(refused(&bytes).contains("overlaps another one"), "{}", refused(&bytes));
+        }
+    }
+}
+
+#[test]
+fn files_have_a_number_each() {
+    // Two files of the same content are two files, unless they say that they are one.
+    let linked = |identifier: &[u8], name: &[u8], extent| {
+        let px = entry(b"PX", &[both32(FILE_MODE), both32(2), both32(0), both32(0), both32(9)].concat());
+        Record::file(identifier, extent, 3).with(&[nm(name), px])
+    };
+    let alone = |identifier: &[u8], name: &[u8]| Record::file(identifier, ONE, 3).with(&[nm(name)]);
+    let bytes = rock(&[
+        alone(b"A;1", b"a"),
+        alone(b"B;1", b"b"),
+        linked(b"C;1", b"c", ONE),
+        linked(b"D;1", b"d", ONE),
+        linked(b"E;1", b"e", TWO),
+    ]);
+    let image = index(&bytes).unwrap();
+    let number = |name| image.root.get(name).unwrap().id;
+    assert_eq!(number("c"), number("d"));
+    assert_eq!(std::collections::HashSet::from(["a", "b", "c", "e"].map(number)).len(), 4);
+}
+
+#[test]
+fn many_empty_files_links_and_whiteouts_are_shown() {
+    const COUNT: u32 = 20_000;
+    let mut forge = Forge::default();
+    let path = ["usr", "lib", "python3", "dist-packages", "some-package", "locale"];
+    let blocks = 1 + u32::try_from(path.len()).unwrap();
+    let first = forge.take(path.len());
+    let pn = || entry(b"PN", &[both32(0), both32(0)].concat());
+    let many: Vec<Record> = (0..COUNT)
+        .map(|number| {
+            let name = nm(format!("a name of a file {number:05}").as_bytes());
+            let more = match number % 3 {
+                0 => vec![px(FILE_MODE)],
+                1 => vec![px(0o120_777), sl(&[(0, b"elsewhere")])],
+                _ => vec![px(0o020_000), pn()],
+            };
+            Record::file(format!("F{number:05};1").as_bytes(), 0, 0).with(&[vec![name], more].concat())
+        })
+        .collect();
+    let len: usize = many.iter().map(|record| record.bytes().len()).sum();
+    // A record may have to wait for the next sector.
+    let len = (len + len / 8).next_multiple_of(SECTOR);
+    let last = forge.take(len / SECTOR);
+    let len = u32::try_from(len).unwrap();
+    let size = |block| if block == last { len } else { 2048 };
+    let dots = |block| [Record::dir(b"\0", block, size(block)), Record::dir(b"\x01", first, 2048)];
+    for (block, name) in (first..).zip(path) {
+        let mut own = dots(block);
+        if block == first {
+            own[0] = own[0].clone().with(&[forge::rock_ridge_root()]);
+        }
+        let inner = Record::dir(name.to_uppercase().as_bytes(), block + 1, size(block + 1));
+        let inner = inner.with(&[nm(name.as_bytes()), px(0o040_755)]);
+        forge.write_dir(block, &[&own[..], &[inner]].concat());
+    }
+    forge.write_dir(last, &[&dots(last)[..], &many].concat());
+    let image = index(&forge.finish((first, 2048), None)).unwrap();
+    assert_eq!(image.entries, COUNT as usize + blocks as usize - 1);
+    assert_eq!(image.root.get(&path.join("/")).unwrap().children().len(), COUNT as usize);
+
+    // Without Rock Ridge, where the image is smallest.
+    let mut forge = Forge::default();
+    let records: Vec<Record> =
+        (0..2 * COUNT).map(|number| Record::file(format!("F{number:05}").as_bytes(), 0, 0)).collect();
+    let sectors = 2 * COUNT as usize / (SECTOR / records[0].bytes().len()) + 2;
+    let root = forge.take(sectors);
+    let len = u32::try_from(sectors * SECTOR).unwrap();
+    let dots = [Record::dir(b"\0", root, len), Record::dir(b"\x01", root, len)];
+    forge.write_dir(root, &[&dots[..], &records].concat());
+    assert_eq!(index(&forge.finish((root, len), None)).unwrap().entries, 2 * COUNT as usize);
+    // What `Limits::for_len` counts with.
+    assert_eq!(size_of::<Entry>(), 112);
 }
 
 #[test]

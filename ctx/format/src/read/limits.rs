@@ -14,9 +14,8 @@ pub struct Limits {
     /// Bytes of metadata read while indexing. Bounds the time: a crafted image can point each of its
     /// records at the same megabytes of continuation areas.
     pub work: u64,
-    /// Bytes that the index takes, with the path of each entry, which those who work with the index
-    /// make of it. Bounds the memory: directories can overlap, and names and targets can share
-    /// continuation areas, so that few bytes say much.
+    /// Bytes that the index takes, with the path of each directory, which those who work with the index
+    /// make of it. Bounds the memory: names and targets can share continuation areas, so that few bytes say much.
     pub memory: u64,
 }
 
@@ -25,15 +24,16 @@ impl Limits {
     /// proportion to the image.
     ///
     /// Indexing an honest image reads each byte of its metadata once or twice; at most 2 GiB are read,
-    /// about a second. An honest entry takes about 150 bytes of memory here and 2048 for its content
-    /// there; half the length of the image, and what 8000 empty files need beside it, are enough.
+    /// about a second. An honest entry takes 112 bytes and its name here, and with Rock Ridge more than that in the
+    /// image, so that any number of empty files, links and whiteouts is shown. A plain record can be as short as 40
+    /// bytes: the constant is for 40,000 empty files of that kind.
     pub fn for_len(len: usize) -> Self {
         let len = len as u64;
         Self {
             entries: 1_000_000,
             depth: 128,
             work: (64 << 20) + len.min(1 << 25) * 64,
-            memory: (1 << 20) + len / 2,
+            memory: (4 << 20) + len,
         }
     }
 }
@@ -80,8 +80,12 @@ impl Account {
             let limit = self.limits.entries as u64;
             return Err(ReadError::Limit { what: "entries", limit, path: text(dir) });
         }
-        let path: usize = dir.iter().map(|part| part.len() + 1).sum::<usize>() + name.len();
-        self.bytes(dir, size_of::<Entry>() + path)
+        self.bytes(dir, size_of::<Entry>() + name.len())
+    }
+
+    /// Charges for a directory's path.
+    pub(super) fn directory(&mut self, path: &[Vec<u8>]) -> Result<(), ReadError> {
+        self.bytes(path, path.iter().map(|part| part.len() + 1).sum())
     }
 
     /// Charges for a link's target.

@@ -7,7 +7,8 @@
 //! that is not so, and `tests/isofs.rs` compares the two. No parser of others shows that (they choose another tree,
 //! hide old versions, replace characters, and know no compression), so this one is our own.
 //!
-//! Images may be hostile. Every range lies inside the image, no directory is reached twice (no loops),
+//! Images may be hostile. Every range lies inside the image, no directory is reached twice (no loops) or overlaps another
+//! one, so that each record means one thing; two names are one file only where nothing else differs between them;
 //! names are names (no `/`, no NUL, no `.` or `..`, none twice), and depth, number of entries,
 //! lengths, memory and the work of parsing are bounded ([`Limits`]). An image that breaks a rule is
 //! refused whole: a half-read configuration is worse than the one before.
@@ -30,6 +31,7 @@
 //! | on the image | Linux's isofs | here | test |
 //! |---|---|---|---|
 //! | Rock Ridge and Joliet | Rock Ridge, if announced (`ER`) and its root is not empty | same | `the_tree_is_chosen_as_linux_chooses` |
+//! | Rock Ridge that the root does not announce | shown, if there is no Joliet; attributes also behind CD-ROM XA | shown, if there is no Joliet; not behind XA. What are no entries is passed over | `rock_ridge_needs_no_announcement`, `zisofs_needs_no_announcement` |
 //! | enhanced volume (ISO 9660:1999), El Torito, partitions, UDF beside ISO 9660 | passed over | same | `the_tree_is_chosen_as_linux_chooses`, `real_programs_extras_are_passed_over` |
 //! | High Sierra | shown | refused | `what_is_not_supported_is_refused` |
 //! | blocks of 512 bytes | refused, unless asked for | shown | `blocks_may_be_smaller_than_sectors` |
@@ -39,11 +41,16 @@
 //! | versions | each is shown, others than 1 as `.N` | same | `every_version_is_shown` |
 //! | Joliet names | UTF-8, without `;1` and dots at the end | same | `name::tests` |
 //! | Joliet names that differ in case only | both listed, each lookup finds the first | both, each with its content | `joliet_names_may_differ_in_case_only` |
+//! | Joliet look-ups | in any case (`check=relaxed`) | exact | `joliet_names_may_differ_in_case_only` |
+//! | Joliet names of more than 255 bytes in UTF-8 | listed, no lookup finds them | not shown | `joliet_names_that_are_too_long_are_not_shown` |
+//! | empty names (`;1`) | not shown | same | `what_has_no_name_is_not_shown` |
 //! | names that mapping makes the same | both listed, a lookup finds the first | the first | `of_names_that_became_the_same_the_first_is_shown` |
-//! | names of more than 255 bytes | listed, no lookup finds them | refused | `rock_ridge_names_go_on` |
 //! | Rock Ridge names that are the same | both listed, a lookup finds the first | refused | `a_rock_ridge_name_twice_is_refused` |
 //! | `NM` that goes on in more entries | joined, up to 253 bytes; more is cut | joined, up to 255; more is refused | `rock_ridge_names_go_on` |
-//! | `NM` with a slash or NUL, or that is `.` or `..` | error or odd | refused | `names_with_a_slash_are_never_shown` |
+//! | `NM` with a NUL | cut there | same | `names_end_at_a_nul` |
+//! | `NM` with a slash, or that is `.` or `..` | error or odd | refused | `names_with_a_slash_are_never_shown` |
+//! | `RR` without the bit of `NM` | `NM` behind it is passed over | same | `entries_that_linux_does_not_know_end_nothing` |
+//! | `ST` | passed over | same | `entries_that_linux_does_not_know_end_nothing` |
 //! | `PX` | mode, owner, links | same; names of one file share a number | `reads_what_xorriso_makes` |
 //! | no Rock Ridge | 0555, owner 0 | same | `without_rock_ridge_all_can_be_read_and_run` |
 //! | `PX` of an unknown type | error | refused | `what_is_not_supported_is_refused` |
@@ -53,7 +60,9 @@
 //! | `CE` | up to 31 areas within a block each | up to 256, anywhere | `reads_what_xorriso_makes` |
 //! | `CL`, `PL`, `RE` | shown where they were, `rr_moved` is empty | same | `moved_directories_are_shown_where_they_were` |
 //! | directory that is reached twice | shown twice | refused | `a_directory_that_contains_itself_is_refused` |
+//! | directories that overlap | shown | refused | `directories_that_overlap_are_refused` |
 //! | `ZF` with `pz` (zisofs) | decompressed; a damaged block is an I/O error | decompressed when the layer is loaded; damaged, refused | `zisofs_is_decompressed`, ffs: `compressed_files_are_shown_as_they_were` |
+//! | `ZF`: a block of thousands of pieces, a last block of far more bytes than its content needs, files that share what is stored | decompressed | refused; files that are equal may share it | `a_stream_that_only_takes_time_is_refused`, ffs: `each_is_refused_with_a_reason_or_harmless` |
 //! | `ZF` with another algorithm (zisofs 2 has `PZ`) or block size, `Z2` | shown as it is stored | refused | `what_is_not_supported_is_refused` |
 //! | `SF` (sparse files) | shown as it is stored | refused | `what_is_not_supported_is_refused` |
 //! | `AL` (AAIP: ACLs, extended attributes), `AA`, `BA` (Apple) | passed over | same | `real_programs_extras_are_passed_over` |

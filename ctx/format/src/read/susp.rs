@@ -39,6 +39,8 @@ pub(super) struct Entries {
     /// `SF`: it is stored without its holes.
     pub(super) sparse: bool,
     mark: Option<Mark>,
+    /// `RR`: no `NM` counts from here on.
+    nameless: bool,
 }
 
 /// What `PX` says.
@@ -112,6 +114,23 @@ impl Entries {
         Ok(entries)
     }
 
+    /// The entries of a record in a tree that does not say that its records have any. What is no entry from the beginning
+    /// on is something else, of which nothing is known.
+    pub(super) fn unannounced(
+        volume: &Volume,
+        account: &mut Account,
+        path: &[Vec<u8>],
+        record: &Record,
+    ) -> Result<Self, ReadError> {
+        let mut entries = Self::default();
+        match entries.read(volume, account, path, record, 0) {
+            Ok(()) => Ok(entries),
+            Err(limit @ ReadError::Limit { .. }) => Err(limit),
+            Err(_) if entries.name.is_empty() && entries.posix.is_none() => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn read(
         &mut self,
         volume: &Volume,
@@ -131,10 +150,13 @@ impl Entries {
 
     /// Takes the entries of one area and returns where they go on.
     fn area(&mut self, path: &[Vec<u8>], mut area: &[u8]) -> Result<Option<Continuation>, ReadError> {
-        let mut next = None;
+        let (mut next, mut stopped) = (None, false);
         // Less than an entry, or nought, is padding.
         while area.len() >= 4 && area[0] != 0 {
             let len = usize::from(area[2]);
+            if (len < 4 || len > area.len()) && stopped {
+                break;
+            }
             if len < 4 || len > area.len() {
                 return Err(damaged(path, "a system use entry has a wrong length"));
             }
@@ -142,7 +164,8 @@ impl Entries {
             area = rest;
             let (signature, data) = ([entry[0], entry[1]], &entry[4..]);
             match (&signature, data) {
-                (b"ST", _) => break,
+                // Linux does not know this one and reads on. Behind it there need not be entries.
+                (b"ST", _) => stopped = true,
                 (b"CE", _) if data.len() >= 24 => {
                     let [block, offset, len] = [0, 8, 16].map(|at| u64::from(le32(&data[at..])));
                     next = Some(Continuation { block, offset, len });
@@ -182,12 +205,13 @@ impl Entries {
                 self.device = if high == 0 && low > 0xff { (low >> 8, low & 0xff) } else { (high, low) };
             }
             b"TF" => self.times(*data.first()?, &data[1..])?,
-            b"NM" => {
-                // Others stand for `.`, `..` and the host's name.
-                if matches!(data.first()?, 0 | 1) {
-                    push(&mut self.name, &data[1..]);
-                }
+            // Others stand for `.`, `..` and the host's name.
+            b"NM" if matches!(data.first()?, 0 | 1) && !self.nameless => {
+                let part = data[1..].split(|byte| *byte == 0).next().unwrap_or_default();
+                push(&mut self.name, part);
             }
+            // Which entries there are; of these bits Linux looks at one.
+            b"RR" if data.first().is_some_and(|flags| flags & 8 == 0) => self.nameless = true,
             b"SL" => self.link(*data.first()?, &data[1..])?,
             b"CL" => self.child = Some(number(0)?.into()),
             b"RE" => self.relocated = true,

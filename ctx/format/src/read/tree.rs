@@ -60,8 +60,8 @@ pub struct Entry {
     pub size: u64,
     /// Major and minor number of a device.
     pub device: (u32, u32),
-    /// Where the first directory record is: the same for the names of one hard-linked file. Of a
-    /// directory, where its own record is.
+    /// A file's number: its names share it, and nothing but the name differs between them. Other files have other numbers.
+    /// Of a directory, where its own record is.
     pub id: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Which tree of an image is shown: what its volume descriptors say, chosen as Linux's isofs chooses.
 //!
 //! The primary tree is shown where it has Rock Ridge, else Joliet's where there is one, else the primary one with its
-//! names mapped. Descriptors of anything else are passed over: boot records (El Torito), enhanced volumes
+//! names mapped, and with the Rock Ridge that its records have all the same. Descriptors of anything else are passed over: boot records (El Torito), enhanced volumes
 //! (ISO 9660:1999), partitions. UDF beside ISO 9660 is not looked at.
 
 use super::error::{ReadError, damaged, text, unsupported};
@@ -22,7 +22,7 @@ pub(super) enum Names {
     RockRidge(usize),
     /// In UTF-16.
     Joliet,
-    /// In few characters, all of them upper case.
+    /// In few characters, all of them upper case; but a record that has system use entries is believed.
     Plain,
 }
 

@@ -1,6 +1,6 @@
 //! From the root to every entry, each checked before anything is made of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::error::{ReadError, bad_name, damaged, text, unsupported};
 use super::limits::{Account, Limits};
@@ -33,8 +33,10 @@ type Path = [Vec<u8>];
 pub(super) struct Walk<'a> {
     volume: Volume<'a>,
     account: Account,
-    /// Where directories begin that were entered.
-    seen: HashSet<u64>,
+    /// Where the directories that were entered begin and end.
+    seen: BTreeMap<u64, u64>,
+    /// The files so far, by which each gets its number.
+    files: u64,
     /// Files that say they have several names, by their serial number and all that is shown of them: what
     /// differs in anything is not the same file, whatever the image says.
     linked: HashMap<(u32, Entry), u64>,
@@ -55,7 +57,7 @@ impl<'a> Walk<'a> {
     pub(super) fn new(image: &'a [u8], limits: Limits) -> Result<Self, ReadError> {
         let mut account = Account::new(limits);
         let volume = Volume::find(image, &mut account)?;
-        Ok(Self { volume, account, seen: HashSet::new(), linked: HashMap::new() })
+        Ok(Self { volume, account, seen: BTreeMap::new(), files: 0, linked: HashMap::new() })
     }
 
     pub(super) fn run(mut self) -> Result<Image, ReadError> {
@@ -89,11 +91,10 @@ impl<'a> Walk<'a> {
     fn open(&mut self, entry: Entry, at: usize, path: &Path) -> Result<Open, ReadError> {
         let own = self.volume.record(path, entry.id)?;
         let start = self.volume.offset(own.block());
-        if !self.seen.insert(start) {
-            return Err(ReadError::Loop { path: text(path) });
-        }
         let range = self.volume.range(path, start, own.len())?;
+        self.enter(range, path)?;
         self.account.work(path, range.len)?;
+        self.account.directory(path)?;
         let mut path = path.to_vec();
         let mut children = Vec::new();
         let mut records = self.volume.records(range);
@@ -108,6 +109,22 @@ impl<'a> Walk<'a> {
         self.unite_twins(&mut children, &path)?;
         children.shrink_to_fit();
         Ok(Open { entry, at, children, next: 0 })
+    }
+
+    /// Notes that a directory is entered. No honest image has two that overlap; in a forged one the same record could be
+    /// the beginning of another file in each.
+    fn enter(&mut self, range: Range, path: &Path) -> Result<(), ReadError> {
+        if self.seen.contains_key(&range.start) {
+            return Err(ReadError::Loop { path: text(path) });
+        }
+        // An empty one has a place, too.
+        let end = range.start + range.len.max(1);
+        // None of them overlap: of those that begin before the end, the last one ends last.
+        if self.seen.range(..end).next_back().is_some_and(|(_, other)| *other > range.start) {
+            return Err(damaged(path, "the directory overlaps another one"));
+        }
+        self.seen.insert(range.start, end);
+        Ok(())
     }
 
     /// The entry of a record, and of those that follow it with more of the same file; `None` for one that is not shown.
@@ -132,15 +149,16 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let (entries, name) = match self.volume.names {
-            Names::RockRidge(skip) => {
-                let mut entries = Entries::of(&self.volume, &mut self.account, dir, &record, skip)?;
+            Names::Joliet => (Entries::default(), name::joliet(record.name())),
+            Names::RockRidge(_) | Names::Plain => {
+                let mut entries = self.entries(&record, dir)?;
                 let name = std::mem::take(&mut entries.name);
                 (entries, if name.is_empty() { name::plain(record.name()) } else { name })
             }
-            Names::Joliet => (Entries::default(), name::joliet(record.name())),
-            Names::Plain => (Entries::default(), name::plain(record.name())),
         };
-        if entries.relocated {
+        // Linux does not list what has no name. It lists names that are too long, but nobody can look them up.
+        let unreachable = self.volume.names == Names::Joliet && name.len() > NAME_MAX;
+        if entries.relocated || name.is_empty() || unreachable {
             return Ok(None);
         }
         check_name(dir, &name)?;
@@ -158,22 +176,27 @@ impl<'a> Walk<'a> {
     /// A directory by its own record, which is the first in it and has its attributes.
     fn directory(&mut self, name: Vec<u8>, at: u64, path: &Path) -> Result<Entry, ReadError> {
         let own = self.volume.record(path, at)?;
-        let entries = match self.volume.names {
-            Names::RockRidge(_) if path.is_empty() => self.root_entries(&own)?,
-            Names::RockRidge(skip) => Entries::of(&self.volume, &mut self.account, path, &own, skip)?,
-            _ => Entries::default(),
-        };
+        let entries = if path.is_empty() { self.root_entries(&own)? } else { self.entries(&own, path)? };
         let mode = entries.posix.map_or(DIR | PLAIN_MODE, |posix| posix.mode);
         if !own.is_dir() || mode & TYPE != DIR || !own.is_final() || entries.child.is_some() {
             return Err(damaged(path, "its own record says that it is no directory"));
         }
-        Ok(make(name, Kind::Dir(Vec::new()), 0, &own, &entries))
+        Ok(make(name, Kind::Dir(Vec::new()), 0, own.at, &own, &entries))
+    }
+
+    /// What the system use entries of a record say.
+    fn entries(&mut self, record: &Record, path: &Path) -> Result<Entries, ReadError> {
+        match self.volume.names {
+            Names::RockRidge(skip) => Entries::of(&self.volume, &mut self.account, path, record, skip),
+            Names::Plain => Entries::unannounced(&self.volume, &mut self.account, path, record),
+            Names::Joliet => Ok(Entries::default()),
+        }
     }
 
     /// The root's own record has the entry that says what all others skip, and skips nothing itself; except where
     /// something else stands before it too.
     fn root_entries(&mut self, own: &Record) -> Result<Entries, ReadError> {
-        let Names::RockRidge(skip) = self.volume.names else { return Ok(Entries::default()) };
+        let Names::RockRidge(skip) = self.volume.names else { return self.entries(own, &[]) };
         let skip = if own.system_use().starts_with(b"SP") { 0 } else { skip };
         Entries::of(&self.volume, &mut self.account, &[], own, skip)
     }
@@ -212,7 +235,10 @@ impl<'a> Walk<'a> {
             DIR => return Err(damaged(path, "only its mode says that it is a directory")),
             other => return Err(damaged(path, &format!("there is no file type {other:#o}"))),
         };
-        let mut entry = make(name, kind, size, &first, entries);
+        // A number of its own, and not the place of its record: whatever the image says, only `unite_links` makes two
+        // names one file.
+        self.files += 1;
+        let mut entry = make(name, kind, size, self.files, &first, entries);
         if let Some(posix) = entries.posix.filter(|posix| posix.links > 1) {
             self.unite_links(&mut entry, posix.serial, path)?;
         }
@@ -290,7 +316,7 @@ fn zisofs(compressed: Compressed, ranges: Vec<Range>, path: &Path) -> Result<Kin
     Err(unsupported(path, what, "compress it with mkzftree, or not at all"))
 }
 
-fn make(name: Vec<u8>, kind: Kind, size: u64, record: &Record, entries: &Entries) -> Entry {
+fn make(name: Vec<u8>, kind: Kind, size: u64, id: u64, record: &Record, entries: &Entries) -> Entry {
     let mode = entries.posix.map_or(PLAIN_MODE, |posix| posix.mode);
     Entry {
         name,
@@ -301,7 +327,7 @@ fn make(name: Vec<u8>, kind: Kind, size: u64, record: &Record, entries: &Entries
         gid: entries.posix.map_or(0, |posix| posix.gid),
         mtime: entries.mtime.unwrap_or_else(|| time::short(record.date())),
         device: if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { entries.device } else { (0, 0) },
-        id: record.at,
+        id,
         kind,
     }
 }

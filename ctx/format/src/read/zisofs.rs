@@ -16,6 +16,9 @@ use super::tree::Range;
 /// Sizes of a block that Linux takes, as powers of two: from a page to 128 KiB.
 const SHIFTS: std::ops::RangeInclusive<u8> = 12..=17;
 
+/// What a last block that is padded with zeros to its whole size takes beside its content.
+const PADDING: usize = 1024;
+
 /// A compressed file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Zisofs {
@@ -39,6 +42,12 @@ pub enum ZisofsError {
     /// A block has more bytes than any of its content could need, or fewer than none.
     #[error("block {block} cannot have the size that the table says")]
     Size {
+        /// The block's number.
+        block: u64,
+    },
+    /// A zlib stream of more pieces than its content can need, each of which takes time.
+    #[error("block {block} is compressed in too many pieces")]
+    Pieces {
         /// The block's number.
         block: u64,
     },
@@ -66,12 +75,41 @@ impl Zisofs {
         image: &'a [u8],
         size: u64,
     ) -> impl Iterator<Item = Result<Vec<u8>, ZisofsError>> + 'a {
-        let block = self.block as u64;
         let mut inflater = Box::<DecompressorOxide>::default();
-        (0..size.div_ceil(block)).map(move |number| {
-            let len = usize::try_from(size - number * block).unwrap_or(usize::MAX).min(self.block);
-            self.read(image, number, len, &mut inflater)
+        self.lens(size).map(move |(number, len)| self.read(image, number, len, &mut inflater))
+    }
+
+    /// Bytes that are decompressed for a file of `size` bytes, which say how long [`Self::blocks`] takes. No two blocks
+    /// share any, but files can.
+    ///
+    /// # Errors
+    /// The first block that is not there, or has an impossible size.
+    pub fn stored_len(&self, image: &[u8], size: u64) -> Result<u64, ZisofsError> {
+        self.lens(size).map(|(number, len)| Ok(self.span(image, number, len)?.1 as u64)).sum()
+    }
+
+    /// How many bytes all files of an image may decompress together. Honest ones share none, unless they are the same
+    /// file, and come to less than the image.
+    pub fn may_store(image: &[u8]) -> u64 {
+        2 * image.len() as u64
+    }
+
+    /// The blocks of a file of `size` bytes, each with the length of its content.
+    fn lens(&self, size: u64) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let block = self.block;
+        (0..size.div_ceil(block as u64)).map(move |number| {
+            let rest = size - number * block as u64;
+            (number, usize::try_from(rest).unwrap_or(usize::MAX).min(block))
         })
+    }
+
+    /// Where a block is stored, and in how many bytes: none for zeros.
+    fn span(&self, image: &[u8], block: u64, len: usize) -> Result<(u64, usize), ZisofsError> {
+        let table = self.stored(image, self.header + block * 4, 8).ok_or(ZisofsError::Outside { block })?;
+        let (start, end) = (le32(&table), le32(&table[4..]));
+        let most = most(self.block).min(most(len) + PADDING);
+        let stored = end.checked_sub(start).map(|stored| stored as usize).filter(|stored| *stored <= most);
+        Ok((start.into(), stored.ok_or(ZisofsError::Size { block })?))
     }
 
     fn read(
@@ -81,22 +119,29 @@ impl Zisofs {
         len: usize,
         inflater: &mut DecompressorOxide,
     ) -> Result<Vec<u8>, ZisofsError> {
-        let outside = ZisofsError::Outside { block };
-        let table = self.stored(image, self.header + block * 4, 8).ok_or(outside)?;
-        let (start, end) = (le32(&table), le32(&table[4..]));
+        let (start, stored) = self.span(image, block, len)?;
         let mut content = vec![0; len];
-        if start == end {
+        if stored == 0 {
             return Ok(content);
         }
-        // What zlib needs at most for a block (`deflateBound` of the kernel).
-        let most = self.block + self.block.div_ceil(8) + self.block.div_ceil(64) + 11;
-        let stored = end.checked_sub(start).filter(|stored| *stored as usize <= most);
-        let stored = stored.ok_or(ZisofsError::Size { block })?;
-        let stream = self.stored(image, start.into(), stored as usize).ok_or(outside)?;
+        let stream = self.stored(image, start, stored).ok_or(ZisofsError::Outside { block })?;
         inflater.init();
         let flags = inflate_flags::TINFL_FLAG_PARSE_ZLIB_HEADER
+            | inflate_flags::TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY
             | inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let (status, _, written) = decompress(inflater, &stream, &mut content, 0, flags);
+        // Each piece of a stream brings tables that are built anew, for nothing in one that is crafted: an empty piece has
+        // ten bits. Compressors end a piece after thousands of symbols; zlib with the least memory after 127.
+        let mut pieces = 8 + stored / 32 + len / 64;
+        let (mut consumed, mut written) = (0, 0);
+        let status = loop {
+            let rest = stream.get(consumed..).unwrap_or_default();
+            let (status, took, gave) = decompress(inflater, rest, &mut content, written, flags);
+            (consumed, written) = (consumed + took, written + gave);
+            if status != TINFLStatus::BlockBoundary {
+                break status;
+            }
+            pieces = pieces.checked_sub(1).ok_or(ZisofsError::Pieces { block })?;
+        };
         // More than the content is there, like the end of a last block that is padded: Linux does not look.
         let done = matches!(status, TINFLStatus::Done | TINFLStatus::HasMoreOutput);
         if done && written == len { Ok(content) } else { Err(ZisofsError::Damaged { block }) }
@@ -125,6 +170,11 @@ impl Zisofs {
         }
         None
     }
+}
+
+/// What zlib needs at most for so many bytes (`deflateBound` of the kernel).
+fn most(len: usize) -> usize {
+    len + len.div_ceil(8) + len.div_ceil(64) + 11
 }
 
 #[cfg(test)]
@@ -171,6 +221,51 @@ mod tests {
         // Less than is stored: the rest is not looked at.
         assert_eq!(read(&image, &[], 10).unwrap(), &text[..10]);
         assert_eq!(read(&image, &[], 0).unwrap(), b"");
+    }
+
+    /// A zlib stream of one byte behind so many empty pieces, four of which take five bytes.
+    fn pieces(fours: usize) -> Vec<u8> {
+        let checksum = adler32(b"x").to_be_bytes();
+        let empty = [0x02, 0x08, 0x20, 0x80, 0x00].repeat(fours);
+        [&b"\x78\x01"[..], &empty, b"\x01\x01\x00\xfe\xffx", &checksum].concat()
+    }
+
+    fn adler32(bytes: &[u8]) -> u32 {
+        let (a, b) = bytes
+            .iter()
+            .fold((1_u32, 0_u32), |(a, b), byte| (a + u32::from(*byte), a + b + u32::from(*byte)));
+        b << 16 | a
+    }
+
+    #[test]
+    fn a_stream_that_only_takes_time_is_refused() {
+        assert_eq!(read(&stored(&[pieces(2)]), &[], 1).unwrap(), b"x");
+        assert_eq!(read(&stored(&[pieces(150)]), &[], 1), Err(ZisofsError::Pieces { block: 0 }));
+        // No more is stored than the content needs, and as much as a last block that is padded with zeros.
+        assert_eq!(read(&stored(&[pieces(300)]), &[], 1), Err(ZisofsError::Size { block: 0 }));
+        let padded = [vec![7; 10], vec![0; 4086]].concat();
+        for level in 1..10 {
+            let image = stored(&[compress_to_vec_zlib(&padded, level)]);
+            assert_eq!(read(&image, &[], 10).unwrap(), [7; 10]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_compress_is_read() {
+        // Stored by deflate as it is, in pieces, which takes more than the content has.
+        let mut state = 1_u32;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        let noise: Vec<u8> = noise.take(4096 + 3).collect();
+        for level in 0..10 {
+            let deflated = |bytes: &[u8]| compress_to_vec_zlib(bytes, level);
+            let image = stored(&[deflated(&noise[..4096]), deflated(&noise[4096..])]);
+            assert_eq!(read(&image, &[], 4099).as_ref(), Ok(&noise), "{level}");
+            let all = image.len() as u64 - 28;
+            assert_eq!(file(&image, &[]).stored_len(&image, 4099), Ok(all));
+        }
     }
 
     #[test]
