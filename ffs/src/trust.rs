@@ -88,22 +88,8 @@ pub enum Reason {
     #[error(transparent)]
     Revoked(SignatureError),
     /// Another layer has an image of the class.
-    #[error(
-        "layers `{layer}` (generation {generation}) and `{other}` (generation {shown}) are both of class `{class}`, and one image \
-         of a class is shown at a time: replace or remove `{other}` first"
-    )]
-    Beside {
-        /// The class of both.
-        class: ClassName,
-        /// The layer that is not taken.
-        layer: String,
-        /// Its generation.
-        generation: u64,
-        /// The layer that is shown, or asked for together with it.
-        other: String,
-        /// The generation of that.
-        shown: u64,
-    },
+    #[error(transparent)]
+    Beside(Box<Beside>),
     /// Older than what was accepted before.
     #[error("generation {found} of class `{class}` is older than {accepted}, which was accepted")]
     Older {
@@ -132,6 +118,25 @@ pub enum Reason {
     },
 }
 
+/// Two layers have images of one class.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "layers `{layer}` (generation {generation}) and `{other}` (generation {shown}) are both of class `{class}`, and one image of a \
+     class is shown at a time: replace or remove `{other}` first"
+)]
+pub struct Beside {
+    /// The class of both.
+    pub class: ClassName,
+    /// The layer that is not taken.
+    pub layer: String,
+    /// Its generation.
+    pub generation: u64,
+    /// The layer that is shown, or asked for together with it.
+    pub other: String,
+    /// The generation of that.
+    pub shown: u64,
+}
+
 /// A layer that may not be shown.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
@@ -157,13 +162,13 @@ fn alone(layer: &Layer, together: &[&Layer]) -> Result<(), Reason> {
             && same == class
             && beside != image
         {
-            return Err(Reason::Beside {
+            return Err(Reason::Beside(Box::new(Beside {
                 class: class.clone(),
                 layer: layer.name.clone(),
                 generation: image.generation,
                 other: other.name.clone(),
                 shown: beside.generation,
-            });
+            })));
         }
     }
     Ok(())

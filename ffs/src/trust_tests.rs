@@ -97,11 +97,11 @@ fn two_images_of_a_class_exclude_one_another_in_any_order() {
         (&[&one], &[&two], "one"),
     ] {
         for verdict in [trust.may_show(news, stay), trust.accept(news, stay)] {
-            let Err(Rejected { layer, reason: Reason::Beside { layer: of, other, .. } }) = verdict else {
+            let Err(Rejected { layer, reason: Reason::Beside(beside) }) = verdict else {
                 panic!("{verdict:?}");
             };
-            assert_eq!((layer.as_str(), of.as_str()), (refused, refused));
-            assert_ne!(other, refused);
+            assert_eq!((layer.as_str(), beside.layer.as_str()), (refused, refused));
+            assert_ne!(beside.other, refused);
         }
     }
     assert!(!dir.path().join("state/accepted.json").exists(), "the ledger stays");
