@@ -27,7 +27,7 @@
 //! | [`edit`] | what a request makes of the layers; pure |
 //! | [`dirs`] | directories that are followed |
 //! | [`memory`] | how much images may hold |
-//! | [`trust`] | which images are taken |
+//! | [`trust`], `ledger` | which images are taken, and what was accepted |
 //! | [`ack`] | how the host is told what became of an image |
 //! | [`daemon`] | one loop that owns every change |
 //! | `handover`, `door` | another program takes over a mount in use |
@@ -53,6 +53,7 @@ mod handover;
 pub mod hooks;
 pub mod kernel;
 pub mod layer;
+mod ledger;
 pub mod memory;
 pub mod merge;
 pub mod mount;

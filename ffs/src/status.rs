@@ -46,7 +46,7 @@ pub struct Status {
     /// `passthrough` (the kernel reads large files by itself),
     /// `allow_other`, `device_events`, `follow_directories`.
     pub abilities: Vec<String>,
-    /// What this kernel or these privileges do not allow, and what that means.
+    /// What this kernel or these privileges do not allow, and what that means; layers that could not be read again.
     pub reduced: Vec<String>,
 }
 

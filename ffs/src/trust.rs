@@ -4,10 +4,10 @@
 //! layer must be signed by one that is for its class, and its generation must be above the last one that
 //! was accepted of that class, or the very same manifest again: after a reboot or a new attachment the
 //! same disc is still right. Accepted is what is shown, and not what was read for a change that then failed. What was accepted is
-//! kept in a file, so that a restart forgets nothing; where that cannot be written, it holds as long as the process. A rollback
-//! is an order to go back: what it shows is what was accepted last from then on.
+//! kept in a file (`ledger`), so that a restart forgets nothing; where that cannot be written, it holds as long as the process.
+//! A rollback is an order to go back: what it shows is what was accepted last from then on. Of one class, one image is shown at a
+//! time: otherwise either would be too old beside the other.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,16 +15,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwapOption;
 use ctx_format::ClassName;
 use ctx_format::check::{CheckError, Checked, Claim, check};
-use ctx_format::manifest::Sha256;
-use ctx_format::read::Image;
+use ctx_format::read;
 use ctx_format::sign::{KeyError, PublicKey, Ring, SignatureError};
-use ctx_io::{bounded, durable};
-use serde::{Deserialize, Serialize};
+use ctx_io::bounded;
 
 use crate::config::{Config, matches};
 use crate::control::mount_name;
 use crate::handover::state;
 use crate::layer::{Layer, Vouched};
+use crate::ledger::{self, Image, Ledger};
 
 /// Where the state is kept unless the configuration says otherwise.
 const STATE_DIR: &str = "/var/lib/ffs";
@@ -55,9 +54,9 @@ pub enum TrustError {
     /// `trust` is given and names no key: every image would be refused.
     #[error("`trust` names no key ({0}): put the line that `ctx keygen` wrote there")]
     NoKey(String),
-    /// The images of a start exclude one another.
-    #[error("{0}: one mount shows one image of a class")]
-    Together(String),
+    /// An image of a start is not taken.
+    #[error(transparent)]
+    Image(#[from] Rejected),
     /// The state cannot be understood.
     #[error("`{}` does not say which generations were accepted ({source}): remove it to begin anew, and old images are taken once", path.display())]
     State {
@@ -88,6 +87,9 @@ pub enum Reason {
     /// Nobody who is trusted vouches for it any more.
     #[error(transparent)]
     Revoked(SignatureError),
+    /// Another layer has an image of the class.
+    #[error(transparent)]
+    Beside(Box<Beside>),
     /// Older than what was accepted before.
     #[error("generation {found} of class `{class}` is older than {accepted}, which was accepted")]
     Older {
@@ -116,58 +118,67 @@ pub enum Reason {
     },
 }
 
-/// What was last accepted of each class, as it lies in the file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Ledger {
-    accepted: BTreeMap<ClassName, Accepted>,
+/// Two layers have images of one class.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "layers `{layer}` (generation {generation}) and `{other}` (generation {shown}) are both of class `{class}`, and one image of a \
+     class is shown at a time: replace or remove `{other}` first"
+)]
+pub struct Beside {
+    /// The class of both.
+    pub class: ClassName,
+    /// The layer that is not taken.
+    pub layer: String,
+    /// Its generation.
+    pub generation: u64,
+    /// The layer that is shown, or asked for together with it.
+    pub other: String,
+    /// The generation of that.
+    pub shown: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Accepted {
-    generation: u64,
-    /// SHA-256 of the manifest.
-    manifest: Sha256,
-}
-
-impl Ledger {
-    /// Whether an image may follow what was accepted; whether that is anything new.
-    fn judge(&self, class: &ClassName, image: Accepted) -> Result<bool, Reason> {
-        let (class, generation) = (class.clone(), image.generation);
-        match self.accepted.get(&class) {
-            None => Ok(true),
-            Some(last) if generation > last.generation => Ok(true),
-            Some(last) if generation < last.generation => {
-                Err(Reason::Older { class, found: generation, accepted: last.generation })
-            }
-            Some(last) if last.manifest != image.manifest => Err(Reason::Other { class, generation }),
-            Some(_) => Ok(false),
-        }
-    }
-
-    /// The ledger after images that are shown together; `None` where that is the same. Of one class only one may be among
-    /// them.
-    fn after(&self, images: &[(&ClassName, Accepted)]) -> Result<Option<Self>, Reason> {
-        let mut next = self.clone();
-        let mut new = false;
-        // The newest first, so that the order in which they are given does not matter.
-        let mut images = images.to_vec();
-        images.sort_by_key(|(_, image)| std::cmp::Reverse(image.generation));
-        for (class, image) in images {
-            if next.judge(class, image)? {
-                next.accepted.insert(class.clone(), image);
-                new = true;
-            }
-        }
-        Ok(new.then_some(next))
-    }
+/// A layer that may not be shown.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Rejected {
+    /// Its name.
+    pub layer: String,
+    /// Why not.
+    #[source]
+    pub reason: Reason,
 }
 
 /// What a layer states that a key vouches for.
-fn stated(layer: &Layer) -> Option<(&ClassName, Accepted)> {
-    let accepted = Accepted { generation: layer.generation?, manifest: layer.vouched?.manifest };
-    Some((layer.class.as_ref()?, accepted))
+fn stated(layer: &Layer) -> Option<(&ClassName, Image)> {
+    let image = Image { generation: layer.generation?, manifest: layer.vouched?.manifest };
+    Some((layer.class.as_ref()?, image))
+}
+
+/// Whether a layer's image is the only one of its class among those that are shown together.
+fn alone(layer: &Layer, together: &[&Layer]) -> Result<(), Reason> {
+    let Some((class, image)) = stated(layer) else { return Ok(()) };
+    for other in together {
+        if let Some((same, beside)) = stated(other)
+            && same == class
+            && beside != image
+        {
+            return Err(Reason::Beside(Box::new(Beside {
+                class: class.clone(),
+                layer: layer.name.clone(),
+                generation: image.generation,
+                other: other.name.clone(),
+                shown: beside.generation,
+            })));
+        }
+    }
+    Ok(())
+}
+
+/// Asks of each layer whether it may be shown, the last one first, until one may not.
+fn each(news: &[&Layer], mut may: impl FnMut(&Layer) -> Result<(), Reason>) -> Result<(), Rejected> {
+    news.iter()
+        .rev()
+        .try_for_each(|layer| may(layer).map_err(|reason| Rejected { layer: layer.name.clone(), reason }))
 }
 
 #[derive(Debug, Default)]
@@ -179,44 +190,41 @@ struct State {
 }
 
 impl State {
-    /// The ledger after images that are shown beside those that stay; `None` where that is the same.
-    fn after<'a>(
-        &mut self,
-        news: impl IntoIterator<Item = &'a Layer>,
-        stay: impl IntoIterator<Item = &'a Layer>,
-    ) -> Result<Option<Ledger>, Reason> {
-        let images: Vec<_> = news.into_iter().filter_map(stated).collect();
-        if images.is_empty() {
-            return Ok(None);
-        }
-        self.catch_up();
-        // What stays was judged when it came; here it is only in the way of another of its class.
-        let stay: Vec<_> = stay.into_iter().filter_map(stated).collect();
-        let together: Vec<_> = images.iter().chain(&stay).copied().collect();
-        Ledger::default().after(&together)?;
-        self.ledger.after(&images)
-    }
-
-    /// Takes in what another mount has written into the same file meanwhile: what is newer there holds here, too.
+    /// Takes in what another mount has written into the same file meanwhile.
     fn catch_up(&mut self) {
-        let Ok(written) = read_ledger(&self.path) else { return };
-        for (class, theirs) in written.accepted {
-            let own = self.ledger.accepted.get(&class);
-            if own.is_none_or(|own| own.generation < theirs.generation) {
-                self.ledger.accepted.insert(class, theirs);
-            }
+        if let Ok(written) = ledger::read(&self.path) {
+            self.ledger.join(&written);
         }
     }
 
-    /// Goes on with another ledger, or with the same, and writes it down.
-    fn keep(&mut self, ledger: Option<Ledger>) {
-        if let Some(ledger) = ledger {
-            self.ledger = ledger;
+    /// Changes what was accepted, here and in the file. Where that cannot be written, it holds here, and the next change
+    /// tries again.
+    ///
+    /// # Errors
+    /// Those of `change`; nothing has changed then.
+    fn change<E>(&mut self, change: impl FnOnce(&mut Ledger) -> Result<(), E>) -> Result<(), E> {
+        let lock = ledger::lock(&self.path);
+        let written = ledger::read(&self.path);
+        if let Ok(written) = &written {
+            self.ledger.join(written);
         }
-        self.unwritten = write_ledger(&self.path, &self.ledger).err().map(|error| {
+        let mut next = self.ledger.clone();
+        change(&mut next)?;
+        self.ledger = next;
+        let kept = match (&written, &lock) {
+            (Ok(written), _) if *written == self.ledger => Ok(()),
+            (Ok(_), Ok(lock)) => {
+                ledger::write(&self.path, &self.ledger, lock).map_err(|error| error.to_string())
+            }
+            (Ok(_), Err(error)) => Err(error.to_string()),
+            // Nor is what cannot be understood written over: it may be of a newer program.
+            (Err(error), _) => Err(error.to_string()),
+        };
+        if let Err(error) = &kept {
             tracing::warn!(%error, path = %self.path.display(), "the accepted generations are not kept");
-            error.to_string()
-        });
+        }
+        self.unwritten = kept.err();
+        Ok(())
     }
 }
 
@@ -250,7 +258,7 @@ impl Trust {
         let (ring, ledger) = if config.trust.is_empty() {
             (None, Ledger::default())
         } else {
-            (Some(ring(&config.trust)?), read_ledger(&path)?)
+            (Some(ring(&config.trust)?), ledger::read(&path)?)
         };
         Ok(Self {
             patterns: config.trust.clone(),
@@ -308,7 +316,11 @@ impl Trust {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn admit(&self, image: &Image, bytes: &[u8]) -> Result<Option<(Checked, Option<Vouched>)>, Refusal> {
+    pub fn admit(
+        &self,
+        image: &read::Image,
+        bytes: &[u8],
+    ) -> Result<Option<(Checked, Option<Vouched>)>, Refusal> {
         let ring = self.ring.load();
         let checked = check(image, bytes, ring.as_deref())
             .map_err(|refused| Refusal { claim: refused.claim, reason: refused.error.into() })?;
@@ -330,53 +342,52 @@ impl Trust {
             let found = image.manifest.instance_id.to_string();
             return Err(Reason::Instance { found, expected: expected.clone() });
         }
-        let accepted = Accepted { generation: image.manifest.generation, manifest: image.digest };
-        self.state().ledger.judge(&image.manifest.class, accepted).map(drop)
+        let mut state = self.state();
+        state.catch_up();
+        let read = Image { generation: image.manifest.generation, manifest: image.digest };
+        state.ledger.judge(&image.manifest.class, read)
     }
 
-    /// The layers, where whoever vouched for them is still trusted: keys may have been removed since they were read.
-    fn vouched<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<Vec<&'a Layer>, Reason> {
-        let ring = self.ring.load();
-        let layers: Vec<&Layer> = layers.into_iter().collect();
-        for layer in &layers {
-            if let (Some(ring), Some(vouched), Some(class)) = (&*ring, layer.vouched, &layer.class) {
-                ring.vouches(vouched.key, class).map_err(Reason::Revoked)?;
+    /// Whether whoever vouched for a layer is still trusted: keys may have been removed since it was read.
+    fn vouched(&self, layer: &Layer) -> Result<(), Reason> {
+        match (&*self.ring.load(), layer.vouched, &layer.class) {
+            (Some(ring), Some(vouched), Some(class)) => {
+                ring.vouches(vouched.key, class).map_err(Reason::Revoked)
             }
+            _ => Ok(()),
         }
-        Ok(layers)
     }
 
-    /// Whether layers may be shown beside those that stay, by the keys, by what was accepted and by one another: of one class
-    /// there is only one image.
+    /// Whether layers may be shown beside those that stay, by the keys and by one another: of one class there is only one image.
+    fn together(&self, news: &[&Layer], stay: &[&Layer]) -> Result<(), Rejected> {
+        let together = [news, stay].concat();
+        each(news, |layer| self.vouched(layer).and_then(|()| alone(layer, &together)))
+    }
+
+    /// Whether layers may be shown beside those that stay, by the keys, by what was accepted and by one another.
     ///
     /// # Errors
-    /// [`Reason::Revoked`], [`Reason::Older`], [`Reason::Other`].
-    pub fn may_show<'a>(
-        &self,
-        news: impl IntoIterator<Item = &'a Layer>,
-        stay: impl IntoIterator<Item = &'a Layer>,
-    ) -> Result<(), Reason> {
-        self.state().after(self.vouched(news)?, stay).map(drop)
+    /// [`Reason::Revoked`], [`Reason::Beside`], [`Reason::Older`], [`Reason::Other`], for the last of `news` that one holds for.
+    pub fn may_show(&self, news: &[&Layer], stay: &[&Layer]) -> Result<(), Rejected> {
+        self.together(news, stay)?;
+        if !news.iter().any(|layer| stated(layer).is_some()) {
+            return Ok(());
+        }
+        let mut state = self.state();
+        state.catch_up();
+        each(news, |layer| stated(layer).map_or(Ok(()), |(class, image)| state.ledger.judge(class, image)))
     }
 
     /// Notes the generations of layers that are about to be shown beside those that stay.
     ///
     /// # Errors
-    /// As of [`Trust::may_show`]: another was accepted, or a key removed meanwhile. Nothing is noted then.
-    pub fn accept<'a>(
-        &self,
-        news: impl IntoIterator<Item = &'a Layer>,
-        stay: impl IntoIterator<Item = &'a Layer>,
-    ) -> Result<(), Reason> {
-        let news = self.vouched(news)?;
-        let mut state = self.state();
-        let next = state.after(news, stay)?;
-        // Written before it is shown: a crash in between leaves an image that is taken again. What
-        // could not be written is tried again with each image.
-        if next.is_some() || state.unwritten.is_some() {
-            state.keep(next);
-        }
-        Ok(())
+    /// As of [`Trust::may_show`]; nothing is noted then.
+    pub fn accept(&self, news: &[&Layer], stay: &[&Layer]) -> Result<(), Rejected> {
+        self.together(news, stay)?;
+        // Written before it is shown: a crash in between leaves an image that is taken again.
+        self.note(news, |ledger| {
+            each(news, |layer| stated(layer).map_or(Ok(()), |(class, image)| ledger.accept(class, image)))
+        })
     }
 
     /// Notes the generations of layers that a rollback shows again, whatever was accepted after them: the next start must take
@@ -384,17 +395,25 @@ impl Trust {
     ///
     /// # Errors
     /// [`Reason::Revoked`]; nothing is noted then.
-    pub fn accept_rollback<'a>(&self, layers: impl IntoIterator<Item = &'a Layer>) -> Result<(), Reason> {
-        let layers = self.vouched(layers)?;
+    pub fn accept_rollback(&self, layers: &[&Layer]) -> Result<(), Rejected> {
+        each(layers, |layer| self.vouched(layer))?;
+        self.note(layers, |ledger| {
+            for (class, image) in layers.iter().copied().filter_map(stated) {
+                ledger.roll_back(class, image);
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes the ledger for layers, where there is anything to note of them. What could not be written is tried again.
+    fn note(
+        &self,
+        layers: &[&Layer],
+        change: impl FnOnce(&mut Ledger) -> Result<(), Rejected>,
+    ) -> Result<(), Rejected> {
         let mut state = self.state();
-        let mut next = state.ledger.clone();
-        for (class, image) in layers.into_iter().filter_map(stated) {
-            next.accepted.insert(class.clone(), image);
-        }
-        if next != state.ledger {
-            state.keep(Some(next));
-        }
-        Ok(())
+        let images = layers.iter().any(|layer| stated(layer).is_some());
+        if images || state.unwritten.is_some() { state.change(change) } else { Ok(()) }
     }
 
     /// What does not hold, for the status.
@@ -402,7 +421,7 @@ impl Trust {
         let state = self.state();
         state.unwritten.as_ref().map(|error| {
             format!(
-                "accepted generations cannot be written to `{}` ({error}): an older image is refused only until ffs ends",
+                "accepted generations cannot be written to `{}` ({error}): an older image is refused, and a rollback holds, only until ffs ends",
                 state.path.display()
             )
         })
@@ -415,27 +434,6 @@ impl Trust {
 
 fn default_state(point: &Path) -> PathBuf {
     Path::new(STATE_DIR).join(format!("{}.json", mount_name(point, LONGEST_NAME)))
-}
-
-fn read_ledger(path: &Path) -> Result<Ledger, TrustError> {
-    match bounded::read(path, bounded::STATE) {
-        Ok(json) => serde_json::from_slice(&json)
-            .map_err(|source| TrustError::State { path: path.to_owned(), source }),
-        // No directory either: whether one can be made is found out at the first image.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(Ledger::default())
-        }
-        Err(source) => Err(TrustError::Read { path: path.to_owned(), source }),
-    }
-}
-
-fn write_ledger(path: &Path, ledger: &Ledger) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let mut json = serde_json::to_vec_pretty(ledger)?;
-    json.push(b'\n');
-    durable::write(path, &json)
 }
 
 /// The keys of all files that the patterns name. Empty lines and those that start with `#` are skipped.

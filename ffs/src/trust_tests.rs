@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use ctx_format::sign::SecretKey;
 use ctx_format::{ContextData, File, ImageOptions, Priority, read, write_signed_iso};
 
@@ -36,9 +38,25 @@ fn read(trust: &Trust, image: &[u8]) -> Result<Layer, Reason> {
     Ok(Layer { name, priority: 1, origin, class, generation, vouched, root })
 }
 
+fn named(name: &str, layer: Layer) -> Layer {
+    Layer { name: name.to_owned(), ..layer }
+}
+
+/// The same keys, and nothing accepted.
+fn fresh(config: &Config) -> Trust {
+    let nowhere = Config { trust_state: Some("/nonexistent/accepted.json".into()), ..config.clone() };
+    Trust::new(&nowhere, Path::new("/")).unwrap()
+}
+
+/// A layer of generation 7 of another class.
+fn service(trust: &Trust) -> Layer {
+    let of = |layer| Layer { class: Some("service".parse().unwrap()), generation: Some(7), ..layer };
+    named("s", of(read(trust, &image(9, "s")).unwrap()))
+}
+
 /// Takes an image and shows it.
 fn admit(trust: &Trust, image: &[u8]) -> Result<(), Reason> {
-    trust.accept([&read(trust, image)?], [])
+    trust.accept(&[&read(trust, image)?], &[]).map_err(|rejected| rejected.reason)
 }
 
 #[test]
@@ -49,10 +67,16 @@ fn only_what_is_shown_counts_and_a_rollback_is_an_order() {
     let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
     // Both were read, and neither is shown.
     assert!(read(&trust, &image(1, "a")).is_ok() && !dir.path().join("state").exists());
-    trust.accept([&two], []).unwrap();
-    assert!(matches!(trust.may_show([&one], []), Err(Reason::Older { accepted: 2, .. })));
-    assert!(matches!(trust.accept([&one], []), Err(Reason::Older { accepted: 2, .. })));
-    trust.accept_rollback([&one]).unwrap();
+    trust.accept(&[&two], &[]).unwrap();
+    assert!(matches!(
+        trust.may_show(&[&one], &[]),
+        Err(Rejected { reason: Reason::Older { accepted: 2, .. }, .. })
+    ));
+    assert!(matches!(
+        trust.accept(&[&one], &[]),
+        Err(Rejected { reason: Reason::Older { accepted: 2, .. }, .. })
+    ));
+    trust.accept_rollback(&[&one]).unwrap();
     let later = Trust::new(&config, dir.path()).unwrap();
     assert!(admit(&later, &image(1, "a")).is_ok());
     assert!(matches!(admit(&later, &image(1, "b")), Err(Reason::Other { generation: 1, .. })));
@@ -63,14 +87,100 @@ fn only_what_is_shown_counts_and_a_rollback_is_an_order() {
 fn two_images_of_a_class_exclude_one_another_in_any_order() {
     let dir = tempfile::tempdir().unwrap();
     let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
-    let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
-    for pair in [[&one, &two], [&two, &one]] {
-        assert!(matches!(trust.accept(pair, []), Err(Reason::Older { found: 1, accepted: 2, .. })));
+    let one = named("one", read(&trust, &image(1, "a")).unwrap());
+    let two = named("two", read(&trust, &image(2, "b")).unwrap());
+    // The last one is refused, and the reason is not what was accepted: nothing was.
+    for (news, stay, refused) in [
+        (&[&one, &two][..], &[][..], "two"),
+        (&[&two, &one], &[], "one"),
+        (&[&two], &[&one], "two"),
+        (&[&one], &[&two], "one"),
+    ] {
+        for verdict in [trust.may_show(news, stay), trust.accept(news, stay)] {
+            let Err(Rejected { layer, reason: Reason::Beside(beside) }) = verdict else {
+                panic!("{verdict:?}");
+            };
+            assert_eq!((layer.as_str(), beside.layer.as_str()), (refused, refused));
+            assert_ne!(beside.other, refused);
+        }
     }
-    trust.accept([&one, &one], []).unwrap();
-    // Nor does one come beside the other.
-    assert!(matches!(trust.accept([&two], [&one]), Err(Reason::Older { found: 1, accepted: 2, .. })));
-    assert!(admit(&trust, &image(1, "a")).is_ok(), "the ledger stays");
+    assert!(!dir.path().join("state/accepted.json").exists(), "the ledger stays");
+    // The same image may be there twice.
+    trust.accept(&[&one, &named("again", one.clone())], &[]).unwrap();
+}
+
+#[test]
+fn of_several_layers_the_one_is_named_that_something_speaks_against() {
+    let dir = tempfile::tempdir().unwrap();
+    let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
+    let (one, two) = (read(&trust, &image(1, "a")).unwrap(), read(&trust, &image(2, "b")).unwrap());
+    let plain = Layer { vouched: None, class: None, generation: None, ..named("plain", one.clone()) };
+    trust.accept(&[&two], &[]).unwrap();
+    let refused = trust.accept(&[&one, &plain], &[]).unwrap_err();
+    assert!(matches!(refused, Rejected { layer, reason: Reason::Older { .. } } if layer == one.name));
+    trust.accept(&[&plain], &[&two]).unwrap();
+}
+
+/// Two processes with one state, both of which have accepted generation 2.
+fn two_processes(dir: &Path) -> (Config, [Trust; 2]) {
+    let config = config(dir);
+    let trusts = [(), ()].map(|()| {
+        let trust = Trust::new(&config, dir).unwrap();
+        admit(&trust, &image(2, "b")).unwrap();
+        trust
+    });
+    (config, trusts)
+}
+
+#[test]
+fn a_rollback_is_not_undone_by_another_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, [one, other]) = two_processes(dir.path());
+    let back = read(&fresh(&config), &image(1, "a")).unwrap();
+    one.accept_rollback(&[&back]).unwrap();
+    // It had not heard of that, and notes something else.
+    other.accept(&[&service(&other)], &[]).unwrap();
+    let later = Trust::new(&config, dir.path()).unwrap();
+    assert!(admit(&later, &image(1, "a")).is_ok(), "the rollback stays");
+    let older = later.accept(&[&Layer { generation: Some(3), ..service(&later) }], &[]);
+    assert!(matches!(older, Err(Rejected { reason: Reason::Older { .. }, .. })), "and so does the other's");
+    // It knows of it from then on, also what is read.
+    assert!(read(&other, &image(1, "a")).is_ok());
+}
+
+#[test]
+fn a_rollback_that_could_not_be_written_is_written_with_the_next_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, [trust, other]) = two_processes(dir.path());
+    let back = read(&fresh(&config), &image(1, "a")).unwrap();
+    let state = dir.path().join("state");
+    let aside = dir.path().join("aside");
+    std::fs::rename(&state, &aside).unwrap();
+    std::fs::write(&state, "").unwrap();
+    trust.accept_rollback(&[&back]).unwrap();
+    assert!(trust.reduced().unwrap().contains("a rollback holds, only until ffs ends"));
+    std::fs::remove_file(&state).unwrap();
+    std::fs::rename(&aside, &state).unwrap();
+    trust.accept(&[&service(&trust)], &[]).unwrap();
+    assert_eq!(trust.reduced(), None);
+    assert!(admit(&Trust::new(&config, dir.path()).unwrap(), &image(1, "a")).is_ok());
+    assert!(read(&other, &image(1, "a")).is_ok());
+}
+
+#[test]
+fn a_state_that_is_damaged_in_use_is_left_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let trust = Trust::new(&config(dir.path()), dir.path()).unwrap();
+    admit(&trust, &image(2, "b")).unwrap();
+    let path = dir.path().join("state/accepted.json");
+    std::fs::write(&path, "{").unwrap();
+    assert!(admit(&trust, &image(1, "a")).is_err());
+    admit(&trust, &image(3, "c")).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+    assert!(trust.reduced().unwrap().contains("remove it to begin anew"));
+    std::fs::remove_file(&path).unwrap();
+    admit(&trust, &image(3, "c")).unwrap();
+    assert_eq!(trust.reduced(), None);
 }
 
 #[test]
@@ -164,9 +274,18 @@ fn a_key_that_is_removed_vouches_for_nothing_more() {
         trust.reload().unwrap();
         assert!(matches!(admit(&trust, &image(2, "b")), Err(Reason::Check(_))));
         // Nor what was read while it did, or shown.
-        assert!(matches!(trust.accept([&read_before], [&earlier]), Err(Reason::Revoked(_))));
-        assert!(matches!(trust.may_show([&read_before], []), Err(Reason::Revoked(_))));
-        assert!(matches!(trust.accept_rollback([&earlier]), Err(Reason::Revoked(_))));
+        assert!(matches!(
+            trust.accept(&[&read_before], &[&earlier]),
+            Err(Rejected { reason: Reason::Revoked(_), .. })
+        ));
+        assert!(matches!(
+            trust.may_show(&[&read_before], &[]),
+            Err(Rejected { reason: Reason::Revoked(_), .. })
+        ));
+        assert!(matches!(
+            trust.accept_rollback(&[&earlier]),
+            Err(Rejected { reason: Reason::Revoked(_), .. })
+        ));
     }
     std::fs::remove_file(dir.path().join("a.pub")).unwrap();
     assert!(trust.reload().is_err());

@@ -258,7 +258,9 @@ fn two_images_of_a_class_are_not_shown_together() {
         mounted.ffs(&["layer", "add", &point, &format!("extra=iso:{}/g2.iso", dir.path().display())]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && said.contains("generation 1 of class `infrastructure` is older than 2"),
+        !output.status.success()
+            && said.contains("layers `extra` (generation 2) and `infra` (generation 1) are both of class")
+            && said.contains("replace or remove `infra` first"),
         "{said}"
     );
     assert_eq!(mounted.status().layers.len(), 1);
@@ -280,4 +282,156 @@ fn two_mounts_with_one_ledger_do_not_set_it_back() {
     let output = other.ffs(&["layer", "replace", &point, &back]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("older than 2, which was accepted"), "{said}");
+}
+
+/// A file with an image of class `service`.
+fn service(path: &Path, generation: u64, text: &str) {
+    let image = signed_image("service", 8, generation, &[("port", text)], Some(&key(2)));
+    std::fs::write(path, image).unwrap();
+}
+
+#[test]
+fn a_rollback_is_not_undone_by_another_mount() {
+    needs_mount!("a_rollback_is_not_undone_by_another_mount");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    service(&dir.path().join("s1.iso"), 1, "80");
+    service(&dir.path().join("s2.iso"), 2, "81");
+    let mut one = Mounted::with_config(&[], &config);
+    one.layer("replace", &format!("infra=iso:{}/g2.iso", dir.path().display()));
+    // Mounted while the state says 2.
+    let of_service = config.replace("infra", "s").replace("g1.iso", "s1.iso");
+    let other = Mounted::with_config(&[], &of_service);
+    common::succeeded(&one.ffs(&["rollback", one.at("").to_str().unwrap()]));
+    other.layer("replace", &format!("s=iso:{}/s2.iso", dir.path().display()));
+    one.terminate();
+    let again = Mounted::with_config(&[], &config);
+    assert_eq!(again.read("site"), "v1");
+    // Nor has that one undone the other's.
+    let output = again.ffs(&[
+        "layer",
+        "add",
+        again.at("").to_str().unwrap(),
+        &format!("s=iso:{}/s1.iso", dir.path().display()),
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("generation 1 of class `service` is older than 2, which was accepted"), "{said}");
+}
+
+#[test]
+fn a_rollback_whose_state_cannot_be_written_is_written_later() {
+    needs_mount!("a_rollback_whose_state_cannot_be_written_is_written_later");
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    service(&dir.path().join("s1.iso"), 1, "80");
+    let mut mounted = Mounted::with_config(&[], &config);
+    mounted.layer("replace", &format!("infra=iso:{}/g2.iso", dir.path().display()));
+    let (state, aside) = (dir.path().join("state"), dir.path().join("aside"));
+    std::fs::rename(&state, &aside).unwrap();
+    std::fs::write(&state, "").unwrap();
+    common::succeeded(&mounted.ffs(&["rollback", mounted.at("").to_str().unwrap()]));
+    assert!(mounted.status().reduced.iter().any(|text| text.contains("only until ffs ends")));
+    std::fs::remove_file(&state).unwrap();
+    std::fs::rename(&aside, &state).unwrap();
+    mounted.layer("add", &format!("s=iso:{}/s1.iso", dir.path().display()));
+    assert!(mounted.status().reduced.is_empty());
+    mounted.terminate();
+    let again = Mounted::with_config(&[], &config);
+    assert_eq!(again.read("site"), "v1");
+}
+
+#[test]
+fn a_drive_whose_class_another_layer_shows_is_refused_for_that() {
+    needs_mount!("a_drive_whose_class_another_layer_shows_is_refused_for_that");
+    let Some(drive) = Drive::with(&infrastructure(3, "v3", Some(1))) else {
+        eprintln!("SKIPPED a_drive_whose_class_another_layer_shows_is_refused_for_that: no loop device");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = two_generations(dir.path());
+    let mounted = Mounted::with_config(&["--auto", "--auto-device", drive.name()], &config);
+    let why = "layers `infrastructure` (generation 3) and `infra` (generation 1) are both of class `infrastructure`";
+    eventually("the refusal", || {
+        mounted.status().devices.iter().any(|device| device.state.contains(why)).then_some(())
+    });
+    eventually("the acknowledgement", || {
+        let told = |ack: &Ack| ack.result == Verdict::Refused && ack.generation == Some(3);
+        mounted.acks().iter().any(told).then_some(())
+    });
+    assert_eq!(mounted.read("site"), "v1");
+    let point = mounted.at("").display().to_string();
+    common::succeeded(&mounted.ffs(&["layer", "remove", &point, "infra"]));
+    common::succeeded(&mounted.ffs(&["reload", &point]));
+    eventually("the drive's image", || mounted.names("").contains(&"site".to_owned()).then_some(()));
+    assert_eq!(mounted.read("site"), "v3");
+}
+
+/// The reasons that the event log has for images and directories that were refused, and of what.
+fn refusals(mounted: &Mounted) -> Vec<(String, String)> {
+    let refused = |event: ffs::events::Event| match event.step {
+        Step::Refused { origin, reason } => Some((origin, reason)),
+        _ => None,
+    };
+    mounted.events().into_iter().filter_map(refused).collect()
+}
+
+#[test]
+fn an_image_that_is_in_conflict_at_a_reload_holds_up_nothing_else() {
+    needs_mount!("an_image_that_is_in_conflict_at_a_reload_holds_up_nothing_else");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let config = config(dir.path());
+    let put = |name: &str, generation: u64| {
+        std::fs::write(at(name), infrastructure(generation, &format!("v{generation}"), Some(1))).unwrap();
+    };
+    put("z.iso", 1);
+    service(&at("s.iso"), 1, "80");
+    std::fs::create_dir(at("d")).unwrap();
+    std::fs::write(at("d/f"), "old").unwrap();
+    let layers = ["z=iso", "s=iso", "d=dir"].map(|layer| match layer {
+        "d=dir" => format!("{layer}:{},watch=off", at("d").display()),
+        _ => format!("{layer}:{}.iso", at(&layer[..1]).display()),
+    });
+    let arguments: Vec<&str> = layers.iter().flat_map(|layer| ["--layer", layer]).collect();
+    let mounted = Mounted::with_config(&arguments, &config);
+    let point = mounted.at("").display().to_string();
+    let reload = |mounted: &Mounted| common::succeeded(&mounted.ffs(&["reload", &point]));
+
+    // One comes to a class that another layer shows, whose image is a newer one, too.
+    std::fs::write(at("d/f"), "new").unwrap();
+    put("z.iso", 2);
+    put("s.iso", 3);
+    reload(&mounted);
+    let shown = ["f", "site", "port"].map(|name| mounted.read(name));
+    assert_eq!(shown, ["new", "v2", "80"]);
+    let why = "layers `s` (generation 3) and `z` (generation 2) are both of class `infrastructure`";
+    let refused = refusals(&mounted);
+    let [(origin, reason)] = &refused[..] else { panic!("{refused:?}") };
+    assert!(origin.starts_with("iso:") && origin.ends_with("/s.iso") && reason.contains(why), "{refused:?}");
+    let said = |mounted: &Mounted| {
+        mounted
+            .status()
+            .reduced
+            .iter()
+            .any(|text| text.contains("layer `s` shows what it did") && text.contains(why))
+    };
+    assert!(said(&mounted), "{:?}", mounted.status().reduced);
+    // Another program says it, too.
+    common::succeeded(&mounted.upgrade(None));
+    assert!(said(&mounted), "{:?}", mounted.status().reduced);
+
+    // One that is older than what was accepted, and one that cannot be read, hold up nothing either.
+    put("z.iso", 1);
+    std::fs::write(at("s.iso"), "none").unwrap();
+    std::fs::write(at("d/f"), "newer").unwrap();
+    reload(&mounted);
+    assert_eq!(["f", "site", "port"].map(|name| mounted.read(name)), ["newer", "v2", "80"]);
+    assert_eq!(mounted.status().reduced.len(), 2, "{:?}", mounted.status().reduced);
+
+    // Two that change places are both shown: they are judged together.
+    put("s.iso", 3);
+    service(&at("z.iso"), 2, "81");
+    reload(&mounted);
+    assert_eq!(["site", "port"].map(|name| mounted.read(name)), ["v3", "81"]);
+    assert!(mounted.status().reduced.is_empty(), "{:?}", mounted.status().reduced);
 }

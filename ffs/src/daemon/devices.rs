@@ -248,10 +248,11 @@ impl Daemon {
             return reason;
         }
         let shown = self.mount.current();
-        let stay = shown.layers.iter().filter(|have| have.name != layer.name).map(|have| &**have);
-        if let Err(reason) = self.trust.may_show([&layer], stay) {
-            // Another of its class came first, while this one was read.
-            let (origin, reason) = (layer.origin, reason.to_string());
+        let stay: Vec<&Layer> =
+            shown.layers.iter().filter(|have| have.name != layer.name).map(|have| &**have).collect();
+        if let Err(rejected) = self.trust.may_show(&[&layer], &stay) {
+            // Another of its class is shown, or was accepted while this one was read.
+            let (origin, reason) = (layer.origin, rejected.to_string());
             self.log.write(Step::Refused { origin, reason: reason.clone() });
             return reason;
         }
@@ -272,8 +273,7 @@ impl Daemon {
                         changes: 0,
                     });
                 }
-                self.show(vec![layer]);
-                state
+                self.show(vec![layer]).into_values().next().unwrap_or(state)
             }
             Verdict::Refuse(reason) => {
                 self.log.write(Step::Refused { origin: layer.origin, reason: reason.clone() });

@@ -27,7 +27,7 @@ use crate::layer::dir::{self, DirError};
 use crate::layer::load::{self, Asked, LoadError};
 use crate::memory::Limit;
 use crate::projection::plain;
-use crate::trust::Trust;
+use crate::trust::{Rejected, Trust};
 
 /// A generation that is kept, and what was asked for then.
 pub(super) struct Before {
@@ -140,30 +140,44 @@ impl Daemon {
         }
     }
 
-    /// Shows layers in place of those of their names, as one switch; nothing happens when they are
-    /// what is shown already.
-    pub(super) fn show(&mut self, layers: Vec<Layer>) {
+    /// Shows layers in place of those of their names, as one switch; nothing happens when they are what is shown already. One
+    /// that may not be shown holds up none of the others: returned is why, by layer.
+    pub(super) fn show(&mut self, layers: Vec<Layer>) -> BTreeMap<String, String> {
         let current = self.mount.current();
-        let news: Vec<Arc<Layer>> = layers
+        let mut news: Vec<Arc<Layer>> = layers
             .into_iter()
             .filter(|layer| !current.layers.iter().any(|have| same(have, layer)))
             .map(Arc::new)
             .collect();
-        let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
-        let stay = current.layers.iter().filter(|have| !names.contains(&have.name.as_str()));
-        if let Err(reason) = self.trust.accept(news.iter().map(|layer| &**layer), stay.map(|layer| &**layer))
-        {
-            // Another of its class came first.
-            for layer in &news {
-                self.log.write(Step::Refused { origin: layer.origin.clone(), reason: reason.to_string() });
+        // Of two layers of a class, the one that was of another before is refused: the last one is.
+        let comes_to_class = |layer: &Layer| {
+            !current.layers.iter().any(|have| have.name == layer.name && have.class == layer.class)
+        };
+        news.sort_by_key(|layer| comes_to_class(layer));
+        let mut refused = BTreeMap::new();
+        while let Err(rejected) = self.accept(&news, &current.layers) {
+            // What was shown of its name stays, and may be in the way of another.
+            let reason = rejected.reason.to_string();
+            for layer in news.extract_if(.., |layer| layer.name == rejected.layer) {
+                self.log.write(Step::Refused { origin: layer.origin.clone(), reason: reason.clone() });
             }
-            return;
+            refused.insert(rejected.layer, reason);
         }
-        let Some(first) = news.first() else { return };
+        let Some(first) = news.first() else { return refused };
         let generation = first.generation.filter(|_| news.len() == 1);
+        let names: Vec<&str> = news.iter().map(|layer| layer.name.as_str()).collect();
         let kept = current.layers.iter().filter(|have| !names.contains(&have.name.as_str()));
         let all = kept.chain(&news).cloned().collect();
         self.switch(&names.join(","), generation, self.desired.clone(), all);
+        refused
+    }
+
+    /// Notes that layers are about to be shown in place of those of their names.
+    fn accept(&self, news: &[Arc<Layer>], current: &[Arc<Layer>]) -> Result<(), Rejected> {
+        let stays = |have: &&Layer| news.iter().all(|layer| layer.name != have.name);
+        let stay: Vec<&Layer> = current.iter().map(|have| &**have).filter(stays).collect();
+        let news: Vec<&Layer> = news.iter().map(|layer| &**layer).collect();
+        self.trust.accept(&news, &stay)
     }
 
     /// Shows a layer no more that a drive had brought.
@@ -179,17 +193,21 @@ impl Daemon {
     pub(super) fn read_again(&mut self, which: impl Fn(&LayerSpec) -> bool) {
         let specs: Vec<LayerSpec> = self.desired.layers.iter().filter(|spec| which(spec)).cloned().collect();
         let mut read = Vec::new();
-        for spec in specs {
-            match self.load(&spec) {
+        let mut refused = BTreeMap::new();
+        for spec in &specs {
+            match self.load(spec) {
                 Ok(layer) => read.extend(layer),
                 // What was shown stays: better old than half.
                 Err(error) => {
                     let (origin, reason) = (spec.source.to_string(), error.to_string());
-                    self.log.write(Step::Refused { origin, reason });
+                    self.log.write(Step::Refused { origin, reason: reason.clone() });
+                    refused.insert(spec.name.clone(), reason);
                 }
             }
         }
-        self.show(read);
+        refused.extend(self.show(read));
+        self.refused.retain(|name, _| specs.iter().all(|spec| spec.name != *name));
+        self.refused.extend(refused);
     }
 
     /// Reads directory layers again: one of them was found to have changed.
@@ -262,10 +280,12 @@ impl Daemon {
         }
         let names: BTreeSet<&str> = read.iter().map(|layer| layer.name.as_str()).collect();
         let gone = |name: &str| plan.removed.contains(name) || names.contains(name);
-        let stay = current.layers.iter().filter(|layer| !gone(&layer.name)).map(|layer| &**layer);
-        if let Err(reason) = self.trust.accept(read.iter().map(|layer| &**layer), stay) {
+        let stay: Vec<&Layer> =
+            current.layers.iter().filter(|layer| !gone(&layer.name)).map(|layer| &**layer).collect();
+        let news: Vec<&Layer> = read.iter().map(|layer| &**layer).collect();
+        if let Err(rejected) = self.trust.accept(&news, &stay) {
             self.follow_back(&plan.load.iter().map(|spec| spec.name.as_str()).collect());
-            return Err(reason.to_string().into());
+            return Err(rejected.to_string().into());
         }
         let generation = read.first().and_then(|layer| layer.generation).filter(|_| ops.len() == 1);
         let kept = current.layers.iter().filter(|layer| !gone(&layer.name));
@@ -280,6 +300,7 @@ impl Daemon {
             .collect();
         for name in plan.load.iter().map(|spec| &spec.name).chain(&plan.removed) {
             self.held.remove(name);
+            self.refused.remove(name);
         }
         let asked = std::mem::replace(&mut self.desired, plan.desired);
         let devices: Vec<&PathBuf> = plan
@@ -324,10 +345,11 @@ impl Daemon {
             }
         };
         let current = self.mount.current();
-        let back = layers.iter().filter(|layer| !current.layers.iter().any(|have| same(have, layer)));
-        if let Err(reason) = self.trust.accept_rollback(back.map(|layer| &**layer)) {
+        let comes = |layer: &&Layer| !current.layers.iter().any(|have| same(have, layer));
+        let back: Vec<&Layer> = layers.iter().map(|layer| &**layer).filter(comes).collect();
+        if let Err(rejected) = self.trust.accept_rollback(&back) {
             self.follow_back(&target.layers.iter().map(|layer| layer.name.as_str()).collect());
-            return Err(reason.to_string().into());
+            return Err(rejected.to_string().into());
         }
         let stays = |layer: &Layer| layers.iter().any(|have| same(have, layer));
         for layer in current.layers.iter().filter(|layer| !stays(layer)) {
@@ -343,6 +365,7 @@ impl Daemon {
             }
         }
         let asked = std::mem::replace(&mut self.desired, asked);
+        self.refused.clear();
         self.switch("rollback", None, asked, layers);
         self.follow_desired();
         Ok(())

@@ -153,6 +153,8 @@ struct Daemon {
     before: Option<Before>,
     /// Images that were rolled back, by layer.
     held: BTreeMap<String, Hold>,
+    /// Layers that show what they did, and why what was read of them again was refused.
+    refused: BTreeMap<String, String>,
     log: Arc<Log>,
     hooks: Hooks,
     tx: Sender<Message>,
@@ -215,8 +217,9 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
             layers.push(Arc::new(layer));
         }
     }
-    let together = |reason: crate::trust::Reason| TrustError::Together(reason.to_string());
-    trust.may_show(layers.iter().map(|layer| &**layer), []).map_err(together)?;
+    trust
+        .may_show(&layers.iter().map(|layer| &**layer).collect::<Vec<_>>(), &[])
+        .map_err(TrustError::from)?;
     let options = Options {
         projection: config.projection,
         passthrough: config.passthrough,
@@ -239,9 +242,9 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
     let hooks = started.map_err(|source| unmount_on(system("cannot start a thread")(source)))?;
     // Only what is shown in the end counts, and a mount that fails is not.
     let shown = mount.current();
-    let accepted = trust.accept(shown.layers.iter().map(|layer| &**layer), []);
+    let accepted = trust.accept(&shown.layers.iter().map(|layer| &**layer).collect::<Vec<_>>(), &[]);
     drop(shown);
-    accepted.map_err(|reason| unmount_on(together(reason).into()))?;
+    accepted.map_err(|rejected| unmount_on(TrustError::from(rejected).into()))?;
     hear_of_stale(&mount, &tx);
     take_commands(&mount, &tx, &doors);
     let polled = !abilities.iter().any(|ability| ability == "device_events");
@@ -254,6 +257,7 @@ pub fn run(point: &Path, config: Config, socket: &Path, log: Log) -> Result<(), 
         config,
         before: None,
         held: BTreeMap::new(),
+        refused: BTreeMap::new(),
         log,
         hooks,
         tx,

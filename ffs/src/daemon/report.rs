@@ -117,6 +117,9 @@ impl Daemon {
         let (mut abilities, mut reduced) = (self.abilities.clone(), self.reduced.clone());
         of_mount(&self.mount, &self.config, &mut abilities, &mut reduced);
         reduced.extend(unfollowed);
+        reduced.extend(self.refused.iter().map(|(layer, reason)| {
+            format!("layer `{layer}` shows what it did, since what was read of it again is refused: {reason}")
+        }));
         reduced.extend(self.trust.reduced());
         reduced.extend(self.log.reduced());
         Status {

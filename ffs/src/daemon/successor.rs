@@ -211,6 +211,7 @@ fn resume(begun: Begun, order: &Order) -> Result<(), DaemonError> {
         config: daemon.config,
         before,
         held: daemon.held.into_iter().map(hold).collect(),
+        refused: daemon.refused,
         log,
         hooks,
         tx,

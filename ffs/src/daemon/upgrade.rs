@@ -227,6 +227,7 @@ impl Daemon {
                 config: self.config.clone(),
                 desired: (&self.desired).into(),
                 held: held.collect(),
+                refused: self.refused.clone(),
                 devices: devices.collect(),
                 unread: self.unread.iter().cloned().collect(),
                 due: due.collect(),

@@ -295,6 +295,9 @@ pub(crate) struct Daemon {
     pub(crate) desired: Desired,
     /// Images that were rolled back, by layer: generation and digest.
     pub(crate) held: BTreeMap<String, (Option<u64>, String)>,
+    /// Layers that could not be read again, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) refused: BTreeMap<String, String>,
     pub(crate) devices: BTreeMap<String, Device>,
     /// Drives that wait to be read.
     pub(crate) unread: Vec<String>,

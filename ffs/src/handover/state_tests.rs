@@ -187,6 +187,7 @@ prop_compose! {
         desired in desired(),
         ack_mode in ack(),
         held in proptest::collection::btree_map("[a-z]{1,4}", (any::<Option<u64>>(), "[0-9a-f]{0,8}"), 0..3),
+        refused in proptest::collection::btree_map("[a-z]{1,4}", "\\PC{0,9}", 0..3),
         devices in proptest::collection::btree_map(
             "[a-z]{1,4}",
             (any::<u32>(), "\\PC{0,9}").prop_map(|(attempt, state)| Device { attempt, state }),
@@ -203,6 +204,7 @@ prop_compose! {
             config: Config { layers: desired.layers.clone(), ack: ack_mode, ..Config::default() },
             desired,
             held,
+            refused,
             devices,
             unread: vec!["sr0".to_owned()],
             due,
