@@ -10,7 +10,6 @@ use ctx_io::{errln, outln};
 use super::{Ended, programs};
 use crate::doctor::{self, Requirement, Subject};
 use crate::drive;
-use crate::drive::run::Summary;
 use crate::plan::Plan;
 use crate::scenario::{Arm, Scenario};
 use crate::store::RunFolder;
@@ -76,7 +75,7 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 }
 
 /// Inside: the trials.
-pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Summary> {
+pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<()> {
     let state = namespace::private_folder()?;
     let programs = programs()?;
     super::run::until_stopped(

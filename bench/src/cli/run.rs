@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use ctx_io::{errln, outln, output};
 
@@ -10,7 +10,6 @@ use super::{Ended, local, programs};
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
 use crate::drive::lab::DriveError;
-use crate::drive::run::Summary;
 use crate::drive::setup::{self, Programs};
 use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
@@ -160,6 +159,10 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
 
 pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
     let stored = StoredRun::read(&arguments.run)?;
+    if stored.is_measured() {
+        // The manifest, the checksums or the report could not be written at its end.
+        return finish_and_report(&arguments.run, &stored);
+    }
     if !namespace::inside() {
         ready(&stored.scenario, &arguments.run)?;
         return Err(namespace::enter().into());
@@ -234,8 +237,8 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 
 /// Inside: the trials, then the report.
 fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
-    let summary = if is_local(scenario) {
-        local::run(&folder, scenario, plan)?
+    if is_local(scenario) {
+        local::run(&folder, scenario, plan)?;
     } else {
         let images = images(scenario.testbed.hypervisor)?;
         let spec = setup::spec(
@@ -244,14 +247,18 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
             &Programs::beside(&programs()?)?,
         )?;
         let state = namespace::private_folder()?;
-        until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?
-    };
-    let path = folder.finish()?;
-    let report = crate::report::report(&[&path], None)?;
-    if summary.trials == 0 {
-        bail!("the run had no trial left to do");
+        until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?;
     }
-    Ok(tell(&report))
+    let path = folder.finish()?;
+    Ok(tell(&crate::report::report(&[&path], None)?))
+}
+
+/// What comes after the last trial, as far as it is missing.
+fn finish_and_report(path: &Path, stored: &StoredRun) -> anyhow::Result<Ended> {
+    if !stored.is_finished() {
+        RunFolder::open(path)?.finish()?;
+    }
+    Ok(tell(&crate::report::report(&[path], None)?))
 }
 
 /// Whether a scenario runs on this machine's own kernel, without hosts.
@@ -262,8 +269,8 @@ fn is_local(scenario: &Scenario) -> bool {
 /// Does the trials until they are done or somebody stops them.
 pub(super) fn until_stopped(
     folder: &RunFolder,
-    trials: impl Future<Output = Result<Summary, DriveError>>,
-) -> anyhow::Result<Summary> {
+    trials: impl Future<Output = Result<(), DriveError>>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -272,7 +279,7 @@ pub(super) fn until_stopped(
             folder.path().display()
         );
         tokio::select! {
-            summary = trials => Ok(summary?),
+            done = trials => Ok(done?),
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
             _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
         }

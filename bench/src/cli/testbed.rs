@@ -1,19 +1,28 @@
 //! `bench testbed up | ssh | down`: a testbed to look around in.
 //!
 //! `up` leaves a process behind that holds the testbed's namespaces; a record in the cache folder
-//! says which. The record is locked by that process for as long as it lives, so a stale one is
-//! recognised for what it is, whatever ended the process.
+//! says which, from its start on. The record is locked by that process for as long as it lives, so a
+//! stale one is recognised for what it is, whatever ended the process. It is never removed: another
+//! `up` may have just locked it.
+//!
+//! The holder's standard output is one end of a pair of sockets. `up` reads from the other what to show,
+//! and confirms when the record is complete. When it ends before that (Ctrl-C, a full disk), the holder
+//! reads the end of the stream and ends, too, with its machines.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Program, Stdio};
+use std::process::{Command as Program, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use ctx_format::Number;
 use ctx_io::{bounded, outln};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
@@ -50,12 +59,27 @@ pub(super) enum Command {
 }
 
 /// Who holds the testbed.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// The `unshare` process, in the user's PID namespace; killing it ends everything.
     holder: u32,
-    /// The client's SSH configuration, inside.
-    ssh_config: String,
+    /// The client's SSH configuration, inside; none while the machines boot.
+    ssh_config: Option<String>,
+}
+
+impl Record {
+    /// Writes it in one call over the one before, which is shorter: no reader sees a part.
+    fn write(&self, file: &File) -> std::io::Result<()> {
+        file.write_all_at(serde_json::to_string(self)?.as_bytes(), 0)
+    }
+
+    /// What another `up` is told.
+    fn refusal(&self) -> &'static str {
+        match self.ssh_config {
+            Some(_) => "a testbed is up already: `bench testbed ssh a`, or `bench testbed down` first",
+            None => "a testbed is coming up already: wait for it, or `bench testbed down` first",
+        }
+    }
 }
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
@@ -75,53 +99,104 @@ fn record_path() -> anyhow::Result<PathBuf> {
     Ok(cache.join("testbed.json"))
 }
 
-/// The record of a testbed that is up.
+/// The record of a testbed that is up, or comes up.
+///
+/// # Errors
+/// When there is one, and its record cannot be read: `up` has locked it and not written it yet.
 fn running(path: &Path) -> anyhow::Result<Option<Record>> {
-    let Ok(file) = File::open(path) else { return Ok(None) };
-    if file.try_lock_shared().is_ok() {
-        return Ok(None);
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(|| format!("cannot open {}", path.display()))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => return Ok(None),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        }
     }
     let text = bounded::read_text_from(file, bounded::STATE)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(serde_json::from_str(&text).ok())
+    let record = serde_json::from_str(&text).with_context(|| {
+        format!("a testbed is just starting, and {} is not written yet: try again", path.display())
+    })?;
+    Ok(Some(record))
+}
+
+/// The record, empty, locked for the testbed that is about to start.
+fn claim(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("cannot make {}", path.display()))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+            // Another `up` was faster, or somebody has the lock for the moment of looking whether it is free.
+            Err(TryLockError::WouldBlock) => {
+                if let Some(record) = running(path)? {
+                    bail!(record.refusal());
+                }
+            }
+        }
+    }
+    // The process that it names may be anybody's by now.
+    file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file)
 }
 
 /// Outside: starts the process that holds the testbed, and shows what it says until it is ready.
 fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     let path = record_path()?;
-    if running(&path)?.is_some() {
-        bail!("a testbed is up already: `bench testbed ssh a`, or `bench testbed down` first");
+    if let Some(record) = running(&path)? {
+        bail!(record.refusal());
     }
     super::run::images(hypervisor)?;
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-    let mut holder = namespace::command(std::env::args_os().skip(1))?;
-    // Its own process group, so that a Ctrl-C here later does not reach it; the lock goes along as
-    // its standard input.
+    let mut command = namespace::command(std::env::args_os().skip(1))?;
     let log = path.with_extension("log");
     let stderr = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-    holder.process_group(0).stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::piped()).stderr(stderr);
-    let mut holder = holder.spawn().context("cannot run unshare")?;
-    let ssh_config = match follow(&mut holder) {
-        Ok(line) => line,
-        Err(error) => {
-            let _ = holder.kill();
-            let _ = holder.wait();
-            return Err(
-                error.context(bounded::tail(&log, bounded::TAIL).unwrap_or_default().trim().to_owned())
-            );
-        }
-    };
-    file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(serde_json::to_string(&Record { holder: holder.id(), ssh_config })?.as_bytes())?;
+    let (ours, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;
+    let file = claim(&path)?;
+    // Its own process group, so that a Ctrl-C here later does not reach it; the lock goes along as
+    // its standard input.
+    command
+        .process_group(0)
+        .stdin(Stdio::from(file.try_clone()?))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(stderr);
+    let mut holder = command.spawn().context("cannot run unshare")?;
+    // It has the other end of the sockets, which is not to stay open here.
+    drop(command);
+    let kept = keep(&ours, holder.id(), &file, &path);
+    if let Err(error) = kept {
+        let _ = holder.kill();
+        let _ = holder.wait();
+        let said = bounded::tail(&log, bounded::TAIL).unwrap_or_default().trim().to_owned();
+        return Err(if said.is_empty() { error } else { error.context(said) });
+    }
     outln!("The testbed is up: `bench testbed ssh a`, `bench testbed down`.");
     Ok(Ended::Done)
 }
 
-fn follow(holder: &mut Child) -> anyhow::Result<String> {
-    let stdout = holder.stdout.take().context("no pipe from the testbed")?;
-    for line in BufReader::new(stdout).lines() {
+/// Keeps the record of a holder from its start until it is ready, and confirms that to it.
+fn keep(mut holder: &UnixStream, process: u32, file: &File, path: &Path) -> anyhow::Result<()> {
+    let write = |ssh_config| {
+        Record { holder: process, ssh_config }
+            .write(file)
+            .with_context(|| format!("cannot write {}", path.display()))
+    };
+    write(None)?;
+    let ssh_config = follow(holder)?;
+    write(Some(ssh_config))?;
+    holder.write_all(KEPT).context("the testbed has just ended")
+}
+
+/// What confirms to the holder that its record is complete.
+const KEPT: &[u8] = b"k";
+
+fn follow(holder: &UnixStream) -> anyhow::Result<String> {
+    for line in BufReader::new(holder).lines() {
         let line = line?;
         match line.strip_prefix("ready ") {
             Some(rest) => return Ok(rest.to_owned()),
@@ -131,8 +206,26 @@ fn follow(holder: &mut Child) -> anyhow::Result<String> {
     bail!("the testbed did not come up")
 }
 
+/// Whether the other side has confirmed that the testbed is to stay; not when it has ended before.
+fn confirmed(mut up: &UnixStream) -> bool {
+    let mut byte = [0; KEPT.len()];
+    up.read_exact(&mut byte).is_ok() && byte == KEPT
+}
+
+/// Ends this process, the first of its namespaces, and with it all others there, when `up` ends before the testbed is ready.
+fn end_with_up() -> anyhow::Result<()> {
+    let up = UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    std::thread::Builder::new().name("up".into()).spawn(move || {
+        if !confirmed(&up) {
+            std::process::exit(1);
+        }
+    })?;
+    Ok(())
+}
+
 /// Inside: boots the machines, says so, and stays until it is killed.
 fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
+    end_with_up()?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let state = namespace::private_folder()?;
@@ -160,11 +253,14 @@ fn ssh(machine: &str, command: &[String]) -> anyhow::Result<Ended> {
     let Some(record) = running(&record_path()?)? else {
         bail!("no testbed is up: `bench testbed up` boots one");
     };
+    let Some(ssh_config) = &record.ssh_config else {
+        bail!("the testbed is coming up: wait until `bench testbed up` says that it is up");
+    };
     let inside = first_process(record.holder)?;
     let error = Program::new("nsenter")
         .args(namespace::nsenter_flags(inside))
         .args(["--", "ssh", "-F"])
-        .arg(&record.ssh_config)
+        .arg(ssh_config)
         // What comes after is no option of ssh, before the machine's name or behind it.
         .args(["--", machine])
         .args(command)
@@ -181,18 +277,75 @@ fn first_process(holder: u32) -> anyhow::Result<u32> {
 
 fn down() -> anyhow::Result<Ended> {
     let path = record_path()?;
-    match running(&path)? {
-        None => outln!("No testbed is up."),
-        Some(record) => {
-            // SIGKILL to `unshare` takes all the rest along: that is what its --kill-child is for.
-            let holder = nix::unistd::Pid::from_raw(i32::try_from(record.holder)?);
-            nix::sys::signal::kill(holder, nix::sys::signal::Signal::SIGKILL)
-                .with_context(|| format!("cannot stop process {holder}"))?;
-            // The lock goes when the last process has: that is the event to wait for.
-            File::open(&path)?.lock_shared()?;
-            outln!("The testbed is down.");
-        }
+    let Some(record) = running(&path)? else {
+        outln!("No testbed is up.");
+        return Ok(Ended::Done);
+    };
+    // Before the kill, as long as it can be found. Right after its start, the holder has no machines to wait for.
+    let first = first_process(record.holder).and_then(watch).ok();
+    // SIGKILL to `unshare` takes all the rest along: that is what its --kill-child is for.
+    let holder = nix::unistd::Pid::from_raw(i32::try_from(record.holder)?);
+    nix::sys::signal::kill(holder, nix::sys::signal::Signal::SIGKILL)
+        .with_context(|| format!("cannot stop process {holder}"))?;
+    if let Some(first) = first {
+        // The first process of a PID namespace has ended when all others there have.
+        poll(&mut [PollFd::new(first.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
     }
-    let _ = std::fs::remove_file(&path);
+    outln!("The testbed is down.");
     Ok(Ended::Done)
+}
+
+/// A descriptor that can be read from when the process has ended.
+fn watch(process: u32) -> anyhow::Result<OwnedFd> {
+    let process =
+        rustix::process::Pid::from_raw(i32::try_from(process)?).context("no process has number 0")?;
+    Ok(rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_stays_only_when_its_record_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("testbed.json");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"a: up after 9 s\nready /mnt/ssh_config\n").unwrap();
+        let file = claim(&path).unwrap();
+        keep(&ours, 77, &file, &path).unwrap();
+        let record = Record { holder: 77, ssh_config: Some("/mnt/ssh_config".into()) };
+        assert_eq!(running(&path).unwrap(), Some(record));
+        drop(ours);
+        assert!(confirmed(&theirs));
+        assert!(!confirmed(&theirs), "there is one confirmation");
+    }
+
+    #[test]
+    fn a_holder_whose_record_cannot_be_written_does_not_stay() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"ready /mnt/ssh_config\n").unwrap();
+        let error = keep(&ours, 77, &full, Path::new("/dev/full")).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot write /dev/full: No space left"), "{error:#}");
+        drop(ours);
+        assert!(!confirmed(&theirs));
+    }
+
+    #[test]
+    fn a_locked_record_is_never_taken_for_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("testbed.json");
+        assert_eq!(running(&path).unwrap(), None);
+        std::fs::write(&path, r#"{"holder":1,"ssh_config":"of a testbed before"}"#).unwrap();
+        assert_eq!(running(&path).unwrap(), None, "nobody has it");
+        let file = claim(&path).unwrap();
+        let error = running(&path).unwrap_err().to_string();
+        assert!(error.contains("a testbed is just starting"), "{error}");
+        let record = Record { holder: 77, ssh_config: None };
+        record.write(&file).unwrap();
+        assert_eq!(running(&path).unwrap(), Some(record));
+        let error = claim(&path).unwrap_err().to_string();
+        assert!(error.contains("a testbed is coming up already"), "{error}");
+    }
 }

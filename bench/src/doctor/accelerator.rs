@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -104,9 +105,17 @@ const EMULATED_LIMIT: Duration = Duration::from_secs(6);
 /// QEMU's arguments for hardware virtualization, as hosts have them.
 const HARDWARE: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
 
-/// Boots guests, or takes the answer of an earlier probe from `cache`: it holds for one kernel, QEMU, processor and user, until
-/// this machine is booted again.
+/// How long it is remembered that a guest had not come up in time. Where kernels hang, commands do not all wait for it; where
+/// the machine was only busy, the answer is soon a better one.
+const HANG_HOLDS: Duration = Duration::from_secs(3600);
+
+/// Boots guests, or takes the answer of an earlier probe from `cache`: it holds for one kernel, QEMU, processor, user and
+/// `/dev/kvm`, until this machine is booted again.
 pub(super) fn probe(cache: &Path, qemu: &str, processor: &str, afresh: bool) -> Virtualization {
+    probe_device(cache, qemu, processor, Path::new(KVM), afresh)
+}
+
+fn probe_device(cache: &Path, qemu: &str, processor: &str, kvm: &Path, afresh: bool) -> Virtualization {
     let (kernel, xen) = (kernel(cache), cached(cache, "host-xen"));
     let text = |file: &str| fs::read_to_string(file).unwrap_or_default().trim().to_owned();
     let key = Key {
@@ -115,6 +124,7 @@ pub(super) fn probe(cache: &Path, qemu: &str, processor: &str, afresh: bool) -> 
         qemu: qemu.to_owned(),
         processor: processor.to_owned(),
         user: user(),
+        kvm: Device::look(kvm),
         kernel: kernel.as_ref().ok().map(|kernel| kernel.identity.clone()),
         xen: xen.as_ref().map(|(digest, _)| digest.clone()),
     };
@@ -123,13 +133,16 @@ pub(super) fn probe(cache: &Path, qemu: &str, processor: &str, afresh: bool) -> 
         && let Ok(text) = bounded::read(&path, bounded::STATE)
         && let Ok(known) = serde_json::from_slice::<Known>(&text)
         && known.key == key
+        && known.holds(uptime())
     {
         return known.virtualization;
     }
-    let virtualization = boot_all(qemu, kernel, xen.map(|(_, folder)| folder).as_deref());
-    let known = Known { key, virtualization };
-    // A cache folder that cannot be written costs the next command a few seconds, and has a finding of its own.
-    let _ = remember(&path, &known);
+    let virtualization = boot_all(qemu, kvm, kernel, xen.map(|(_, folder)| folder).as_deref());
+    let known = Known { key, virtualization, found_at: uptime() };
+    if known.lasts() {
+        // A cache folder that cannot be written costs the next command a few seconds, and has a finding of its own.
+        let _ = remember(&path, &known);
+    }
     known.virtualization
 }
 
@@ -144,14 +157,75 @@ struct Key {
     processor: String,
     /// Another user may not be allowed to use `/dev/kvm`.
     user: u64,
+    /// What doctor advises changes it: another group, a module of the kernel, another mode.
+    kvm: Device,
     kernel: Option<String>,
     xen: Option<String>,
+}
+
+/// Where hardware virtualization is asked for.
+const KVM: &str = "/dev/kvm";
+
+/// A device as this process finds it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Device {
+    /// Number of the error of opening it for reading and writing.
+    errno: Option<i32>,
+    /// Its file system, inode, device number and mode: a module that is loaded again makes it anew.
+    file: Option<(u64, u64, u64, u32)>,
+}
+
+impl Device {
+    fn look(path: &Path) -> Self {
+        let identity = |found: fs::Metadata| (found.dev(), found.ino(), found.rdev(), found.mode());
+        Self {
+            errno: open(path).err().map(|error| error.raw_os_error().unwrap_or_default()),
+            file: fs::metadata(path).ok().map(identity),
+        }
+    }
+}
+
+fn open(device: &Path) -> std::io::Result<fs::File> {
+    fs::File::options().read(true).write(true).open(device)
 }
 
 #[derive(Serialize, Deserialize)]
 struct Known {
     key: Key,
     virtualization: Virtualization,
+    /// When it was found out, in seconds since this machine was booted.
+    found_at: u64,
+}
+
+impl Known {
+    /// Whether it may be remembered: not when it failed without a boot for a reason that is not in the key, such as no
+    /// room for a temporary file or no memory for a process.
+    fn lasts(&self) -> bool {
+        let failed = |boot: &Boot| matches!(boot, Boot::Impossible { .. });
+        let found = &self.virtualization;
+        let foreseen = self.key.qemu.is_empty();
+        let closed = self.key.kvm.errno.is_some();
+        foreseen
+            || !(failed(&found.emulated)
+                || (failed(&found.hardware) && !closed)
+                || failed(&found.kernel)
+                || failed(&found.xen))
+    }
+
+    /// Whether it still holds, at a time since the machine was booted.
+    fn holds(&self, now: u64) -> bool {
+        let found = &self.virtualization;
+        let hangs = [&found.hardware, &found.kernel, &found.xen, &found.emulated]
+            .iter()
+            .any(|boot| matches!(boot, Boot::Hangs { .. }));
+        !hangs || now.saturating_sub(self.found_at) < HANG_HOLDS.as_secs()
+    }
+}
+
+/// Seconds since this machine was booted.
+fn uptime() -> u64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(['.', ' ']).next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
 }
 
 /// This user's number outside the bench's own user namespace, in which it is 0.
@@ -215,7 +289,7 @@ pub(super) fn kernel(cache: &Path) -> Result<Kernel, String> {
     }
 }
 
-fn boot_all(qemu: &str, kernel: Result<Kernel, String>, xen: Option<&Path>) -> Virtualization {
+fn boot_all(qemu: &str, kvm: &Path, kernel: Result<Kernel, String>, xen: Option<&Path>) -> Virtualization {
     let untried = |reason: &str| Boot::Untried { reason: reason.to_owned() };
     if qemu.is_empty() {
         let none = Boot::Impossible { reason: format!("{QEMU} is not installed") };
@@ -228,9 +302,9 @@ fn boot_all(qemu: &str, kernel: Result<Kernel, String>, xen: Option<&Path>) -> V
     }
     // `max` without 57-bit addresses is what hosts are given under emulation.
     let emulated = boot_sector(&["-accel", "tcg", "-cpu", "max,-la57"], EMULATED_LIMIT);
-    let hardware = match fs::File::options().read(true).write(true).open("/dev/kvm") {
+    let hardware = match open(kvm) {
         Ok(_) => boot_sector(&HARDWARE, SECTOR_LIMIT),
-        Err(error) => Boot::Impossible { reason: format!("/dev/kvm: {error}") },
+        Err(error) => Boot::Impossible { reason: format!("{}: {error}", kvm.display()) },
     };
     let kernel = match (&hardware, kernel) {
         (Boot::Up { .. }, Ok(kernel)) => boot_kernel(&kernel, &HARDWARE, KERNEL_LIMIT),
@@ -309,5 +383,70 @@ mod tests {
         assert!(reason.contains("not installed"), "another processor: {reason}");
         let Boot::Impossible { reason } = probe(cache.path(), "", "x", true).hardware else { panic!() };
         assert!(reason.contains("not installed"), "a fresh answer: {reason}");
+    }
+
+    #[test]
+    fn an_answer_about_a_device_ends_when_the_device_is_another() {
+        let cache = tempfile::tempdir().unwrap();
+        let kvm = cache.path().join("kvm");
+        let path = cache.path().join("virtualization.json");
+        let ask = || match probe_device(cache.path(), "", "x", &kvm, false).hardware {
+            Boot::Impossible { reason } => reason,
+            other => panic!("{other}"),
+        };
+        // What was remembered is told from what is found out.
+        let mark = || {
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replace("is not installed", "is remembered")).unwrap();
+        };
+        let change_mode = || {
+            fs::set_permissions(&kvm, std::os::unix::fs::PermissionsExt::from_mode(0o606)).unwrap();
+        };
+        let make_anew = || {
+            let new = cache.path().join("new");
+            fs::write(&new, "").unwrap();
+            fs::set_permissions(&new, fs::metadata(&kvm).unwrap().permissions()).unwrap();
+            fs::rename(new, &kvm).unwrap();
+        };
+        let changes: [(&str, &dyn Fn()); 4] = [
+            ("it appears", &|| fs::write(&kvm, "").unwrap()),
+            ("chmod", &change_mode),
+            ("it is made anew", &make_anew),
+            ("it goes", &|| fs::remove_file(&kvm).unwrap()),
+        ];
+        for (what, change) in changes {
+            assert!(ask().contains("not installed"), "before: {what}");
+            mark();
+            assert!(ask().contains("is remembered"), "nothing changed before: {what}");
+            change();
+            assert!(ask().contains("not installed"), "after: {what}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_boot_has_shown_is_remembered_and_a_hang_not_for_long() {
+        let impossible = || Boot::Impossible { reason: "no temporary file".into() };
+        let hangs = || Boot::Hangs { payload: "x".into(), limit_ms: 1 };
+        let known = |errno: Option<i32>, hardware: Boot, kernel: Boot| Known {
+            key: Key {
+                boot_id: String::new(),
+                linux: String::new(),
+                qemu: "QEMU 9".into(),
+                processor: String::new(),
+                user: 0,
+                kvm: Device { errno, file: None },
+                kernel: None,
+                xen: None,
+            },
+            virtualization: Virtualization { hardware, kernel, xen: untried(), emulated: up(Some(true)) },
+            found_at: 100,
+        };
+        assert!(known(None, up(Some(true)), up(None)).lasts());
+        assert!(known(Some(13), impossible(), untried()).lasts(), "the device is in the key");
+        assert!(!known(None, impossible(), untried()).lasts());
+        assert!(!known(None, up(Some(true)), impossible()).lasts());
+        assert!(known(None, up(Some(true)), up(None)).holds(1_000_000));
+        assert!(known(None, up(Some(true)), hangs()).holds(100 + 3599));
+        assert!(!known(None, up(Some(true)), hangs()).holds(100 + 3600));
     }
 }

@@ -231,7 +231,8 @@ impl Subject {
 }
 
 /// Probes everything. Takes seconds, and half a minute more where a kernel hangs with `/dev/kvm`; what came of booting guests is kept
-/// in the cache folder until the machine is booted again, or QEMU, the kernel or the processor is another.
+/// in the cache folder until the machine is booted again, or QEMU, the kernel, the processor or `/dev/kvm` is another; that a kernel
+/// hangs, for an hour.
 pub fn probe() -> Report {
     probe_with(&Options::default())
 }

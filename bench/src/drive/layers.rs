@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::lab::DriveError;
 use super::measure::{Conditions, Measures};
-use super::run::Summary;
 use crate::doctor;
 use crate::metric;
 use crate::plan::{Plan, Trial};
@@ -118,7 +117,7 @@ pub async fn run(
     plan: &Plan,
     programs: &Path,
     state: &Path,
-) -> Result<Summary, DriveError> {
+) -> Result<(), DriveError> {
     let layers = scenario.layers.clone().unwrap_or_default();
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
@@ -139,11 +138,9 @@ pub async fn run(
     lab.describe(&scenario.design.arms)?;
     let conditions = Conditions { accelerator: NONE, hypervisor: NONE, dilation: 1.0 };
     let mut failures = 0;
-    let mut summary = Summary { trials: 0 };
     for trial in &left {
         progress.begin();
         folder.trial_started(trial)?;
-        summary.trials += 1;
         let mut values = Measures::default();
         let measured = lab.trial(trial, &mut values).await;
         let outcome = match measured {
@@ -171,7 +168,7 @@ pub async fn run(
         }
     }
     progress.finish();
-    Ok(summary)
+    Ok(())
 }
 
 /// What an arm's program says of its version, and why the arm is left out of a run here, if it is.

@@ -17,13 +17,6 @@ use crate::testbed::node::Node;
 use crate::testbed::plain::Private;
 use crate::testbed::up::{Images, Spec};
 
-/// What became of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
-    /// Trials that this call did.
-    pub trials: usize,
-}
-
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
 pub(super) const FAILURES_IN_A_ROW: usize = 3;
 
@@ -65,7 +58,7 @@ pub async fn run(
     spec: &Spec,
     images: &Images,
     state: &Private,
-) -> Result<Summary, DriveError> {
+) -> Result<(), DriveError> {
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
     let progress = Progress::new(steps(scenario, &left));
@@ -84,7 +77,6 @@ pub async fn run(
         }
     };
     let mut failures = 0;
-    let mut summary = Summary { trials: 0 };
     for trial in &left {
         progress.begin();
         folder.trial_started(trial)?;
@@ -100,7 +92,6 @@ pub async fn run(
             failures = 0;
         }
         let samples = values.samples(trial, &lab.conditions);
-        summary.trials += 1;
         folder.samples(&samples)?;
         folder.trial_ended(trial, &outcome)?;
         if failures == FAILURES_IN_A_ROW {
@@ -112,7 +103,7 @@ pub async fn run(
     }
     progress.finish();
     lab.testbed.down().await;
-    Ok(summary)
+    Ok(())
 }
 
 fn outcome(trial: Result<Measures, DriveError>) -> (Measures, Outcome) {

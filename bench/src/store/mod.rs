@@ -155,7 +155,8 @@ impl RunFolder {
     /// There is no run, it is finished, another program works on it, or a file in it was changed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let manifest = Manifest::read(path)?;
-        if manifest.ended_utc.is_some() {
+        // The list of checksums is the last file of a run.
+        if manifest.ended_utc.is_some() && path.join(CHECKSUMS).exists() {
             return Err(StoreError::Finished { path: path.to_owned() });
         }
         let events = path.join(EVENTS);
@@ -349,6 +350,17 @@ impl StoredRun {
         let events = read_log(&path.join(EVENTS))?.events;
         let samples = samples_of(&events)?;
         Ok(Self { path: path.to_owned(), manifest, scenario, events, samples })
+    }
+
+    /// Whether no trial of the plan is left.
+    pub fn is_measured(&self) -> bool {
+        let ended = event::ended_trials(&self.events);
+        self.manifest.plan.trials.iter().all(|trial| ended.contains(&trial.order))
+    }
+
+    /// Whether its manifest says that it has ended, and its files are listed.
+    pub fn is_finished(&self) -> bool {
+        self.manifest.ended_utc.is_some() && self.path.join(CHECKSUMS).exists()
     }
 }
 

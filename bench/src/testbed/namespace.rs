@@ -37,7 +37,10 @@ pub enum NamespaceError {
         evidence: String,
     },
     /// No folder to mount the private one on.
-    #[error("no folder for sockets and keys ({}): make /tmp writable, or set XDG_RUNTIME_DIR", refused.join("; "))]
+    #[error(
+        "no folder for sockets and keys ({}): empty /mnt, make /tmp writable, or set XDG_RUNTIME_DIR",
+        refused.join("; ")
+    )]
     NoAnchor {
         /// Each folder that was tried, with what is wrong with it.
         refused: Vec<String>,
@@ -88,8 +91,10 @@ pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
 pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, NamespaceError> {
     let exe = std::env::current_exe()
         .map_err(|source| NamespaceError::Io { what: "cannot find this program's path".into(), source })?;
-    let anchor =
-        plain::anchor(plain::candidates()).map_err(|refused| NamespaceError::NoAnchor { refused })?;
+    let anchor = match plain::system() {
+        Some(folder) => folder,
+        None => plain::anchor(plain::candidates()).map_err(|refused| NamespaceError::NoAnchor { refused })?,
+    };
     let mut command = Command::new("unshare");
     command.args(flags()?).arg("--").arg(exe).args(arguments).env(MARK, anchor.as_str());
     Ok(command)
@@ -113,8 +118,8 @@ pub fn nsenter_flags(process: u32) -> Vec<String> {
     flags
 }
 
-/// A folder in memory, of this mount namespace alone: it is gone when the namespace is. Its path is plain,
-/// so that every program can be handed the files in it.
+/// A folder in memory, of this mount namespace alone: it is gone when the namespace is, and no sooner ([`plain`]). Its path is
+/// plain, so that every program can be handed the files in it.
 ///
 /// # Errors
 /// Outside the namespaces, or when it cannot be mounted.
@@ -124,11 +129,15 @@ pub fn private_folder() -> Result<Private, NamespaceError> {
     let anchor = PlainPath::new(Path::new(&mark)).ok_or_else(|| {
         io("cannot make a private folder".into())(std::io::Error::other("not inside the bench's namespaces"))
     })?;
-    let below = std::fs::File::open(&anchor).and_then(|folder| match folder.try_lock_shared() {
-        Ok(()) => Ok(folder),
-        Err(error) => Err(error.into()),
-    });
-    let below = below.map_err(io(format!("cannot lock {anchor}")))?;
+    let below = if plain::is_of_the_system(&anchor) {
+        None
+    } else {
+        let locked = std::fs::File::open(&anchor).and_then(|folder| match folder.try_lock_shared() {
+            Ok(()) => Ok(folder),
+            Err(error) => Err(error.into()),
+        });
+        Some(locked.map_err(io(format!("cannot lock {anchor}")))?)
+    };
     mount(
         Some("bench"),
         anchor.as_str(),
@@ -137,5 +146,5 @@ pub fn private_folder() -> Result<Private, NamespaceError> {
         Some("mode=0700"),
     )
     .map_err(|e| io(format!("cannot mount a tmpfs on {anchor}"))(e.into()))?;
-    Ok(Private::new(anchor, Some(below)))
+    Ok(Private::new(anchor, below))
 }

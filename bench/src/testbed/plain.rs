@@ -5,11 +5,20 @@
 //! So programs never get a path of the user's. They get a [`PlainPath`], below the private folder of
 //! [`super::namespace`]; files that lie elsewhere are linked there ([`Private::link`]). Nothing is quoted,
 //! so nothing can be quoted wrongly.
+//!
+//! The private folder hides the folder that it is mounted on, in the bench's own mount namespace, and goes when
+//! somebody outside removes that one. So it is mounted on an empty folder of the system, which nobody removes and in
+//! which nobody has a file that the bench needs. Only where all of them are in use, a folder is made for it, which a
+//! cleaner of temporary files or the end of the session may remove in the middle of a run.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
+
+use crate::image::Cache;
 
 /// Longest path of a private folder: with the names of the sockets in it, and what ssh appends to them while
 /// it makes them, it stays below the 108 bytes of `sockaddr_un`.
@@ -58,7 +67,7 @@ impl AsRef<Path> for PlainPath {
 #[derive(Debug)]
 pub struct Private {
     folder: PlainPath,
-    /// systemd-tmpfiles removes no folder that is locked. None where it was not asked for.
+    /// systemd-tmpfiles removes no folder that is locked. None for a folder of the system.
     _lock: Option<File>,
 }
 
@@ -90,6 +99,47 @@ impl Private {
         }
         Ok(link)
     }
+}
+
+/// Folders of every system (FHS) that are empty on most, best first: `AppArmor`'s profiles of FUSE programs know the first two.
+const SYSTEM: [&str; 5] = ["/mnt", "/media", "/srv", "/var/opt", "/var/local"];
+
+/// Whether it is one of the system, which is not to be locked.
+pub(super) fn is_of_the_system(folder: &PlainPath) -> bool {
+    SYSTEM.contains(&folder.as_str())
+}
+
+/// The first folder of the system that can be hidden from this command.
+pub(super) fn system() -> Option<PlainPath> {
+    let needed = needed();
+    SYSTEM.iter().map(Path::new).find(|folder| can_be_hidden(folder, &needed)).and_then(PlainPath::new)
+}
+
+/// Nothing is in it, so nothing that is there already is hidden; and none of `needed` may come to be in it.
+fn can_be_hidden(folder: &Path, needed: &[PathBuf]) -> bool {
+    let empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    empty && fs::canonicalize(folder).is_ok_and(|folder| !needed.iter().any(|path| lies_in(path, &folder)))
+}
+
+/// Paths that this command may make files at: all that its arguments may name, and where it and others keep theirs.
+fn needed() -> Vec<PathBuf> {
+    let mut paths = vec![PathBuf::from("."), std::env::temp_dir()];
+    paths.extend(Cache::location());
+    for argument in std::env::args_os().skip(1) {
+        // `--results=PATH`
+        if let Some(at) = argument.as_bytes().iter().position(|byte| *byte == b'=') {
+            paths.push(OsStr::from_bytes(&argument.as_bytes()[at + 1..]).into());
+        }
+        paths.push(argument.into());
+    }
+    paths
+}
+
+/// Whether a path is that folder or below it, or will be once it is made; links are followed.
+fn lies_in(path: &Path, folder: &Path) -> bool {
+    let Ok(path) = std::path::absolute(path) else { return false };
+    let Some(real) = path.ancestors().find_map(|there| fs::canonicalize(there).ok()) else { return false };
+    real.starts_with(folder)
 }
 
 /// An empty folder of this user alone, made when it is missing: the first of `candidates` that is plain, short and ours.
@@ -134,8 +184,6 @@ fn own(folder: &Path) -> Result<PlainPath, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn what_some_program_reads_as_its_own_is_not_plain() {
@@ -150,6 +198,35 @@ mod tests {
             assert_eq!(PlainPath::new(Path::new(path)), None, "{path:?}");
         }
         assert_eq!(PlainPath::new(Path::new(OsStr::from_bytes(b"/tmp/\xff"))), None);
+    }
+
+    #[test]
+    fn a_folder_is_hidden_when_nothing_is_or_comes_in_it() {
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        let at = |name: &str| home.path().join(name);
+        for folder in ["empty", "used", "elsewhere"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        fs::write(at("used/file"), "").unwrap();
+        symlink(at("empty"), at("link")).unwrap();
+        let other = [at("elsewhere/results"), at("empty-too"), PathBuf::from("")];
+        assert!(can_be_hidden(&at("empty"), &other));
+        assert!(can_be_hidden(&at("link"), &other));
+        assert!(!can_be_hidden(&at("used"), &other));
+        assert!(!can_be_hidden(&at("missing"), &other));
+        assert!(!can_be_hidden(&at("used/file"), &other));
+        for needed in ["empty", "empty/results/new", "link", "link/results", "elsewhere/../empty/results"] {
+            assert!(!can_be_hidden(&at("empty"), &[at(needed)]), "{needed}");
+            assert!(!can_be_hidden(&at("link"), &[at(needed)]), "{needed}");
+        }
+    }
+
+    #[test]
+    fn folders_of_the_system_are_plain_and_short() {
+        for folder in SYSTEM {
+            let plain = PlainPath::new(Path::new(folder)).unwrap();
+            assert!(plain.as_str().len() <= LONGEST_FOLDER && is_of_the_system(&plain));
+        }
     }
 
     #[test]

@@ -119,6 +119,10 @@ impl Trees {
         for number in 0..shape.storm {
             changed(&trees.storm(number), storm_tag(number))?;
         }
+        // A layer is a folder also when it has no file: there may be more layers than folders of files.
+        for layer in trees.many_layers() {
+            fs::create_dir_all(layer)?;
+        }
         for number in 0..shape.many.files {
             let path = trees.many(shape.many.layer(number)).join(shape.many.path(number));
             if number.is_multiple_of(FOLDER) {
@@ -235,6 +239,15 @@ mod tests {
             let holders = trees.many_layers().iter().filter(|l| l.join(many.path(number)).exists()).count();
             assert_eq!(holders, 1, "{number}");
         }
+    }
+
+    #[test]
+    fn a_layer_without_files_is_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape { many: Many { files: 10, layers: 3 }, ..Shape::SMALL };
+        let trees = Trees::write(folder.path(), &shape).unwrap();
+        let names = |layer: &PathBuf| fs::read_dir(layer).map(Iterator::count).unwrap();
+        assert_eq!(trees.many_layers().iter().map(names).collect::<Vec<_>>(), [1, 0, 0]);
     }
 
     #[test]
