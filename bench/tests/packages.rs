@@ -16,8 +16,8 @@ use bench::image::Recipe;
 const DEBIAN: [&str; 2] = ["bookworm", "trixie"];
 /// That of Ubuntu.
 const UBUNTU: &str = "noble";
-/// Ubuntu's archive, with the components that an installation has.
-const UBUNTU_ARCHIVE: &str = "deb http://archive.ubuntu.com/ubuntu noble main universe";
+/// The components of Ubuntu's archive that an installation has. mmdebstrap knows where the archive is.
+const UBUNTU_COMPONENTS: &str = "--components=main,universe";
 /// The package that has the keys of Ubuntu's archive, and where they are in it.
 const UBUNTU_KEYS: (&str, &str) = ("ubuntu-keyring", "usr/share/keyrings/ubuntu-archive-keyring.gpg");
 /// Sections that are of one release only: what `ci/kernels` boots.
@@ -53,7 +53,7 @@ struct Release {
 }
 
 /// What mmdebstrap makes of a suite is in `root` of this folder. Nothing when it cannot fetch that here, with the reason.
-fn mmdebstrap(options: &[&str], suite: &str, archive: Option<&str>) -> Result<tempfile::TempDir, String> {
+fn mmdebstrap(options: &[&str], suite: &str) -> Result<tempfile::TempDir, String> {
     // apt fetches as a user of its own, who may not enter a private folder.
     let folder = tempfile::Builder::new().prefix("packages-").tempdir_in("/var/tmp").unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -62,7 +62,6 @@ fn mmdebstrap(options: &[&str], suite: &str, archive: Option<&str>) -> Result<te
         .args(options)
         .args(["--format=directory", suite])
         .arg(folder.path().join("root"))
-        .args(archive)
         .env("TMPDIR", folder.path())
         .output()
         .map_err(|error| format!("mmdebstrap: {error}"))?;
@@ -78,7 +77,7 @@ fn mmdebstrap(options: &[&str], suite: &str, archive: Option<&str>) -> Result<te
 
 impl Release {
     fn debian(suite: &str) -> Result<Self, String> {
-        Self::fetch(&[], suite, None)
+        Self::fetch(&[], suite)
     }
 
     /// With the keys of this machine, else with those that Debian has in a package: Debian signs that.
@@ -86,17 +85,17 @@ impl Release {
         let (package, path) = UBUNTU_KEYS;
         let here = Path::new("/").join(path);
         if here.exists() {
-            return Self::fetch(&[&format!("--keyring={}", here.display())], UBUNTU, Some(UBUNTU_ARCHIVE));
+            return Self::fetch(&[UBUNTU_COMPONENTS, &format!("--keyring={}", here.display())], UBUNTU);
         }
         let include = format!("--include={package}");
-        let keys = mmdebstrap(&["--variant=extract", &include], DEBIAN[1], None)?;
+        let keys = mmdebstrap(&["--variant=extract", &include], DEBIAN[1])?;
         let keyring = format!("--keyring={}", keys.path().join("root").join(path).display());
-        Self::fetch(&[&keyring], UBUNTU, Some(UBUNTU_ARCHIVE))
+        Self::fetch(&[UBUNTU_COMPONENTS, &keyring], UBUNTU)
     }
 
-    fn fetch(options: &[&str], suite: &str, archive: Option<&str>) -> Result<Self, String> {
+    fn fetch(options: &[&str], suite: &str) -> Result<Self, String> {
         let options = [options, &["--simulate", "--variant=custom", "--skip=cleanup"]].concat();
-        let folder = mmdebstrap(&options, suite, archive)?;
+        let folder = mmdebstrap(&options, suite)?;
         // So that nothing that this machine configures counts.
         std::fs::write(folder.path().join("none"), "").unwrap();
         Ok(Self { folder })
