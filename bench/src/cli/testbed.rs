@@ -58,6 +58,9 @@ pub(super) enum Command {
     Down,
 }
 
+/// How long `down` waits for killed machines to end, in milliseconds: they give back gigabytes of memory.
+const END_MS: u16 = 60_000;
+
 /// Who holds the testbed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -289,7 +292,12 @@ fn down() -> anyhow::Result<Ended> {
         .with_context(|| format!("cannot stop process {holder}"))?;
     if let Some(first) = first {
         // The first process of a PID namespace has ended when all others there have.
-        poll(&mut [PollFd::new(first.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        let ended = poll(&mut [PollFd::new(first.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END_MS))?;
+        anyhow::ensure!(
+            ended > 0,
+            "the machines were killed and have not ended in {} s: try again",
+            END_MS / 1000
+        );
     }
     outln!("The testbed is down.");
     Ok(Ended::Done)
