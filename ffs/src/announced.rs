@@ -6,6 +6,7 @@
 //! shown. See `docs/switch.md`.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -101,41 +102,48 @@ impl Announced {
         self.held.load().contains(&ino)
     }
 
-    /// Whether the kernel may keep what a listing says of a name: that it is `listed`, in a directory that is `now` as
+    /// Whether the kernel may keep what a listing of `dir` says of a name: that it is `listed`, in a directory that is `now` as
     /// given. A listing goes on with what it began with, over a switch.
-    pub(crate) fn keeps(&self, now: Option<&Dir>, parent: u64, name: &[u8], listed: &Node) -> bool {
-        let is = now.and_then(|now| now.get(name)).is_some_and(|node| node.ino() == listed.ino());
-        is && !self.changes(parent, name) && self.covered(parent, name).is_none()
+    pub(crate) fn keeps(&self, now: Option<&Arc<Dir>>, dir: &Arc<Dir>, name: &[u8], listed: &Node) -> bool {
+        let is = now.is_some_and(|now| {
+            Arc::ptr_eq(now, dir) || now.get(name).is_some_and(|node| node.ino() == listed.ino())
+        });
+        is && !self.changes(dir.ino, name) && self.covered(dir.ino, name).is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::layer::Meta;
 
     #[test]
     fn a_listing_leaves_nothing_behind_that_changes_or_changed_or_is_covered() {
-        let dir = |ino| Node::Dir(Arc::new(Dir::empty(ino, Meta::bare_dir())));
-        let names = vec![(b"a"[..].into(), dir(2)), (b"b"[..].into(), dir(3)), (b"c"[..].into(), dir(4))];
-        let now = Dir::of(1, Meta::bare_dir(), names, []);
+        let child = |ino| Node::Dir(Arc::new(Dir::empty(ino, Meta::bare_dir())));
+        let dir = |a, b, c| {
+            let names = [("a", a), ("b", b), ("c", c)];
+            let names = names.map(|(name, ino)| (name.as_bytes().into(), child(ino)));
+            Arc::new(Dir::of(1, Meta::bare_dir(), names.into(), []))
+        };
+        let (before, now) = (dir(9, 3, 4), dir(2, 3, 4));
         let announced = Announced::default();
-        assert!(announced.keeps(Some(&now), 1, b"a", &dir(2)));
-        assert!(!announced.keeps(Some(&now), 1, b"a", &dir(9)), "it is another one now");
-        assert!(
-            !announced.keeps(Some(&now), 1, b"gone", &dir(9)) && !announced.keeps(None, 1, b"a", &dir(2))
-        );
+        // Of a listing that began before the last switch, and of one that began after it.
+        let keeps = |of: &Arc<Dir>, name: &str| {
+            let listed = of.get(name.as_bytes()).unwrap();
+            announced.keeps(Some(&now), of, name.as_bytes(), listed)
+        };
+        assert!(keeps(&now, "a") && keeps(&before, "b"));
+        assert!(!keeps(&before, "a"), "it is another one now");
+        let gone = Arc::new(Dir::of(1, Meta::bare_dir(), vec![], []));
+        assert!(!announced.keeps(Some(&gone), &now, b"a", &child(2)), "it is not there any more");
+        assert!(!announced.keeps(None, &now, b"a", &child(2)), "nor is the directory");
         announced.announce([(1, &b"b"[..])].into_iter().collect());
-        assert!(
-            !announced.keeps(Some(&now), 1, b"b", &dir(3)) && announced.keeps(Some(&now), 1, b"a", &dir(2))
-        );
+        assert!(!keeps(&now, "b") && keeps(&now, "a"));
         announced.shown();
-        assert!(announced.keeps(Some(&now), 1, b"b", &dir(3)));
-        let cover = Cover { path: b"c"[..].into(), node: dir(7) };
+        assert!(keeps(&now, "b"));
+        let cover = Cover { path: b"c"[..].into(), node: child(7) };
         announced.cover([((1, b"c"[..].into()), cover)].into());
-        assert!(!announced.keeps(Some(&now), 1, b"c", &dir(4)));
+        assert!(!keeps(&now, "c"));
         assert_eq!(announced.covered(1, b"c").map(|node| node.ino()), Some(7));
         assert!(announced.covered(2, b"c").is_none());
     }

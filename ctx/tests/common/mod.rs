@@ -21,6 +21,7 @@ struct Embed {
     uri: String,
     /// Kept open: the driver stops its domains with the last connection.
     connection: Connection,
+    /// Holds the path.
     _root: tempfile::TempDir,
 }
 
@@ -49,9 +50,10 @@ fn start() -> Result<Embed, String> {
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
         return Err("qemu-system-x86_64 is not installed".into());
     }
+    remove_roots_of_the_dead();
     // A short path: QEMU's monitor socket is below it, and a socket's path has 107 bytes.
-    let root =
-        tempfile::Builder::new().prefix("ctx-").tempdir_in("/tmp").map_err(|error| error.to_string())?;
+    let prefix = format!("{ROOT}{}-", std::process::id());
+    let root = tempfile::Builder::new().prefix(&prefix).tempdir_in("/tmp").map_err(|error| error.to_string())?;
     std::fs::create_dir(root.path().join("etc")).unwrap();
     // libvirt would lift the limit of core files, which root may not do in a container after sudo has lowered it.
     let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\
@@ -60,6 +62,22 @@ fn start() -> Result<Embed, String> {
     let uri = format!("qemu:///embed?root={}", root.path().display());
     let connection = Connection::open(&uri).map_err(|error| error.to_string())?;
     Ok(Embed { uri, connection, _root: root })
+}
+
+/// What the drivers' roots are called, before the process.
+const ROOT: &str = "ctx-embed-";
+
+/// Removes what processes have left that are gone: the driver is kept to the end of its process, which thus cannot remove its
+/// own root.
+fn remove_roots_of_the_dead() {
+    for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(ROOT)?.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // Another test may be removing it, too.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The XML of a small domain without a system in it, with a virtio-scsi controller.

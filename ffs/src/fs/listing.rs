@@ -52,7 +52,7 @@ impl Shared {
                 let now = self.dir(ino).ok();
                 for (next, name, node) in entries(&dir, offset, backwards) {
                     let mut attr = attr(node.unwrap_or(&own));
-                    if node.is_some_and(|node| !self.announced.keeps(now.as_deref(), dir.ino, name, node)) {
+                    if node.is_some_and(|node| !self.announced.keeps(now.as_ref(), &dir, name, node)) {
                         attr.size = NOT_LINKED;
                     }
                     if reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, &attr, ONE) {
