@@ -61,6 +61,7 @@ pub mod notify;
 mod prefetch;
 pub mod projection;
 mod readers;
+mod rest;
 pub mod sealed;
 pub mod status;
 pub mod sys;

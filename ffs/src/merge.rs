@@ -299,29 +299,42 @@ impl Merge<'_> {
     }
 }
 
+impl Pending {
+    /// What is known of a name that no higher layer has.
+    fn new(layer: &Arc<str>, node: &LayerNode) -> Self {
+        match node {
+            LayerNode::Whiteout => Self::Hidden,
+            LayerNode::Leaf(leaf) => Self::Leaf(layer.clone(), leaf.clone()),
+            LayerNode::Dir(dir) => {
+                let sources = vec![Source { layer: layer.clone(), dir: dir.clone() }];
+                Self::Dir { sources, open: !dir.opaque }
+            }
+        }
+    }
+
+    /// Takes in what a lower layer has.
+    fn add(&mut self, layer: &Arc<str>, node: &LayerNode) {
+        let Self::Dir { sources, open: open @ true } = self else { return };
+        *open = match node {
+            LayerNode::Dir(dir) => {
+                sources.push(Source { layer: layer.clone(), dir: dir.clone() });
+                !dir.opaque
+            }
+            LayerNode::Leaf(_) | LayerNode::Whiteout => false,
+        };
+    }
+}
+
 fn pending(sources: &[Source]) -> BTreeMap<Name, Pending> {
-    let mut names: BTreeMap<Name, Pending> = BTreeMap::new();
-    for source in sources {
+    let Some((highest, lower)) = sources.split_first() else { return BTreeMap::new() };
+    let new = |(name, node): (&Name, &LayerNode)| (name.clone(), Pending::new(&highest.layer, node));
+    // In order, and so without a search for each.
+    let mut names: BTreeMap<Name, Pending> = highest.dir.entries.iter().map(new).collect();
+    for source in lower {
         for (name, node) in &source.dir.entries {
-            match (names.get_mut(name), node) {
-                (None, LayerNode::Whiteout) => {
-                    names.insert(name.clone(), Pending::Hidden);
-                }
-                (None, LayerNode::Leaf(leaf)) => {
-                    names.insert(name.clone(), Pending::Leaf(source.layer.clone(), leaf.clone()));
-                }
-                (None, LayerNode::Dir(dir)) => {
-                    let sources = vec![Source { layer: source.layer.clone(), dir: dir.clone() }];
-                    names.insert(name.clone(), Pending::Dir { sources, open: !dir.opaque });
-                }
-                (Some(Pending::Dir { sources, open }), node) if *open => match node {
-                    LayerNode::Dir(dir) => {
-                        sources.push(Source { layer: source.layer.clone(), dir: dir.clone() });
-                        *open = !dir.opaque;
-                    }
-                    LayerNode::Leaf(_) | LayerNode::Whiteout => *open = false,
-                },
-                (Some(_), _) => {}
+            match names.get_mut(name) {
+                Some(pending) => pending.add(&source.layer, node),
+                None => drop(names.insert(name.clone(), Pending::new(&source.layer, node))),
             }
         }
     }

@@ -27,6 +27,7 @@ use crate::layer::Layer;
 use crate::merge::Inodes;
 use crate::prefetch::Prefetch;
 use crate::projection::Projection;
+use crate::rest::Rest;
 use crate::sys;
 use crate::teller::{News, Teller};
 use crate::watch::PrivateMount;
@@ -309,6 +310,11 @@ impl Mount {
         if let Some(teller) = self.teller.as_ref().filter(|_| !news.changes.is_empty()) {
             teller.tell(news);
         }
+    }
+
+    /// Has watchers told of nothing for a while, but for what is being told: somebody waits for a switch.
+    pub(crate) fn rest(&self) -> Option<Rest> {
+        self.teller.as_ref().map(Teller::rest)
     }
 
     /// Waits until watchers were told of all switches so far, at most `patience`. Whether they were.

@@ -17,6 +17,7 @@ use fuser::Notifier;
 use crate::diff::Change;
 use crate::fs::Shared;
 use crate::kernel::covers::Covers;
+use crate::rest::{Rest, Rests};
 use crate::sys;
 use crate::watch::{Place, PrivateMount};
 
@@ -53,6 +54,7 @@ pub(crate) struct Teller {
 struct Behind {
     names: AtomicUsize,
     last: Mutex<Last>,
+    rests: Arc<Rests>,
 }
 
 /// The last switch that changed each name, of those that wait.
@@ -129,6 +131,11 @@ impl Teller {
         }
     }
 
+    /// Has nothing told for a while: somebody waits for a switch.
+    pub(crate) fn rest(&self) -> Rest {
+        self.behind.rests.begin()
+    }
+
     /// Waits until all that was given so far is told, at most `patience`. Whether it is.
     pub(crate) fn is_done(&self, patience: Duration) -> bool {
         let end = self.send(News::default());
@@ -139,6 +146,7 @@ impl Teller {
     fn send(&self, news: News) -> Receiver<()> {
         let number = self.behind.last().add(&news.changes);
         let (told, end) = channel();
+        self.behind.rests.cancel();
         // The thread is there as long as this is.
         let _ = self.to.send(Job { news, number, _told: told });
         end
@@ -165,9 +173,11 @@ fn serve(
         if changes.len() > SOON
             && let Some(shared) = shared.upgrade()
         {
-            PrivateMount::forget(changes.iter().filter(|change| !covered(change)), &shared, notifier);
+            let changes = changes.iter().inspect(|_| behind.rests.wait());
+            PrivateMount::forget(changes.filter(|change| !covered(change)), &shared, notifier);
         }
         for change in changes.iter() {
+            behind.rests.wait();
             let again = behind.last().again(change, number);
             // Looked for each time, so that neither is kept from going away.
             let result = match (shared.upgrade(), private.upgrade()) {

@@ -53,7 +53,8 @@ fn start() -> Result<Embed, String> {
     remove_roots_of_the_dead();
     // A short path: QEMU's monitor socket is below it, and a socket's path has 107 bytes.
     let prefix = format!("{ROOT}{}-", std::process::id());
-    let root = tempfile::Builder::new().prefix(&prefix).tempdir_in("/tmp").map_err(|error| error.to_string())?;
+    let root =
+        tempfile::Builder::new().prefix(&prefix).tempdir_in("/tmp").map_err(|error| error.to_string())?;
     std::fs::create_dir(root.path().join("etc")).unwrap();
     // libvirt would lift the limit of core files, which root may not do in a container after sudo has lowered it.
     let conf = "stdio_handler = \"file\"\nsecurity_driver = \"none\"\nnamespaces = []\n\

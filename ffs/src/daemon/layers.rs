@@ -192,6 +192,7 @@ impl Daemon {
     /// Reads the layers that were asked for and that `which` picks again; what changed is one switch.
     pub(super) fn read_again(&mut self, which: impl Fn(&LayerSpec) -> bool) {
         let specs: Vec<LayerSpec> = self.desired.layers.iter().filter(|spec| which(spec)).cloned().collect();
+        let _rest = self.mount.rest();
         let mut read = Vec::new();
         let mut refused = BTreeMap::new();
         for spec in &specs {
@@ -267,6 +268,7 @@ impl Daemon {
         let mut config = self.config.clone();
         config.layers.clone_from(&plan.desired.layers);
         config.check()?;
+        let _rest = self.mount.rest();
         // Everything is read before anything is shown.
         let mut read = Vec::new();
         for spec in &plan.load {

@@ -87,6 +87,7 @@ struct FoundDir {
     meta: Meta,
     opaque: bool,
     xattrs: Xattrs,
+    /// Whiteouts first.
     entries: Vec<(Name, Found)>,
 }
 
@@ -124,21 +125,17 @@ struct Finish {
 
 impl Finish {
     fn dir(&mut self, found: FoundDir) -> Arc<LayerDir> {
-        let mut entries = BTreeMap::new();
-        for (name, found) in found.entries {
+        let node = |(name, found)| {
             let node = match found {
                 Found::Dir(dir) => LayerNode::Dir(self.dir(dir)),
                 Found::Leaf(leaf) => LayerNode::Leaf(self.leaf(leaf)),
-                Found::Linked(inode) => match self.linked(inode) {
-                    Some(leaf) => LayerNode::Leaf(leaf),
-                    None => continue,
-                },
-                // The layer has the name itself: that is stronger.
-                Found::Whiteout if entries.contains_key(&name) => continue,
+                Found::Linked(inode) => LayerNode::Leaf(self.linked(inode)?),
                 Found::Whiteout => LayerNode::Whiteout,
             };
-            entries.insert(name, node);
-        }
+            Some((name, node))
+        };
+        // All at once, which fills the map's nodes. Of two entries of a name it takes the last.
+        let entries: BTreeMap<_, _> = found.entries.into_iter().filter_map(node).collect();
         Arc::new(LayerDir { meta: found.meta, opaque: found.opaque, xattrs: found.xattrs, entries })
     }
 
@@ -258,8 +255,8 @@ impl<'a> Walker<'a> {
             found.entries.extend(self.entry(dir.as_fd(), name, below, depth)?);
             left = rest;
         }
-        // Last, so that a name that the layer itself has is stronger.
-        found.entries.sort_by_key(|(_, found)| matches!(found, Found::Whiteout));
+        // First, so that a name that the layer itself has is stronger.
+        found.entries.sort_by_key(|(_, found)| !matches!(found, Found::Whiteout));
         Ok(found)
     }
 

@@ -48,6 +48,7 @@ impl Mount {
         // Watchers hear of one exchange after the other.
         self.uncover();
         let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let _rest = self.rest();
         let before = self.current();
         let next = edit(&before.layers);
         let next = Arc::new(Generation::build(next, Some(&before), &self.inodes, SystemTime::now()));
