@@ -103,7 +103,7 @@ mod tests {
         let mut state = State::default();
         assert_eq!(state.left(at(0)), None);
         state.begin(at(0));
-        assert_eq!(state.left(at(30)), Some(LONGEST - Duration::from_millis(30)));
+        assert_eq!(state.left(at(30)), Some(Duration::from_millis(70)));
         state.begin(at(30));
         state.end(at(35));
         assert!(state.left(at(39)).is_some(), "another is at work");

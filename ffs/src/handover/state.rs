@@ -108,6 +108,11 @@ impl Agreed {
     pub(crate) fn renames_over(self) -> bool {
         (self.major, self.minor) >= (7, 37)
     }
+
+    /// Whether the kernel can let a name expire (`FUSE_EXPIRE_ONLY`): FUSE 7.38, Linux 6.2.
+    pub(crate) fn expires(self) -> bool {
+        (self.major, self.minor) >= (7, 38)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,9 +16,14 @@ use super::mountinfo::{self, Entry};
 pub(crate) struct Paths(BTreeSet<Vec<u8>>);
 
 impl Paths {
+    /// Whether nothing is mounted anywhere.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether something is mounted at a path or below it.
     pub(crate) fn is_at_or_below(&self, path: &[u8]) -> bool {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return false;
         }
         let below = [path, b"/"].concat();

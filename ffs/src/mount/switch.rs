@@ -85,9 +85,13 @@ impl Mount {
         if let Some(error) = failed {
             tracing::warn!(%error, "the kernel refused an invalidation: old attributes may show until they are dropped");
         }
-        let told: Vec<Change> = diff.changes.iter().filter(|change| !under.has(change)).cloned().collect();
-        let news = News { changes: told.into(), kept: Arc::new(kept), known: Arc::new(known) };
-        Switch { generation: next, changes: diff.changes.into(), news }
+        let changes: Arc<[Change]> = diff.changes.into();
+        let told = match under.0[..] {
+            [] => changes.clone(),
+            _ => changes.iter().filter(|change| !under.has(change)).cloned().collect(),
+        };
+        let news = News { changes: told, kept: Arc::new(kept), known: Arc::new(known) };
+        Switch { generation: next, changes, news }
     }
 
     /// The inodes of what goes or is replaced that the kernel has.
@@ -111,7 +115,8 @@ impl Mount {
     /// Has the kernel forget names that are about to change. Not from a request handler: it waits for the locks of
     /// directories, which a request may hold.
     fn drop_names(&self, changes: &[&Change]) {
-        let expire = self.teller.is_some() && changes.len() > EXPIRE;
+        let can = self.shared.agreed.get().is_some_and(|agreed| agreed.expires());
+        let expire = can && self.teller.is_some() && changes.len() > EXPIRE;
         let (mut dropped, mut failed) = (0_usize, None);
         for change in changes {
             let parent = change.parent;
@@ -122,17 +127,16 @@ impl Mount {
                 What::Removed { ino } | What::Replaced { old: ino, .. } => self.shared.table.asked_again(ino),
             };
             let Some(again) = state else { continue };
-            if self.is_covered(&change.path) {
+            let result = if expire && !again {
+                // Takes no mount away, so nobody need look for one.
+                sys::expire_entry(&self.device, parent, change.name())
+            } else if self.is_covered(&change.path) {
                 // Mounted on since; it is seen once more before the new generation is shown.
                 continue;
-            }
-            dropped += 1;
-            let name = OsStr::from_bytes(change.name());
-            let result = if expire && !again {
-                sys::expire_entry(&self.device, parent, change.name())
             } else {
-                self.notifier.inval_entry(INodeNo(parent), name)
+                self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(change.name()))
             };
+            dropped += 1;
             failed = result.err().or(failed);
         }
         if dropped >= WALK {
@@ -180,6 +184,9 @@ impl Mount {
         let paths = covers.now();
         let mut covered = self.shared.announced.all_covered();
         let mut under = Vec::new();
+        if paths.is_empty() && covered.is_empty() {
+            return Under(under);
+        }
         for change in diff.changes.iter().filter(|change| kept.contains(&change.parent)) {
             let (path, key) = (&change.path, (change.parent, change.name().into()));
             let gone = matches!(change.what, What::Removed { .. } | What::Replaced { .. });
