@@ -225,6 +225,36 @@ pub fn clocks() -> io::Result<(u64, u64)> {
     Ok((nanos(clock_gettime(ClockId::CLOCK_MONOTONIC)?), nanos(clock_gettime(ClockId::CLOCK_REALTIME)?)))
 }
 
+/// The effective capabilities of a process, a bit for each (capabilities(7)).
+///
+/// # Errors
+/// What capget(2) returns: `ESRCH` where there is no such process.
+pub(crate) fn effective_capabilities(process: i32) -> io::Result<u64> {
+    /// `struct __user_cap_header_struct` (linux/capability.h).
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        process: libc::c_int,
+    }
+    /// `struct __user_cap_data_struct`: 32 capabilities of each set.
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`: two of those.
+    const VERSION: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION, process };
+    let mut sets = [Data::default(); 2];
+    // SAFETY: both are what this version of the call reads and writes, and live until it returns.
+    match unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) } {
+        0 => Ok(u64::from(sets[0].effective) | u64::from(sets[1].effective) << 32),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Asks for short turns on the processor, for this thread and those that it will start: it is then let in sooner when it has
 /// been woken beside busy programs, and gets no more than its share (Linux 6.12; older kernels do not mind).
 ///

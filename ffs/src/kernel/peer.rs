@@ -12,13 +12,13 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use ctx_io::bounded;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+
+use crate::sys::effective_capabilities;
 
 /// The number of `CAP_SYS_ADMIN` (linux/capability.h).
 const CAP_SYS_ADMIN: u32 = 21;
@@ -71,7 +71,12 @@ pub(crate) fn may_change(stream: &UnixStream) -> Result<(), Denied> {
         Err(_) => return Err(Denied::Unseen),
     };
     judge(process).map_err(|error| match error {
-        Denied::Unknown { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Denied::Unseen,
+        Denied::Unknown { source, .. }
+            if source.kind() == std::io::ErrorKind::NotFound
+                || source.raw_os_error() == Some(Errno::ESRCH as i32) =>
+        {
+            Denied::Unseen
+        }
         error => error,
     })?;
     // While it lives, its number is its own: what was read is of this process.
@@ -92,31 +97,9 @@ fn judge(process: i32) -> Result<(), Denied> {
     if namespace(&process.to_string()).map_err(unknown)? != namespace("self").map_err(unknown)? {
         return Err(Denied::Elsewhere(process));
     }
-    let status = bounded::read_to_string(Path::new(&format!("/proc/{process}/status")), bounded::CONFIG)
-        .map_err(unknown)?;
-    if effective(&status).is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0) {
+    if effective_capabilities(process).map_err(unknown)? & (1 << CAP_SYS_ADMIN) != 0 {
         Ok(())
     } else {
         Err(Denied::Powerless(process))
-    }
-}
-
-/// The effective capabilities in `/proc/PID/status` (`proc_pid_status(5)`).
-fn effective(status: &str) -> Option<u64> {
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(set.trim(), 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_effective_set_is_read() {
-        let status =
-            "Name:\ta\nCapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\nCapBnd:\tffffffffffffffff\n";
-        assert_eq!(effective(status), Some(0x1ff_feff_ffff));
-        assert_eq!(effective("Name:\tCapEff: 1\n"), None);
-        assert_eq!(effective("CapEff:\tx\n"), None);
     }
 }

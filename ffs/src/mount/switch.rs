@@ -21,10 +21,6 @@ use crate::teller::News;
 /// attributes besides, which is a request of the first program that looks.
 const UNKNOWN: &str = "\u{1}";
 
-/// More names than these only expire before a switch, at a third of the time: 3 µs and not 9. The others go at once, which
-/// frees the memory of their generation.
-const EXPIRE: usize = 256;
-
 /// From so many changed names on, directories are worth listing in advance again.
 const WALK: usize = 3;
 
@@ -116,7 +112,8 @@ impl Mount {
     /// directories, which a request may hold.
     fn drop_names(&self, changes: &[&Change]) {
         let can = self.shared.agreed.get().is_some_and(|agreed| agreed.expires());
-        let expire = can && self.teller.is_some() && changes.len() > EXPIRE;
+        // Watchers are told by replacing them.
+        let expire = can && self.teller.is_some();
         let (mut dropped, mut failed) = (0_usize, None);
         for change in changes {
             let parent = change.parent;
