@@ -151,7 +151,8 @@ pub fn raise_descriptor_limit() -> u64 {
 }
 
 /// Has the kernel ask for a name again when it is next looked up (`FUSE_NOTIFY_INVAL_ENTRY` with `FUSE_EXPIRE_ONLY`, Linux
-/// 6.2; older kernels forget it, and take away what is mounted there). A name that the kernel does not have is no error. `device` is the connection's `/dev/fuse`.
+/// 6.2; older kernels forget it, and take away what is mounted there). A name that the kernel does not have is no error. `device`
+/// is the connection's `/dev/fuse`.
 ///
 /// # Errors
 /// What write(2) returns.

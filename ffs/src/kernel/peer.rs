@@ -103,3 +103,19 @@ fn judge(process: i32) -> Result<(), Denied> {
         Err(Denied::Powerless(process))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_what_proc_says() {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        let process = std::process::id().cast_signed();
+        assert_eq!(effective_capabilities(process).unwrap(), u64::from_str_radix(set.trim(), 16).unwrap());
+        // Of nobody: larger than any number of a process (linux/threads.h).
+        let nobody = effective_capabilities(1 << 23).unwrap_err();
+        assert_eq!(nobody.raw_os_error(), Some(Errno::ESRCH as i32));
+    }
+}
