@@ -31,6 +31,26 @@ fn arguments_out_of_their_range_are_wrong_usage() {
     }
 }
 
+#[test]
+fn names_that_nothing_has_are_wrong_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("s.toml"), MIGRATION).unwrap();
+    let cases: [(&[&str], &str); 3] = [
+        (&["check", "s.toml", "--profile", "nope"], "there is no profile `nope`"),
+        (&["run", "s.toml", "--profile", "nope"], "there is no profile `nope`"),
+        (&["image", "build", "nope"], "nope"),
+    ];
+    for (words, reason) in cases {
+        let output = bench(&folder, words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {said}");
+        assert!(said.contains(reason), "{words:?}: {said}");
+    }
+    // What is wrong in the file is no wrong usage.
+    std::fs::write(folder.path().join("s.toml"), "title = 'x'").unwrap();
+    assert_eq!(bench(&folder, &["check", "s.toml"]).status.code(), Some(1));
+}
+
 /// Tables in which each setting stands, with `SETTING` for it.
 const MIGRATION: &str =
     "title = 'x'\nexperiment = 'migration'\n[design]\narms = ['plain']\nblocks = 1\nseed = 1\n";

@@ -33,6 +33,18 @@ struct Cli {
     command: Command,
 }
 
+/// The mode of files, or none for the one that each has.
+#[derive(Clone)]
+struct FileMode(Option<Mode>);
+
+impl std::str::FromStr for FileMode {
+    type Err = <Mode as std::str::FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(if text == "keep" { None } else { Some(text.parse()?) }))
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Follow libvirt's events and give domains new context data when they have migrated here.
@@ -83,7 +95,7 @@ enum Command {
         label: Label,
         /// The mode of the files in the guest, or `keep` for the mode that they have here.
         #[arg(long, default_value = "0600")]
-        mode: String,
+        mode: FileMode,
         /// Sign it with this secret key, as `ctx keygen` wrote it.
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
@@ -132,7 +144,7 @@ fn main() -> ExitCode {
     };
     let code = run(cli.command).unwrap_or_else(|error| {
         errln!("ctx: {}", output::reason(error.as_ref()));
-        ExitCode::FAILURE
+        output::status(error.as_ref())
     });
     output::end("ctx", code)
 }
@@ -161,8 +173,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Build { class, priority, generation, instance, label, mode, key, dir, out } => {
             let key = key.as_deref().map(read_secret).transpose()?;
-            let mode = if mode == "keep" { None } else { Some(mode.parse::<Mode>()?) };
-            let files = read_directory(&dir, mode)?;
+            let files = read_directory(&dir, mode.0)?;
             let generation = generation.get();
             let data = ContextData { class, priority, generation, instance_id: instance, files };
             let image = write_signed_iso(&data, &ImageOptions { label }, key.as_ref())?;

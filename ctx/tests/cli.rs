@@ -20,6 +20,12 @@ fn ctx() -> Command {
 fn wrong_usage_is_64() {
     ctx().assert().code(64);
     ctx().args(["build", "--class", "No Class"]).assert().code(64);
+    let build = ["build", "--class", "a", "--priority", "1", "--generation", "1", "--instance", "i"];
+    for mode in ["rw", "", "07777777", "Keep"] {
+        let wrong = ctx().args(build).args(["--mode", mode, "/", "/nonexistent/out.iso"]).assert().code(64);
+        let stderr = String::from_utf8(wrong.get_output().stderr.clone()).unwrap();
+        assert!(stderr.contains("--mode"), "{mode}: {stderr}");
+    }
     ctx().arg("--version").assert().success();
 }
 

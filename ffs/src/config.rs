@@ -222,9 +222,7 @@ impl Config {
         }
         let mut names = std::collections::BTreeSet::new();
         for layer in &self.layers {
-            if layer.name.is_empty() || layer.name.contains(['/', ':', '\n']) {
-                return Err(format!("layer name {:?} is empty or has `/`, `:` or a newline", layer.name));
-            }
+            check_name(&layer.name)?;
             if !names.insert(&layer.name) {
                 return Err(format!("two layers are named `{}`: rename one", layer.name));
             }
@@ -252,6 +250,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.contains(['/', ':', '\n']) {
+        return Err(format!("layer name {name:?} is empty or has `/`, `:` or a newline"));
+    }
+    Ok(())
 }
 
 /// The signal of a name with or without `SIG`.
@@ -370,6 +375,7 @@ impl LayerSpec {
             split_once(bytes, b'=').ok_or_else(|| format!("`{text}` is not NAME=dir:PATH[,priority=N]"))?;
         let name =
             std::str::from_utf8(name).map_err(|_| format!("`{text}`: the layer's name is not UTF-8"))?;
+        check_name(name)?;
         let (mut priority, mut watch) = (None, true);
         // From the end: a path may have commas.
         while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {

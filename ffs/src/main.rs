@@ -54,9 +54,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say("ffs", &error);
-            // One that said something else ended by itself.
-            let code = error.downcast_ref::<start::Ended>().map_or(1, |ended| ended.0);
-            ExitCode::from(u8::try_from(code).unwrap_or(1))
+            match error.downcast_ref::<start::Ended>() {
+                // What was started has said it.
+                Some(ended) => ExitCode::from(u8::try_from(ended.0).unwrap_or(1)),
+                None => output::status(error.as_ref()),
+            }
         }
     };
     output::end("ffs", code)

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use ctx_io::output::Misuse;
 use ffs::config::{Config, DEFAULT_PATH};
 use ffs::events::Log;
 
@@ -23,6 +24,11 @@ pub(crate) fn mount(args: MountArgs, command: &[OsString]) -> anyhow::Result<()>
     }
     let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists()));
     let mut config = path.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+    for (at, layer) in args.layers.iter().enumerate() {
+        if args.layers[..at].iter().any(|before| before.name == layer.name) {
+            bail!(Misuse(format!("two layers are named `{}`: rename one", layer.name)));
+        }
+    }
     for layer in args.layers {
         config.layers.retain(|have| have.name != layer.name);
         config.layers.push(layer);
@@ -41,7 +47,7 @@ pub(crate) fn mount(args: MountArgs, command: &[OsString]) -> anyhow::Result<()>
     config.max_memory = args.max_memory.or(config.max_memory);
     config.check().map_err(anyhow::Error::msg)?;
     let Some(point) = args.mount.or_else(|| config.mount.clone()) else {
-        bail!("no mount point: name one, or set `mount` in the configuration");
+        bail!(Misuse("no mount point: name one, or set `mount` in the configuration".to_owned()));
     };
     let log = match &args.event_log {
         Some(path) => Log::to_file(path).with_context(|| format!("cannot write `{}`", path.display()))?,

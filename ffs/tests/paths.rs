@@ -185,3 +185,27 @@ fn a_number_out_of_its_range_is_refused_with_the_range() {
         assert!(said.contains("priority from 0 to 65535"), "{layer}: {said}");
     }
 }
+
+#[test]
+fn what_makes_no_sense_together_is_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = dir.path().join("none.toml");
+    std::fs::write(&none, "").unwrap();
+    let none = none.to_str().unwrap();
+    let cases: [(&[&str], &str); 5] = [
+        (&["mount", "--config", none], "no mount point"),
+        (
+            &["mount", "/nonexistent", "--layer", "a=dir:/", "--layer", "a=dir:/etc"],
+            "two layers are named `a`",
+        ),
+        (&["mount", "/nonexistent", "--layer", "=dir:/"], "layer name"),
+        (&["mount", "/nonexistent", "--layer", "a/b=dir:/"], "layer name"),
+        (&["layer", "add", "/nonexistent", "a:b=dir:/"], "layer name"),
+    ];
+    for (words, reason) in cases {
+        let output = Command::new(env!("CARGO_BIN_EXE_ffs")).args(words).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {said}");
+        assert!(said.contains(reason), "{words:?}: {said}");
+    }
+}

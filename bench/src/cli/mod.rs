@@ -94,7 +94,10 @@ fn run_command(command: Command) -> ExitCode {
         Command::LayersProbe(arguments) => local::probe(&arguments),
         Command::Testbed { command } => testbed::run(&command),
         Command::Image { command } => {
-            image::cli::run(&command).map(|()| Ended::Done).map_err(anyhow::Error::from)
+            image::cli::run(&command).map(|()| Ended::Done).map_err(|error| match error {
+                image::Error::Unknown { .. } => output::Misuse(error.to_string()).into(),
+                error => anyhow::Error::from(error),
+            })
         }
     };
     match ended {
@@ -103,7 +106,7 @@ fn run_command(command: Command) -> ExitCode {
         Ok(Ended::Status(status)) => ExitCode::from(status),
         Err(error) => {
             errln!("bench: {}", output::reason(error.as_ref()));
-            ExitCode::FAILURE
+            output::status(error.as_ref())
         }
     }
 }

@@ -72,7 +72,10 @@ pub(super) struct GateArguments {
 
 /// Reads a scenario; a wrong one has told where and why.
 fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
-    Scenario::load(path, profile).map_err(|error| anyhow::anyhow!("{}", error.render()))
+    Scenario::load(path, profile).map_err(|error| {
+        let reason = error.render();
+        if error.is_misuse() { output::Misuse(reason).into() } else { anyhow::Error::msg(reason) }
+    })
 }
 
 pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {

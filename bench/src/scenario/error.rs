@@ -20,6 +20,8 @@ pub struct ScenarioError {
     span: Option<SourceSpan>,
     #[help]
     help: String,
+    /// The fault is in what was asked of the file.
+    misuse: bool,
 }
 
 impl ScenarioError {
@@ -37,7 +39,18 @@ impl ScenarioError {
             text: Some(Arc::new(NamedSource::new(file, text.to_owned()).with_language("TOML"))),
             span: Some((span.start, first_line - span.start).into()),
             help,
+            misuse: false,
         }
+    }
+
+    /// The same, where the fault is in what was asked of the file, and not in the file.
+    pub(super) fn of_the_question(self) -> Self {
+        Self { misuse: true, ..self }
+    }
+
+    /// Whether the fault is in what was asked of the file, such as a profile that it does not have.
+    pub fn is_misuse(&self) -> bool {
+        self.misuse
     }
 
     pub(super) fn unreadable(file: String, source: &std::io::Error) -> Self {
@@ -52,6 +65,7 @@ impl ScenarioError {
             text: None,
             span: None,
             help: help.to_owned(),
+            misuse: false,
         }
     }
 

@@ -525,7 +525,8 @@ impl Scenario {
                 0..0,
                 format!("there is no profile `{wanted}` in this file"),
                 format!("use one of {known}, or add a table such as [profile.{wanted}.design]"),
-            ));
+            )
+            .of_the_question());
         }
         let mut chosen = None;
         for one in std::iter::once(None).chain(layers.profiles().map(Some)) {

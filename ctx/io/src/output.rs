@@ -103,6 +103,24 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Something that was asked for makes no sense, which is found only after the command line was parsed.
+#[derive(Debug)]
+pub struct Misuse(pub String);
+
+impl Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Misuse {}
+
+/// The status to end with because of an error: 64 for a [`Misuse`], else 1.
+#[must_use = "wrong usage has a status of its own"]
+pub fn status(error: &(dyn Error + 'static)) -> ExitCode {
+    if error.is::<Misuse>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
 /// Prints what clap has to say (help, version, wrong usage) and gives the status to end with: 64 for wrong usage.
 #[must_use = "wrong usage has a status of its own"]
 pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
