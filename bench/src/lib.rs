@@ -4,14 +4,15 @@
 //! Data goes one way, and nothing goes back:
 //!
 //! ```text
-//! scenario → plan → drive (testbed, workload, shape) → store → stats → figures → report
+//! scenario → plan → drive (testbed, workload, shape) → observe, store → derive → stats → figures → report
 //! ```
 //!
 //! [`scenario`] is what a person writes, [`plan`] the trials in the order drawn from its seed,
-//! [`drive`] does them on a [`testbed`], [`store`] keeps every raw value as it is seen, and
-//! everything after it is a pure function of the stored files.
+//! [`drive`] does them on a [`testbed`], [`observe`] dates what is seen and [`store`] keeps it, [`derive`] makes values of it,
+//! and everything after that is a pure function of the stored files.
 
 pub mod cli;
+pub mod derive;
 pub mod doctor;
 pub mod drive;
 pub mod exec;
@@ -19,6 +20,7 @@ pub mod figures;
 pub mod gate;
 pub mod image;
 pub mod metric;
+pub mod observe;
 pub mod plan;
 pub mod progress;
 pub mod report;

@@ -9,14 +9,15 @@ pub const MIGRATION_TOTAL: &str = "migration_total";
 pub const MIGRATION_TIME_LIBVIRT: &str = "migration_time_libvirt";
 /// Downtime by libvirt's job statistics.
 pub const DOWNTIME: &str = "downtime";
-/// Longest gap in the guest's heartbeat, as received outside.
+/// Longest silence of the guest's heartbeat, as received outside, from the migrate call to the first beat after the
+/// switch-over, less the 50 ms between beats. A silence that is no longer than those is too short to be measured.
 pub const DOWNTIME_PROBE: &str = "downtime_probe";
-/// Longest gap in the guest's answers to pings from outside.
+/// The same of the guest's answers to pings.
 pub const DOWNTIME_PING: &str = "downtime_ping";
 /// Memory moved by the migration.
 pub const MEMORY_TRANSFERRED: &str = "memory_transferred";
-/// Start of the migration until the recontextualizer has finished attaching: the paper's first
-/// bar of Fig. 1.
+/// Start of the migration until the recontextualizer has finished attaching and the migrate call has returned: the paper's
+/// first bar of Fig. 1.
 pub const WITH_RECONTEXT_TOTAL: &str = "with_recontext_total";
 /// Event received by the recontextualizer until the new device is attached: the paper's third
 /// bar of Fig. 1.
@@ -24,7 +25,9 @@ pub const RECONTEXT_TIME: &str = "recontext_time";
 /// One phase of a recontextualization; the sample's phase is one of [`RECONTEXT_PHASES`],
 /// or [`ACKNOWLEDGE`].
 pub const RECONTEXT_PHASE: &str = "recontext_phase";
-/// Migration done until the guest's probe reads the new content.
+/// From the switch-over, by libvirt's news that the guest runs at the destination, until the guest's probe reads the new
+/// content. Below 0 where that news was late. In runs without observations it is from the migrate call's return, or 0 where
+/// that was later.
 pub const CONTENT_VISIBLE: &str = "content_visible";
 /// Migration started until the guest's probe reads the new content.
 pub const CONTENT_VISIBLE_FROM_START: &str = "content_visible_from_start";

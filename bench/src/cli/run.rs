@@ -297,11 +297,16 @@ fn tell(report: &Report) -> Ended {
     for file in &report.changed {
         errln!("changed since the run: {file}");
     }
+    for value in &report.otherwise {
+        errln!("does not follow from what the run has seen: {value}");
+    }
     outln!("report: {}", report.html.display());
-    if report.invalid == 0 && report.changed.is_empty() {
+    if report.invalid == 0 && report.changed.is_empty() && report.otherwise.is_empty() {
         return Ended::Done;
     }
-    errln!("{} samples are invalid; the report says why", report.invalid);
+    if report.invalid > 0 {
+        errln!("{} samples are invalid; the report says why", report.invalid);
+    }
     Ended::Degraded
 }
 

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::clock;
 use super::lab::{DriveError, Lab, VISIBLE};
-use super::measure::Measures;
-use super::migration;
+use super::recontextualizer::Recontextualizer;
 use super::setup::{CONTEXT_MOUNT, SERVER_FILE};
+use crate::derive::measure::Measures;
 use crate::exec::Exec as _;
 use crate::image::seed::{Content, Seed};
 use crate::metric;
+use crate::observe::clock;
+use crate::observe::trace::{Recorder, What};
 use crate::plan::Trial;
 use crate::scenario::{self, Arm, Scenario};
 use crate::shape::{self, Asked, Calibration, Counters, Link, Shape, Tolerance};
@@ -219,33 +220,45 @@ impl GlusterLab {
         Ok(serde_json::Value::Object(all))
     }
 
-    /// A whole trial.
+    /// A whole trial. What Bonnie++ gives goes to `measures`, what else is seen to `recorder`.
     ///
     /// # Errors
     /// When the client could not be brought home, or the migration or a run of Bonnie++ failed.
-    pub async fn trial(&self, lab: &Lab, trial: &Trial, folder: &RunFolder) -> Result<Measures, DriveError> {
-        let mut measures = Measures::default();
+    pub async fn trial(
+        &self,
+        lab: &Lab,
+        trial: &Trial,
+        folder: &RunFolder,
+        recorder: &Recorder<'_>,
+        measures: &mut Measures,
+    ) -> Result<(), DriveError> {
         // A client on its way is not slowed down by links of the trial before.
         self.place(lab, Site::Remote, &self.block).await?;
-        lab.prepare(trial.arm).await?;
+        lab.prepare(trial.arm, recorder).await?;
         self.attached(Site::Remote).await?;
-        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_HOME, Site::Remote).await?;
+        self.bonnie(lab, trial, folder, measures, metric::PHASE_HOME, Site::Remote).await?;
 
         lab.recontextualizer.start(Site::Local).await?;
-        let moved = lab.guest.migrate(Site::Remote, Site::Local).await?;
-        migration::migration(&mut measures, &moved);
-        migration::downtime_probes(lab, &mut measures, &moved).await;
-        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_BEFORE, Site::Local).await?;
+        lab.read_clocks(recorder).await?;
+        let moved =
+            lab.guest.migrate(Site::Remote, Site::Local, &|at, what| recorder.note_at(at, what)).await?;
+        lab.wait_for_life(moved.arrived).await;
+        lab.read_clocks(recorder).await?;
+        self.bonnie(lab, trial, folder, measures, metric::PHASE_BEFORE, Site::Local).await?;
 
         let from = Instant::now();
+        recorder.note_at(from, What::Requested { host: Site::Local.host_name().to_owned() });
         lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
         let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
-        migration::recorded(&mut measures, &record.value, lab.scenario.recontext.acknowledge);
+        let done = Recontextualizer::demand(Site::Local, &record.value);
+        let host = Site::Local.host_name().to_owned();
+        recorder.note_at(record.at, What::Recontextualized { host, record: Box::new(record.value) });
+        done?;
         lab.visible(Site::Local, from, VISIBLE).await?;
+        lab.read_clocks(recorder).await?;
         self.attached(Site::Local).await?;
-        self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_AFTER, Site::Local).await?;
-        self.same(lab).await?;
-        Ok(measures)
+        self.bonnie(lab, trial, folder, measures, metric::PHASE_AFTER, Site::Local).await?;
+        self.same(lab).await
     }
 
     /// Waits until the guest's own hook has attached the volume through a site's server.

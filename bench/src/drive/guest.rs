@@ -1,15 +1,17 @@
 //! The guest of an experiment: started on a host, migrated between hosts, stopped.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ctx::libvirt::{
-    Connection, Domain, DomainEvent, Event, EventKind, JobStats, MigrateFlags, MigrateOptions,
-};
+use ctx::libvirt::{Connection, Domain, Event, EventKind, MigrateFlags, MigrateOptions};
 use tokio::sync::Mutex;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::exec::{Exec as _, ExecError};
+use crate::observe::arrivals::{Arrivals, arrivals};
+use crate::observe::moment;
+use crate::observe::trace::What;
 use crate::scenario::Migration;
 use crate::testbed::hypervisor::{Hypervisor, Stop};
 use crate::testbed::site::Site;
@@ -52,34 +54,16 @@ pub enum GuestError {
     Join(#[from] JoinError),
 }
 
-/// How long libvirt's event with a migration's statistics may take after the migration.
+/// How long libvirt's events of a migration may take after it: its statistics, and that the guest runs.
 const ACCOUNT: Duration = Duration::from_secs(5);
 
-/// A migration as it was seen from outside and as libvirt accounts for it.
-#[derive(Debug, Clone)]
+/// A migration that has ended.
+#[derive(Debug, Clone, Copy)]
 pub struct Migrated {
-    /// When the call was made, on the bench's clock.
+    /// When the call was made.
     pub started: Instant,
-    /// When it returned.
-    pub ended: Instant,
-    /// Libvirt's account of it.
-    pub account: Account,
-}
-
-/// Libvirt's account of a migration.
-#[derive(Debug, Clone)]
-pub enum Account {
-    /// Its driver keeps none.
-    NotKept,
-    /// Statistics of the completed job; none when they did not come.
-    Kept(Option<Box<JobStats>>),
-}
-
-impl Migrated {
-    /// From the call to its return.
-    pub fn total(&self) -> Duration {
-        self.ended.duration_since(self.started)
-    }
+    /// When the guest ran at the destination, by the news of it; when the call returned, where no news came.
+    pub arrived: Instant,
 }
 
 /// Connections to both hosts' libvirt, and the guest between them.
@@ -191,11 +175,11 @@ impl GuestControl {
         }
     }
 
-    /// Migrates the guest, live, and waits until it runs at the destination.
+    /// Migrates the guest, live, and waits until it runs at the destination. What is seen of it goes to `tell`.
     ///
     /// # Errors
     /// What libvirt refused, or that it took longer than the scenario allows; then it was aborted.
-    pub async fn migrate(&self, from: Site, to: Site) -> Result<Migrated, GuestError> {
+    pub async fn migrate(&self, from: Site, to: Site, tell: Tell<'_>) -> Result<Migrated, GuestError> {
         let domain = self.domain(from).await?;
         let destination = self.connection(to).await?;
         let control = self.hypervisor.migration(&self.migration);
@@ -206,16 +190,39 @@ impl GuestControl {
         };
         let deadline = self.migration.timeout.duration();
         let moving = domain.clone();
-        let mut events = self.call(from, Connection::subscribe).await?;
+        let events = self.events([from, to]).await?;
+        if let Some(limit) = control.max_downtime_ms {
+            self.call(from, move |_| moving.set_max_downtime_ms(limit)).await?;
+        }
+        let moving = domain.clone();
+        let started = Instant::now();
+        tell(
+            started,
+            What::MigrateCalled {
+                from: from.host_name().to_owned(),
+                to: to.host_name().to_owned(),
+                accounts: control.accounts,
+            },
+        );
         let mut task = spawn_blocking(move || {
-            if let Some(limit) = control.max_downtime_ms {
-                moving.set_max_downtime_ms(limit)?;
-            }
-            let started = Instant::now();
-            moving.migrate(&destination, &options)?;
-            Ok::<_, ctx::libvirt::Error>((started, Instant::now()))
+            let done = moving.migrate(&destination, &options);
+            (done, Instant::now())
         });
-        let Ok(done) = timeout(deadline, &mut task).await else {
+        let ended = timeout(deadline, &mut task).await;
+        if matches!(ended, Ok(Ok((Ok(_), _)))) {
+            events.settle(from, to, started, control.accounts).await;
+        }
+        let seen = events.seen.since(started);
+        for arrival in &seen {
+            tell(arrival.at, arrival.value.1.clone());
+        }
+        let Ok(done) = ended else {
+            let late = GuestError::MigrationTimeout {
+                from: from.host_name(),
+                to: to.host_name(),
+                seconds: deadline.as_secs(),
+            };
+            tell(Instant::now(), What::MigrateReturned { error: Some(late.to_string()) });
             // Stopping it ends the call in the other thread, whose own error says less than ours.
             match control.stop {
                 Stop::AbortJob => spawn_blocking(move || domain.abort_job()).await??,
@@ -225,29 +232,74 @@ impl GuestControl {
                 }
             }
             let _ = task.await?;
-            return Err(GuestError::MigrationTimeout {
-                from: from.host_name(),
-                to: to.host_name(),
-                seconds: deadline.as_secs(),
-            });
+            return Err(late);
         };
-        let (started, ended) = match done? {
-            Ok(times) => times,
-            Err(error) => return Err(self.refused(error, to).await),
-        };
-        if !control.accounts {
-            return Ok(Migrated { started, ended, account: Account::NotKept });
+        let (done, returned) = done?;
+        let error = done.err();
+        tell(returned, What::MigrateReturned { error: error.as_ref().map(ToString::to_string) });
+        if let Some(error) = error {
+            return Err(self.refused(error, to).await);
         }
-        // The source's own account: the destination's mixes the clocks of two hosts.
-        let account = async {
-            while let Some(event) = events.recv().await {
-                if let Event::Domain(DomainEvent { kind: EventKind::JobCompleted(stats), .. }) = event {
-                    return Some(stats);
-                }
-            }
-            None
-        };
-        let stats = timeout(ACCOUNT, account).await.ok().flatten();
-        Ok(Migrated { started, ended, account: Account::Kept(stats) })
+        let resumed = seen.iter().find(|news| is_resumed(&news.value, to));
+        Ok(Migrated { started, arrived: resumed.map_or(returned, |news| news.at) })
     }
+
+    /// What the libvirts of some sites tell of the guest from now on.
+    async fn events<const N: usize>(&self, sites: [Site; N]) -> Result<News, GuestError> {
+        let (inlet, seen) = arrivals();
+        let inlet = Arc::new(inlet);
+        let mut tasks = JoinSet::new();
+        for site in sites {
+            let mut events = self.call(site, Connection::subscribe).await?;
+            let (inlet, name) = (Arc::clone(&inlet), self.name.clone());
+            tasks.spawn(async move {
+                while let Some(event) = events.recv().await {
+                    let Event::Domain(event) = event else { continue };
+                    if event.domain.name != name {
+                        continue;
+                    }
+                    if let Some(what) = news(site.host_name(), event.kind) {
+                        inlet.put_at(moment::of_nanoseconds(event.received.monotonic_ns), (site, what));
+                    }
+                }
+            });
+        }
+        Ok(News { seen, _tasks: tasks })
+    }
+}
+
+/// Where what is seen of a migration goes, with its moment.
+pub type Tell<'a> = &'a (dyn Fn(Instant, What) + Sync);
+
+/// What libvirts tell of the guest, until the value is dropped.
+struct News {
+    seen: Arrivals<(Site, What)>,
+    _tasks: JoinSet<()>,
+}
+
+impl News {
+    /// Waits for what libvirt tells after a migration: its statistics, where it keeps any, and that the guest runs.
+    async fn settle(&self, from: Site, to: Site, started: Instant, accounts: bool) {
+        let account =
+            |news: &(Site, What)| !accounts || news.0 == from && matches!(news.1, What::JobCompleted { .. });
+        tokio::join!(
+            self.seen.first(started, ACCOUNT, account),
+            self.seen.first(started, ACCOUNT, |news| is_resumed(news, to)),
+        );
+    }
+}
+
+/// An event of libvirt as an observation; none of those that say nothing of a migration.
+fn news(host: &str, kind: EventKind) -> Option<What> {
+    let host = host.to_owned();
+    match kind {
+        EventKind::Lifecycle(change) => Some(What::lifecycle(&host, change)),
+        EventKind::MigrationIteration(pass) => Some(What::Iteration { host, pass }),
+        EventKind::JobCompleted(stats) => Some(What::JobCompleted { host, stats }),
+        _ => None,
+    }
+}
+
+fn is_resumed((site, what): &(Site, What), at: Site) -> bool {
+    *site == at && matches!(what, What::Lifecycle { change, .. } if change == "resumed")
 }

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use bench_probe::{Beat, Seen};
 
-use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
-use super::measure::Conditions;
-use super::pings::{self, Pings};
 use super::recontextualizer::{Context, RecontextError, Recontextualizer};
+use crate::derive::measure::Conditions;
 use crate::exec::ExecError;
+use crate::observe::beats::{self, Beats};
+use crate::observe::clock;
+use crate::observe::pings::{self, Pings};
+use crate::observe::trace::{Recorder, Wanted, What};
 use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
 use crate::testbed::address::Network;
@@ -178,7 +180,7 @@ impl Lab {
     ///
     /// # Errors
     /// Whatever could not be put in its place.
-    pub async fn prepare(&self, arm: Arm) -> Result<(), DriveError> {
+    pub async fn prepare(&self, arm: Arm, recorder: &Recorder<'_>) -> Result<(), DriveError> {
         if self.scenario.experiment == Experiment::Migration {
             // Nobody reacts to the way back.
             for site in Site::ALL {
@@ -188,7 +190,7 @@ impl Lab {
         match self.guest.site().await? {
             Some(Site::Remote) => {}
             Some(Site::Local) => {
-                self.guest.migrate(Site::Local, Site::Remote).await?;
+                self.guest.migrate(Site::Local, Site::Remote, &|_, _| ()).await?;
             }
             None => self.boot_guest().await?,
         }
@@ -203,8 +205,49 @@ impl Lab {
             // Plain: no other arm has a guest.
             _ => self.recontextualizer.remove(&self.guest, Site::Remote).await?,
         }
-        self.steady().await;
+        if !self.steady().await {
+            recorder.note(What::Unsteady);
+        }
         Ok(())
+    }
+
+    /// Reads the clocks of both hosts. What their clocks have measured is judged by two readings around it.
+    ///
+    /// # Errors
+    /// When a host does not answer.
+    pub async fn read_clocks(&self, recorder: &Recorder<'_>) -> Result<(), DriveError> {
+        for site in Site::ALL {
+            let reading = clock::read(&self.testbed.host(site).ssh).await?;
+            recorder.note(What::Clock { machine: site.host_name().to_owned(), reading });
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest shows that it lives at the destination, by a program and by its kernel.
+    pub async fn wait_for_life(&self, from: Instant) {
+        /// A guest that is silent for longer is taken for dead.
+        const LIFE: Duration = Duration::from_secs(30);
+        tokio::join!(self.beats.first(from, LIFE, |_| true), self.pings.answers.first(from, LIFE, |_| true));
+    }
+
+    /// Waits for the record of a recontextualizer's run, and writes it down; or that it did not come.
+    pub async fn wait_for_record(&self, site: Site, from: Instant, recorder: &Recorder<'_>) {
+        match self.recontextualizer.record(site, from, VISIBLE).await {
+            Ok(record) => {
+                let host = site.host_name().to_owned();
+                recorder.note_at(record.at, What::Recontextualized { host, record: Box::new(record.value) });
+            }
+            Err(error) => {
+                recorder.note(What::Missed { wanted: Wanted::Record, reason: error.to_string() });
+            }
+        }
+    }
+
+    /// Waits until a program in the guest reads a site's data, and writes down when it does not.
+    pub async fn wait_for_content(&self, site: Site, from: Instant, recorder: &Recorder<'_>) {
+        if let Err(error) = self.visible(site, from, VISIBLE).await {
+            recorder.note(What::Missed { wanted: Wanted::Content, reason: error.to_string() });
+        }
     }
 
     /// Waits until a program in the guest reads the infrastructure data of a site; the time of the
@@ -236,23 +279,25 @@ impl Lab {
         })
     }
 
-    /// Waits until the guest beats without a gap for two seconds: what was done before has settled.
-    /// On a runner that is busy with something else it never does; then the trial goes on after a
-    /// minute, since the gaps are in its samples anyway.
-    pub async fn steady(&self) {
+    /// Waits until the guest beats without a gap for two seconds: what was done before has settled. On a runner that is busy
+    /// with something else it may not; `false` after a minute.
+    pub async fn steady(&self) -> bool {
         const QUIET: Duration = Duration::from_secs(2);
         const LIMIT: Duration = Duration::from_secs(60);
+        const GAP: Duration = Duration::from_millis(500);
         let start = Instant::now();
         while start.elapsed() < LIMIT {
             let from = Instant::now();
             if self.beats.first(from + QUIET, LIMIT, |_| true).await.is_none() {
                 break;
             }
-            if beats::longest_gap(&self.beats.since(from)).is_some_and(|gap| gap < Duration::from_millis(500))
+            let beats = self.beats.since(from);
+            if beats.len() > 1 && beats.windows(2).all(|pair| pair[1].at - pair[0].at < beats::INTERVAL + GAP)
             {
-                return;
+                return true;
             }
         }
         tracing::warn!("the guest's heartbeat is not steady: the runner is busy");
+        false
     }
 }

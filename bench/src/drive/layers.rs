@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::lab::DriveError;
-use super::measure::{Conditions, Measures};
+use crate::derive::measure::{Conditions, Measures};
 use crate::doctor;
 use crate::metric;
 use crate::plan::{Plan, Trial};
@@ -143,25 +143,16 @@ pub async fn run(
         folder.trial_started(trial)?;
         let mut values = Measures::default();
         let measured = lab.trial(trial, &mut values).await;
-        let outcome = match measured {
-            Ok(()) => {
-                failures = 0;
-                Outcome::Completed
-            }
-            Err(error) => {
-                failures += 1;
-                let reason = error.to_string().replace('\n', " | ");
-                progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
-                // What was measured until then stays; this sample says that something is missing.
-                values.invalid(metric::TRIAL_FAILED, "", "1", &reason);
-                Outcome::Failed { reason }
-            }
-        };
+        let outcome = super::run::outcome(measured, &mut values);
         folder.samples(&values.samples(trial, &conditions))?;
         folder.trial_ended(trial, &outcome)?;
-        if let Outcome::Failed { reason } = outcome
-            && failures == super::run::FAILURES_IN_A_ROW
-        {
+        let Outcome::Failed { reason } = outcome else {
+            failures = 0;
+            continue;
+        };
+        progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
+        failures += 1;
+        if failures == super::run::FAILURES_IN_A_ROW {
             return Err(DriveError::Workload(format!(
                 "{failures} trials in a row failed, the last because: {reason}"
             )));

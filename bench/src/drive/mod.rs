@@ -3,16 +3,11 @@
 //! [`run`] goes through the plan; [`migration`] and [`gluster`] each are one trial, read from top to
 //! bottom; [`lab`] is what they work with, made by [`setup`] from the scenario.
 
-pub mod arrivals;
-pub mod beats;
-pub mod clock;
 pub mod gluster;
 pub mod guest;
 pub mod lab;
 pub mod layers;
-pub mod measure;
 pub mod migration;
-pub mod pings;
 pub mod recontextualizer;
 pub mod run;
 pub mod setup;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use ctx::recontext::domain::{NAMESPACE, PREFIX};
 use ctx::recontext::{Outcome, Record};
 
-use super::arrivals::{Arrival, Arrivals};
 use super::guest::{GuestControl, GuestError};
 use super::setup::SERVICE_IMAGE;
 use crate::exec::{Exec, ExecError};
+use crate::observe::arrivals::{Arrival, Arrivals};
 use crate::scenario::Strategy;
 use crate::testbed::hypervisor::Slots;
 use crate::testbed::site::Site;
@@ -130,10 +130,10 @@ impl Recontextualizer {
         Ok(self.host(site).demand("recontextualize", &script, DAEMON).await.map(drop)?)
     }
 
-    /// The first finished run that a host's daemon recorded from `from` on.
+    /// The first run that a host's daemon recorded from `from` on as done or failed.
     ///
     /// # Errors
-    /// When none comes within the deadline, or it failed.
+    /// When none comes within the deadline.
     pub async fn record(
         &self,
         site: Site,
@@ -146,13 +146,19 @@ impl Recontextualizer {
         let late = || RecontextError::Late { host, seconds: deadline.as_secs() };
         let arrival = self.logs[site as usize].first(from, deadline, finished).await.ok_or_else(late)?;
         let record = parse(&arrival.value).ok_or_else(late)?;
-        match (&record.outcome, &record.error) {
-            (Outcome::Done, _) => Ok(Arrival { at: arrival.at, value: record }),
-            (_, error) => Err(RecontextError::Failed {
-                host,
-                reason: error.clone().unwrap_or_else(|| "it gave no reason".to_owned()),
-            }),
+        Ok(Arrival { at: arrival.at, value: record })
+    }
+
+    /// The same, for a run that has to succeed.
+    ///
+    /// # Errors
+    /// When the record says that it failed.
+    pub fn demand(site: Site, record: &Record) -> Result<(), RecontextError> {
+        if record.outcome == Outcome::Done {
+            return Ok(());
         }
+        let reason = record.error.clone().unwrap_or_else(|| "it gave no reason".to_owned());
+        Err(RecontextError::Failed { host: site.host_name(), reason })
     }
 
     /// Gives the guest its service device and says in its metadata what the daemons shall replace.

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use super::gluster::GlusterLab;
 use super::lab::{DriveError, Lab};
-use super::measure::{Measures, failed};
 use super::migration;
+use crate::derive::{self, measure::Measures};
 use crate::exec::Exec;
+use crate::metric;
+use crate::observe::trace::Recorder;
 use crate::plan::{Plan, Trial};
 use crate::progress::{Progress, Step};
 use crate::scenario::{Experiment, Scenario};
@@ -80,22 +82,24 @@ pub async fn run(
     for trial in &left {
         progress.begin();
         folder.trial_started(trial)?;
-        let measured = match &gluster {
-            None => migration::trial(&lab, trial).await,
-            Some(gluster) => gluster.trial(&lab, trial, folder).await,
+        let recorder = Recorder::new(folder, trial);
+        let mut values = Measures::default();
+        let done = match &gluster {
+            None => migration::trial(&lab, trial, &recorder).await,
+            Some(gluster) => gluster.trial(&lab, trial, folder, &recorder, &mut values).await,
         };
-        let (values, outcome) = outcome(measured);
-        if let Outcome::Failed { reason } = &outcome {
-            progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
-            failures += 1;
-        } else {
-            failures = 0;
-        }
-        let samples = values.samples(trial, &lab.conditions);
-        folder.samples(&samples)?;
+        let trace = recorder.end(&lab.beats, &lab.pings)?;
+        values.extend(derive::values(&trace, scenario, trial));
+        let outcome = outcome(done, &mut values);
+        folder.samples(&values.samples(trial, &lab.conditions))?;
         folder.trial_ended(trial, &outcome)?;
+        let Outcome::Failed { reason } = outcome else {
+            failures = 0;
+            continue;
+        };
+        progress.note(&format!("block {}, {}: {reason}", trial.block, trial.arm));
+        failures += 1;
         if failures == FAILURES_IN_A_ROW {
-            let Outcome::Failed { reason } = outcome else { break };
             return Err(DriveError::Workload(format!(
                 "{FAILURES_IN_A_ROW} trials in a row failed, the last because: {reason}"
             )));
@@ -106,14 +110,12 @@ pub async fn run(
     Ok(())
 }
 
-fn outcome(trial: Result<Measures, DriveError>) -> (Measures, Outcome) {
-    match trial {
-        Ok(measures) => (measures, Outcome::Completed),
-        Err(error) => {
-            let reason = error.to_string().replace('\n', " | ");
-            (failed(&reason), Outcome::Failed { reason })
-        }
-    }
+/// How a trial ended. What was measured until it failed stays, and a sample says that something is missing.
+pub(super) fn outcome(done: Result<(), DriveError>, values: &mut Measures) -> Outcome {
+    let Err(error) = done else { return Outcome::Completed };
+    let reason = error.to_string().replace('\n', " | ");
+    values.invalid(metric::TRIAL_FAILED, "", "1", &reason);
+    Outcome::Failed { reason }
 }
 
 /// Writes into the manifest what the machines are.

@@ -10,9 +10,9 @@ use ctx_format::{
     ClassName, ContextData, File, ImageOptions, InstanceId, Label, Priority, RelPath, write_iso,
 };
 
-use super::beats;
 use crate::doctor::Accelerator;
 use crate::image::seed::{Content, Seed};
+use crate::observe::beats;
 use crate::scenario::{Experiment, Scenario, Strategy, TestbedKind};
 use crate::testbed::address::{Member, Network, Role};
 use crate::testbed::domain::Guest;

@@ -17,6 +17,7 @@ use std::{
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 
 use crate::{
+    derive,
     figures::{self, Context, FigureError, FigureId},
     scenario::Experiment,
     stats::{Analysis, analyse},
@@ -64,6 +65,8 @@ pub struct Report {
     pub invalid: usize,
     /// Files of the runs that are not as their checksums say.
     pub changed: Vec<String>,
+    /// Values that do not follow from what the run has seen, as this bench derives them.
+    pub otherwise: Vec<String>,
 }
 
 /// Makes the report of one run in its own folder, or of several in `folder`.
@@ -88,6 +91,7 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
     };
     // Before anything is written: what is derived again is the same, or its line is renewed below.
     let changed = changed(&stored)?;
+    let otherwise = otherwise(&stored)?;
 
     let labels = labels(&stored);
     let labelled: Vec<_> =
@@ -114,14 +118,14 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
         }
     }
     let summary = claims::summary(experiment, &stored, &analysis);
-    let html = render(&view::View::new(&stored, &analysis, &summary, &changed, &pictures))?;
+    let html = render(&view::View::new(&stored, &analysis, &summary, &changed, &otherwise, &pictures))?;
     let path = folder.join(store::REPORT);
     store::write_whole(&path, html.as_bytes())?;
     derived.push(store::REPORT.to_owned());
     if own {
         store::refresh(folder, &derived)?;
     }
-    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed })
+    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed, otherwise })
 }
 
 /// A figure in both formats.
@@ -146,6 +150,16 @@ fn changed(runs: &[StoredRun]) -> Result<Vec<String>, StoreError> {
                 all.push(format!("{}: {mismatch}", run.manifest.run));
             }
         }
+    }
+    Ok(all)
+}
+
+/// Values that this bench derives otherwise from what the runs have seen.
+fn otherwise(runs: &[StoredRun]) -> Result<Vec<String>, StoreError> {
+    let mut all = Vec::new();
+    for run in runs {
+        let told = |difference| format!("{}: {difference}", run.manifest.run);
+        all.extend(derive::again(run)?.into_iter().map(told));
     }
     Ok(all)
 }

@@ -25,6 +25,7 @@ pub(super) struct View {
     title: String,
     summary: Vec<String>,
     changed: Vec<String>,
+    otherwise: Vec<String>,
     figures: Vec<Figure>,
     claims: Vec<Claim>,
     emulated: bool,
@@ -119,6 +120,7 @@ impl View {
         analysis: &Analysis,
         summary: &[String],
         changed: &[String],
+        otherwise: &[String],
         pictures: &[Picture],
     ) -> Self {
         let mut titles: Vec<&str> = runs.iter().map(|run| run.scenario.title.as_str()).collect();
@@ -128,6 +130,7 @@ impl View {
             title: titles.join(" · "),
             summary: summary.to_vec(),
             changed: changed.to_vec(),
+            otherwise: otherwise.to_vec(),
             figures: pictures
                 .iter()
                 .map(|p| Figure { id: p.id.to_string(), title: p.title.clone(), svg: p.svg.clone() })

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -26,6 +27,10 @@ pub mod kind {
     pub const TRIAL_ENDED: &str = "trial_ended";
     /// Samples; the payload is a list of them.
     pub const SAMPLES: &str = "samples";
+    /// Something was seen in a trial; the payload has the trial's `order` and the observation.
+    pub const OBSERVED: &str = "observed";
+    /// A stream of a trial was written; the payload has `order`, `name`, `file`, `rows` and `sha256`.
+    pub const STREAM: &str = "stream";
 }
 
 /// Something that happened.
@@ -54,6 +59,18 @@ impl Event {
         line.pop();
         let crc = crc32fast::hash(line.as_bytes());
         format!("{line}{CRC}{crc:08x}\"}}\n")
+    }
+
+    /// The payload as what it should be. `run` is the folder of the run, for the message.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn read<T: DeserializeOwned>(&self, run: &Path) -> Result<T, StoreError> {
+        T::deserialize(&self.payload).map_err(|error| StoreError::Damaged {
+            path: run.join(super::EVENTS),
+            line: usize::try_from(self.seq).unwrap_or(usize::MAX).saturating_add(1),
+            what: format!("its payload is no `{}`: {error}", self.kind),
+        })
     }
 
     fn from_line(line: &str) -> Result<Self, String> {

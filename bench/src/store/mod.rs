@@ -5,6 +5,7 @@
 //!   manifest.json      what was asked and on what: scenario verbatim, seed, planned order, versions
 //!   events.jsonl       what happened, one JSON object a line, append-only
 //!   samples.csv        every value, one row each: a function of events.jsonl
+//!   streams/           what came all the time while a trial ran: heartbeats, answers to pings
 //!   raw/               output of tools as it came
 //!   figures/           fig*.svg, fig*.png: functions of samples.csv and manifest.json
 //!   report.html        the same
@@ -22,6 +23,11 @@
 //! are written whole and with one call, so a killed program leaves at most one torn line at the
 //! end, which a reader leaves out and a resumed run cuts off. A bad line anywhere else means that
 //! the file was changed: the reader names it and stops. The log is synced to disk when a trial ends.
+//!
+//! **Observations.** What a trial saw stands in events of kind `observed`, and in streams: one file
+//! `streams/trial-ORDER/NAME.csv.gz` each, written when the trial ends, with an event that has its SHA-256. All have the
+//! bench's `CLOCK_MONOTONIC` in `at_ns`. Samples of a migration are derived from them, and can be again
+//! ([`crate::observe`], [`crate::derive`]).
 //!
 //! **Trials.** Samples stand between `trial_started` and `trial_ended`. A trial that started and
 //! did not end was cut off: it is done again, and what it had measured stays, marked invalid with
@@ -54,7 +60,7 @@ pub(crate) use file::write_whole;
 pub use manifest::{About, Manifest};
 pub(crate) use samples::write as write_samples;
 pub use samples::{read_samples, samples_of};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -70,6 +76,7 @@ pub(crate) const CHECKSUMS: &str = "checksums.sha256";
 pub(crate) const FIGURES: &str = "figures";
 pub(crate) const REPORT: &str = "report.html";
 const RAW: &str = "raw";
+const STREAMS: &str = "streams";
 
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -305,6 +312,31 @@ impl RunFolder {
         Ok(path)
     }
 
+    /// Writes down a stream of a trial, and says so in the log. An attempt that was cut off keeps its own.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn stream(&self, order: u32, name: &str, rows: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        let folder = self.path.join(STREAMS).join(format!("trial-{order}"));
+        fs::create_dir_all(&folder).doing("make the folder", &folder)?;
+        let mut path = folder.join(format!("{name}.csv.gz"));
+        let mut attempt = 2;
+        while path.exists() {
+            path = folder.join(format!("{name}.{attempt}.csv.gz"));
+            attempt += 1;
+        }
+        write_whole(&path, bytes)?;
+        let file = path.strip_prefix(&self.path).unwrap_or(&path);
+        let payload = StreamWritten {
+            order,
+            name: name.to_owned(),
+            file: file.to_owned(),
+            rows,
+            sha256: hex(&Sha256::digest(bytes)),
+        };
+        self.event(kind::STREAM, &payload)
+    }
+
     fn write_samples(&self) -> Result<(), StoreError> {
         let samples = samples_of(&self.inner().events)?;
         samples::write(&self.path, &samples)
@@ -322,6 +354,30 @@ impl RunFolder {
         checksums::write(&self.path)?;
         Ok(self.path)
     }
+}
+
+/// What the log says of a stream that was written.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StreamWritten {
+    /// The trial's.
+    pub order: u32,
+    /// The stream's.
+    pub name: String,
+    /// Where it is in the run's folder.
+    pub file: PathBuf,
+    /// How many rows it has.
+    pub rows: usize,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// A stream as it is stored, compressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredStream {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its bytes, which are those that were written.
+    pub bytes: Vec<u8>,
 }
 
 /// A stored run, read and checked.
@@ -350,6 +406,26 @@ impl StoredRun {
         let events = read_log(&path.join(EVENTS))?.events;
         let samples = samples_of(&events)?;
         Ok(Self { path: path.to_owned(), manifest, scenario, events, samples })
+    }
+
+    /// The stream of which an event tells.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what was written.
+    pub fn stream(&self, event: &Event) -> Result<StoredStream, StoreError> {
+        let StreamWritten { file, sha256, .. } = event.read(&self.path)?;
+        let plain = file.starts_with(STREAMS)
+            && file.components().all(|component| matches!(component, Component::Normal(_)));
+        if !plain {
+            return Err(StoreError::Name { name: file.display().to_string() });
+        }
+        let path = self.path.join(file);
+        let bytes = ctx_io::bounded::read(&path, ctx_io::bounded::LOG).doing("read", &path)?;
+        if hex(&Sha256::digest(&bytes)) != sha256 {
+            let what = "its SHA-256 is not the one in events.jsonl".to_owned();
+            return Err(StoreError::Damaged { path, line: 1, what });
+        }
+        Ok(StoredStream { path, bytes })
     }
 
     /// Whether no trial of the plan is left.

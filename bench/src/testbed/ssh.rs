@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plain::PlainPath;
-use crate::drive::arrivals::{Arrivals, arrivals};
 use crate::exec::{Exec, ExecError, Output};
+use crate::observe::arrivals::{Arrivals, arrivals};
 use ctx_io::{bounded, output};
 use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};

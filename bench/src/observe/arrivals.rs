@@ -48,8 +48,15 @@ pub fn arrivals<T>() -> (Inlet<T>, Arrivals<T>) {
 impl<T> Inlet<T> {
     /// Something has arrived just now.
     pub fn put(&self, value: T) {
+        self.put_at(Instant::now(), value);
+    }
+
+    /// Something has arrived at a moment that somebody else dated. Arrivals stand in order: one that is dated before the last
+    /// gets that one's date.
+    pub fn put_at(&self, at: Instant, value: T) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        self.push(&mut all, Arrival { at: Instant::now(), value });
+        let at = all.last().map_or(at, |last| last.at.max(at));
+        self.push(&mut all, Arrival { at, value });
     }
 
     fn push(&self, all: &mut Vec<Arrival<T>>, arrival: Arrival<T>) {
@@ -127,6 +134,18 @@ mod tests {
             inlet.push(&mut all, Arrival { at: from, value: "due" });
         });
         assert_eq!(hit.unwrap().value, "due");
+    }
+
+    #[test]
+    fn what_is_dated_too_early_stays_in_order() {
+        let (inlet, arrivals) = arrivals();
+        let at = Instant::now();
+        for (millis, value) in [(20, "a"), (10, "b"), (30, "c")] {
+            inlet.put_at(at + Duration::from_millis(millis), value);
+        }
+        let order: Vec<_> =
+            arrivals.since(at).into_iter().map(|a| (a.value, (a.at - at).as_millis())).collect();
+        assert_eq!(order, [("a", 20), ("b", 20), ("c", 30)]);
     }
 
     #[tokio::test]

@@ -8,22 +8,24 @@
 use std::time::{Duration, Instant};
 
 use bench_probe::Beat;
+use serde::{Deserialize, Serialize};
 
 use super::arrivals::Arrival;
+use super::moment;
 use crate::exec::{Exec, ExecError};
 
 /// The most that a clock may differ in rate from the bench's.
 const TOLERANCE: f64 = 0.03;
 
 /// A reading of a machine's monotonic clock.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// When, on the bench's clock; the middle of question and answer.
-    at: Instant,
+    pub at_ns: u64,
     /// Half of the time between question and answer.
-    uncertainty: Duration,
+    pub uncertainty_ns: u64,
     /// What the machine's clock said.
-    says: Duration,
+    pub says_ns: u64,
 }
 
 /// Reads a machine's clock.
@@ -36,7 +38,12 @@ pub async fn read(machine: &impl Exec) -> Result<Reading, ExecError> {
     let uncertainty = asked.elapsed() / 2;
     let seconds = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
     let says = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
-    Ok(Reading { at: asked + uncertainty, uncertainty, says })
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    Ok(Reading {
+        at_ns: moment::nanoseconds(asked + uncertainty),
+        uncertainty_ns: ns(uncertainty),
+        says_ns: ns(says),
+    })
 }
 
 /// How fast a machine's clock ran between two readings; `Err` with a sentence when it was wrong
@@ -45,11 +52,10 @@ pub async fn read(machine: &impl Exec) -> Result<Reading, ExecError> {
 /// # Errors
 /// The sentence, for samples that came from that clock.
 pub fn judge(machine: &str, first: Reading, last: Reading) -> Result<f64, String> {
-    let real = last.at.duration_since(first.at).as_secs_f64();
-    let said = last.says.saturating_sub(first.says).as_secs_f64();
+    let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
     // /proc/uptime has hundredths of a second.
-    let slack = (first.uncertainty + last.uncertainty).as_secs_f64() + 0.02;
-    verdict(machine, real, said, slack)
+    let slack = seconds(0, first.uncertainty_ns.saturating_add(last.uncertainty_ns)) + 0.02;
+    verdict(machine, seconds(first.at_ns, last.at_ns), seconds(first.says_ns, last.says_ns), slack)
 }
 
 /// The same for the guest, by the time stamps of its heartbeat.
@@ -80,14 +86,13 @@ mod tests {
 
     #[test]
     fn a_wrong_rate_is_told_and_a_late_answer_is_not_one() {
-        let start = Instant::now();
-        let reading = |at: u64, says: f64| Reading {
-            at: start + Duration::from_secs(at),
-            uncertainty: Duration::from_millis(100),
-            says: Duration::try_from_secs_f64(says).unwrap(),
+        let reading = |at: u64, says_ms: u64| Reading {
+            at_ns: 1_000_000_000 * at,
+            uncertainty_ns: 100_000_000,
+            says_ns: 1_000_000 * says_ms,
         };
-        assert!(judge("a", reading(0, 5.0), reading(30, 35.1)).is_ok());
-        let error = judge("a", reading(0, 5.0), reading(30, 95.0)).unwrap_err();
+        assert!(judge("a", reading(0, 5000), reading(30, 35_100)).is_ok());
+        let error = judge("a", reading(0, 5000), reading(30, 95_000)).unwrap_err();
         assert_eq!(error, "the clock of a ran at 3.000 of real time over 30.0 s");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::metric;
 use crate::plan::Trial;
 use crate::sample::Sample;
 
@@ -93,6 +92,16 @@ impl Measures {
         }
     }
 
+    /// Adds the rows of others after these.
+    pub fn extend(&mut self, others: Measures) {
+        self.rows.extend(others.rows);
+    }
+
+    /// Whether one of the rows is of a metric.
+    pub fn has(&self, metric: &str) -> bool {
+        self.rows.iter().any(|row| row.metric == metric)
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -125,16 +134,10 @@ impl Measures {
     }
 }
 
-/// A failed trial as a sample: the migration that was not.
-pub fn failed(reason: &str) -> Measures {
-    let mut measures = Measures::default();
-    measures.invalid(metric::MIGRATION_TOTAL, "", "s", reason);
-    measures
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metric;
     use crate::scenario::Arm;
 
     #[test]
