@@ -46,6 +46,10 @@ fn names_that_nothing_has_are_wrong_usage() {
         assert_eq!(output.status.code(), Some(64), "{words:?}: {said}");
         assert!(said.contains(reason), "{words:?}: {said}");
     }
+    std::fs::write(folder.path().join("m.toml"), "").unwrap();
+    let output = bench(&folder, &["report", "run", "--metrics", "m.toml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(64) && said.contains("--out"), "{said}");
     // What is wrong in the file is no wrong usage.
     std::fs::write(folder.path().join("s.toml"), "title = 'x'").unwrap();
     assert_eq!(bench(&folder, &["check", "s.toml"]).status.code(), Some(1));

@@ -7,6 +7,7 @@ use clap::Args;
 use ctx_io::{errln, outln, output};
 
 use super::{Ended, local, programs};
+use crate::derive::definition;
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
 use crate::drive::lab::DriveError;
@@ -54,9 +55,12 @@ pub(super) struct ReportArguments {
     /// Folders of runs; several are shown side by side
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// Where the report of several runs is put
+    /// Where the report of several runs, or with metrics of your own, is put
     #[arg(long)]
     out: Option<PathBuf>,
+    /// A TOML file of metrics to compute from what the runs have seen (bench/docs/metrics.md)
+    #[arg(long, value_name = "FILE", requires = "out")]
+    metrics: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -143,7 +147,8 @@ pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
 
 pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {
     let runs: Vec<&Path> = arguments.runs.iter().map(PathBuf::as_path).collect();
-    let report = crate::report::report(&runs, arguments.out.as_deref())?;
+    let definitions = arguments.metrics.as_deref().map(definition::read).transpose()?.unwrap_or_default();
+    let report = crate::report::report_with(&runs, arguments.out.as_deref(), &definitions)?;
     Ok(tell(&report))
 }
 

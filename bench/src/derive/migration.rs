@@ -136,9 +136,11 @@ fn silence(signs: &[u64], called: u64, arrived: u64, end: u64, name: &str) -> Re
     let before = signs.partition_point(|&at| at < called).saturating_sub(1);
     let Some(signs) = signs.get(before..=after).filter(|_| after < signs.len()) else {
         let last = signs.last().copied().unwrap_or(called);
-        let waited = between(last, end.max(last)).as_secs_f64();
+        // Rounded down: it was more.
+        let tenths = between(last, end.max(last)).as_millis() / 100;
+        let (whole, tenth) = (tenths / 10, tenths % 10);
         return Err(format!(
-            "no {name} came after the switch: the guest was silent for more than {waited:.1} s"
+            "no {name} came after the switch: the guest was silent for more than {whole}.{tenth} s"
         ));
     };
     let pauses = signs.windows(2).map(|pair| between(pair[0], pair[1]));
@@ -248,4 +250,4 @@ fn recorded(measures: &mut Measures, record: &Record, acknowledge: bool) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,6 +3,8 @@
 //! The same functions serve a run while it is made and one that was stored, so [`again`] can tell whether the values of a
 //! stored run follow from what it has seen.
 
+pub mod definition;
+pub mod evaluate;
 pub mod measure;
 pub mod migration;
 

@@ -114,3 +114,73 @@ fn runs_of_before_observations_have_nothing_to_derive() {
     assert!(!run.samples.is_empty());
     assert_eq!(again(&run).unwrap(), []);
 }
+
+fn stored(root: &std::path::Path) -> std::path::PathBuf {
+    let scenario = Scenario::parse("dir/derive-test.toml", TEXT, None).unwrap();
+    let plan = Plan::new(&scenario);
+    let folder = RunFolder::create(root, &scenario, &plan, About { git_revision: None }).unwrap();
+    for one in &plan.trials {
+        trial(&folder, &scenario, one, true);
+    }
+    folder.finish().unwrap()
+}
+
+#[test]
+fn a_metric_that_is_defined_later_is_reported_beside_the_run() {
+    let root = tempfile::tempdir().unwrap();
+    let path = stored(&root.path().join("results"));
+    let file = root.path().join("m.toml");
+    std::fs::write(
+        &file,
+        "[[metric]]\nname = 'until_resumed'\ntitle = 'Until it runs there'\nunit = 's'\n\
+         from = 'migrate_called'\nto = 'lifecycle'\n",
+    )
+    .unwrap();
+    let definitions = definition::read(&file).unwrap();
+    let out = root.path().join("out");
+    let made = crate::report::report_with(&[&path], Some(&out), &definitions).unwrap();
+    let html = std::fs::read_to_string(made.html).unwrap();
+    assert!(html.contains("Until it runs there"));
+    let samples = crate::store::read_samples(&out.join("samples.csv")).unwrap();
+    let own: Vec<_> = samples.iter().filter(|sample| sample.metric == "until_resumed").collect();
+    assert_eq!(own.len(), 2);
+    for sample in own {
+        assert!((sample.value.unwrap() - 0.35).abs() < 1e-9 && sample.valid, "{sample:?}");
+        assert_eq!((sample.hypervisor.as_str(), sample.unit.as_str()), ("kvm", "s"));
+    }
+    // The run itself is as it was.
+    assert_eq!(crate::store::verify(&path).unwrap(), []);
+    assert!(!StoredRun::read(&path).unwrap().samples.iter().any(|sample| sample.metric == "until_resumed"));
+    let own = crate::report::report_with(&[&path], Some(&path), &definitions);
+    assert!(matches!(own, Err(crate::report::ReportError::NoFolder)));
+}
+
+#[test]
+fn a_metric_that_no_trial_has_is_an_error_and_one_that_a_trial_lacks_a_sample() {
+    let root = tempfile::tempdir().unwrap();
+    let path = stored(root.path());
+    let run = StoredRun::read(&path).unwrap();
+    let metric = |body: &str| {
+        let text = format!("[[metric]]\nname = 'own'\ntitle = 'Own'\nunit = 's'\n{body}\n");
+        definition::parse(std::path::Path::new("m.toml"), &text).unwrap()
+    };
+    let nowhere = metric("from = 'migrate_called'\nto = 'recontextualized'");
+    let error = evaluate::samples(&run, &nowhere).unwrap_err().to_string();
+    assert!(error.contains("no trial of run") && error.contains("event `recontextualized`"), "{error}");
+    let several = metric("from = 'migrate_called'\nto = { stream = 'beats' }");
+    let error = evaluate::samples(&run, &several).unwrap_err().to_string();
+    assert!(error.contains("say which with `pick`"), "{error}");
+
+    let mut changed = run.clone();
+    let first = |event: &&crate::store::Event| event.payload["what"] == "lifecycle";
+    let at = changed.events.iter().position(|event| first(&event)).unwrap();
+    changed.events.remove(at);
+    let samples = evaluate::samples(&changed, &metric("from = 'migrate_called'\nto = 'lifecycle'")).unwrap();
+    assert_eq!(samples.iter().map(|sample| sample.valid).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(samples[0].reason, "there is no event `lifecycle`");
+
+    let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/reference/smoke");
+    let old = StoredRun::read(&reference).unwrap();
+    let error = evaluate::samples(&old, &metric("count = { event = 'clock' }")).unwrap_err().to_string();
+    assert!(error.contains("kept no events or streams"), "{error}");
+}

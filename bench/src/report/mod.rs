@@ -17,7 +17,11 @@ use std::{
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 
 use crate::{
-    derive,
+    derive::{
+        self,
+        definition::Definition,
+        evaluate::{self, EvaluateError},
+    },
     figures::{self, Context, FigureError, FigureId},
     scenario::Experiment,
     stats::{Analysis, analyse},
@@ -38,11 +42,16 @@ pub enum ReportError {
     /// The template is wrong.
     #[error("the report's template cannot be filled in: {0:#}; this is a mistake in the bench, report it")]
     Template(#[from] minijinja::Error),
+    /// A metric that was defined cannot be computed.
+    #[error(transparent)]
+    Metric(#[from] EvaluateError),
     /// No run was given.
     #[error("no run to report; give the folder of one, e.g. results/<scenario>/<run>")]
     Nothing,
     /// Several runs, and no folder for what they give together.
-    #[error("a report of several runs needs a folder of its own; give one that is none of theirs")]
+    #[error(
+        "a report of several runs, or with metrics of your own, needs a folder that is none of the runs'; give one with --out"
+    )]
     NoFolder,
     /// Runs that have nothing in common.
     #[error("{first} and {other} are different experiments; report them apart")]
@@ -74,7 +83,23 @@ pub struct Report {
 /// # Errors
 /// A run cannot be read, a file cannot be written, or the runs do not fit together.
 pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportError> {
-    let stored = runs.iter().map(|path| StoredRun::read(path)).collect::<Result<Vec<_>, _>>()?;
+    report_with(runs, folder, &[])
+}
+
+/// The same with metrics that a user defined, computed from what the runs have seen. It is put beside the runs, never into
+/// one; `samples.csv` stands there too when it is of one run.
+///
+/// # Errors
+/// As [`report`], and when a metric cannot be computed.
+pub fn report_with(
+    runs: &[&Path],
+    folder: Option<&Path>,
+    definitions: &[Definition],
+) -> Result<Report, ReportError> {
+    let mut stored = runs.iter().map(|path| StoredRun::read(path)).collect::<Result<Vec<_>, _>>()?;
+    for run in &mut stored {
+        run.samples.extend(evaluate::samples(run, definitions)?);
+    }
     let first = stored.first().ok_or(ReportError::Nothing)?;
     let experiment = first.scenario.experiment;
     if let Some(other) = stored.iter().find(|run| run.scenario.experiment != experiment) {
@@ -83,7 +108,7 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
             other: other.manifest.run.clone(),
         });
     }
-    let own = stored.len() == 1 && folder.is_none_or(|folder| folder == first.path);
+    let own = definitions.is_empty() && stored.len() == 1 && folder.is_none_or(|folder| folder == first.path);
     let folder = match folder {
         None if own => first.path.as_path(),
         Some(folder) if own || stored.iter().all(|run| run.path != folder) => folder,
@@ -99,17 +124,17 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
     let analysis = analyse(&labelled);
     let context = context(&stored);
     let mut derived = Vec::new();
-    if own {
-        store::write_samples(folder, &first.samples)?;
-        derived.push(store::SAMPLES.to_owned());
-    }
-    let pictures = pictures(&stored, &analysis, &context)?;
     let figures = folder.join(store::FIGURES);
     fs::create_dir_all(&figures).map_err(|source| StoreError::Io {
         doing: "make the folder",
         path: figures.clone(),
         source,
     })?;
+    if own || stored.len() == 1 {
+        store::write_samples(folder, &first.samples)?;
+        derived.push(store::SAMPLES.to_owned());
+    }
+    let pictures = pictures(&stored, &analysis, &context)?;
     for picture in &pictures {
         for (extension, bytes) in [("svg", picture.svg.as_bytes()), ("png", &picture.png)] {
             let name = format!("{}.{extension}", picture.id);
@@ -118,7 +143,8 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
         }
     }
     let summary = claims::summary(experiment, &stored, &analysis);
-    let html = render(&view::View::new(&stored, &analysis, &summary, &changed, &otherwise, &pictures))?;
+    let html =
+        render(&view::View::new(&stored, &analysis, &summary, &changed, &otherwise, &pictures, definitions))?;
     let path = folder.join(store::REPORT);
     store::write_whole(&path, html.as_bytes())?;
     derived.push(store::REPORT.to_owned());

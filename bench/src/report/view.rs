@@ -13,6 +13,7 @@ use super::{
     sides,
 };
 use crate::{
+    derive::definition::Definition,
     figures::chart::three_digits,
     metric,
     scenario::{Scenario, TestbedKind},
@@ -122,7 +123,12 @@ impl View {
         changed: &[String],
         otherwise: &[String],
         pictures: &[Picture],
+        definitions: &[Definition],
     ) -> Self {
+        let label = |name: &str| {
+            let own = definitions.iter().find(|definition| definition.name == name);
+            own.map_or_else(|| metric::label(name).to_owned(), |definition| definition.title.clone())
+        };
         let mut titles: Vec<&str> = runs.iter().map(|run| run.scenario.title.as_str()).collect();
         titles.dedup();
         let experiment = runs[0].scenario.experiment;
@@ -139,8 +145,17 @@ impl View {
             emulated: analysis.groups.iter().any(|group| group.accelerator == "tcg"),
             sides: sides(experiment),
             remarks: remarks(analysis),
-            rows: analysis.rows.iter().filter(|row| row.metric != metric::SERVER_BYTES).map(row).collect(),
-            comparisons: analysis.comparisons.iter().map(comparison).collect(),
+            rows: analysis
+                .rows
+                .iter()
+                .filter(|row| row.metric != metric::SERVER_BYTES)
+                .map(|found| row(found, label(&found.metric)))
+                .collect(),
+            comparisons: analysis
+                .comparisons
+                .iter()
+                .map(|found| comparison(found, label(&found.metric)))
+                .collect(),
             links: links(runs),
             carried: carried(analysis),
             peers: peers(runs, analysis),
@@ -177,7 +192,7 @@ fn scaled(unit: &str) -> (&str, f64) {
     if unit == "B" { ("MiB", f64::from(1 << 20)) } else { (unit, 1.0) }
 }
 
-fn row(row: &analysis::Row) -> Row {
+fn row(row: &analysis::Row, label: String) -> Row {
     let summary = &row.summary;
     let (unit, size) = scaled(&row.unit);
     let number = |value: Option<f64>| number(value.map(|value| value / size));
@@ -189,7 +204,7 @@ fn row(row: &analysis::Row) -> Row {
     };
     Row {
         group: row.group.name(),
-        metric: metric::label(&row.metric).to_owned(),
+        metric: label,
         phase: row.phase.clone(),
         arm: row.arm.clone(),
         unit: unit.to_owned(),
@@ -211,12 +226,12 @@ fn row(row: &analysis::Row) -> Row {
     }
 }
 
-fn comparison(found: &analysis::Comparison) -> Comparison {
+fn comparison(found: &analysis::Comparison, label: String) -> Comparison {
     let paired = &found.paired;
     let (unit, size) = scaled(&found.unit);
     Comparison {
         group: found.group.name(),
-        metric: metric::label(&found.metric).to_owned(),
+        metric: label,
         sides: format!("{} → {}", found.from, found.to),
         unit: unit.to_owned(),
         n: paired.n,

@@ -241,12 +241,18 @@ fn comparisons(group: &Group, samples: &[&Sample]) -> Vec<Comparison> {
             samples.iter().copied().filter(|s| s.dilation.to_bits() == dilation).collect();
         let (pairs, unpaired) = pairs(&same, &a, &b);
         if let Some(paired) = Paired::new(&pairs, unpaired) {
+            // A metric that a user defined has a unit of its own.
+            let own = || same.iter().find(|sample| sample.metric == metric).map(|sample| sample.unit.clone());
+            let unit = match metric::find(metric) {
+                Some(known) => known.unit.to_owned(),
+                None => own().unwrap_or_default(),
+            };
             found.push(Comparison {
                 group: group.clone(),
                 metric: metric.to_owned(),
                 from: from.to_owned(),
                 to: to.to_owned(),
-                unit: metric::unit(metric).to_owned(),
+                unit,
                 dilation: f64::from_bits(dilation),
                 paired,
                 p_corrected: None,

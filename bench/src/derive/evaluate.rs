@@ -1,0 +1,350 @@
+//! What a metric that a user defined is in a trial.
+
+use serde_json::Value;
+
+use super::definition::{Definition, End, Kind, Percentile, Pick, Selector, StreamName, Wanted};
+use crate::observe::stream::Beaten;
+use crate::observe::trace::Trace;
+use crate::sample::Sample;
+use crate::store::{StoreError, StoredRun};
+
+/// Why defined metrics cannot be computed from a run.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// An event or a stream is damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The run is older than observations, or has no hosts.
+    #[error(
+        "run {run} kept no events or streams of its trials, so no metric can be defined of them; measure again"
+    )]
+    NothingSeen {
+        /// The run.
+        run: String,
+    },
+    /// No trial gives a metric.
+    #[error("metric `{metric}`: no trial of run {run} has it; block {block}, {arm}: {reason}")]
+    Nowhere {
+        /// The metric.
+        metric: String,
+        /// The run.
+        run: String,
+        /// Block of the first trial.
+        block: u32,
+        /// Its arm.
+        arm: String,
+        /// Why it has none.
+        reason: String,
+    },
+    /// A selector takes several.
+    #[error(
+        "metric `{metric}`, block {block}, {arm}: {what}; say which with `pick`, or tell them apart with `where` or `after`"
+    )]
+    Ambiguous {
+        /// The metric.
+        metric: String,
+        /// Block of the trial.
+        block: u32,
+        /// Its arm.
+        arm: String,
+        /// What there are several of.
+        what: String,
+    },
+}
+
+/// Why a trial has no value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum No {
+    /// Something is not there; one sentence.
+    Missing(String),
+    /// There are several; what.
+    Several(String),
+}
+
+/// The samples of defined metrics in all trials of a run. A metric applies to the arms that give it in one trial at least:
+/// in those, a trial without it is an invalid sample; in the others there is none.
+///
+/// # Errors
+/// A stored file is damaged, the run kept nothing, a metric is in no trial, or what it is of is not told apart.
+pub fn samples(run: &StoredRun, definitions: &[Definition]) -> Result<Vec<Sample>, EvaluateError> {
+    if definitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let traces: Vec<_> =
+        Trace::all(run)?.into_iter().map(|(order, trace)| (order, Seen::of(trace))).collect();
+    if traces.is_empty() {
+        return Err(EvaluateError::NothingSeen { run: run.manifest.run.clone() });
+    }
+    let mut samples = Vec::new();
+    for definition in definitions {
+        let mut found = Vec::new();
+        for (order, seen) in &traces {
+            let Some(trial) = run.manifest.plan.trials.iter().find(|trial| trial.order == *order) else {
+                continue;
+            };
+            let value = match evaluate(definition, seen) {
+                Err(No::Several(what)) => {
+                    return Err(EvaluateError::Ambiguous {
+                        metric: definition.name.clone(),
+                        block: trial.block,
+                        arm: trial.arm.to_string(),
+                        what,
+                    });
+                }
+                Ok(value) => Ok(value),
+                Err(No::Missing(reason)) => Err(reason),
+            };
+            found.push((trial, value));
+        }
+        let given = |arm| found.iter().any(|(trial, value)| trial.arm == arm && value.is_ok());
+        if let Some((trial, Err(reason))) = found.first()
+            && !found.iter().any(|(trial, _)| given(trial.arm))
+        {
+            return Err(EvaluateError::Nowhere {
+                metric: definition.name.clone(),
+                run: run.manifest.run.clone(),
+                block: trial.block,
+                arm: trial.arm.to_string(),
+                reason: reason.clone(),
+            });
+        }
+        for (trial, value) in found.iter().filter(|(trial, _)| given(trial.arm)) {
+            // The machines are those of the trial's other samples.
+            let Some(like) = run.samples.iter().find(|sample| sample.order == trial.order) else { continue };
+            samples.push(Sample {
+                metric: definition.name.clone(),
+                phase: String::new(),
+                value: value.as_ref().ok().copied(),
+                unit: definition.unit.clone(),
+                valid: value.is_ok(),
+                reason: value.as_ref().err().cloned().unwrap_or_default(),
+                ..like.clone()
+            });
+        }
+    }
+    Ok(samples)
+}
+
+/// A trace with its events as JSON, for keys and pointers.
+struct Seen {
+    trace: Trace,
+    events: Vec<Value>,
+}
+
+impl Seen {
+    fn of(trace: Trace) -> Seen {
+        // It was read from JSON.
+        let events =
+            trace.observations.iter().map(|seen| serde_json::to_value(seen).unwrap_or_default()).collect();
+        Seen { trace, events }
+    }
+}
+
+/// An event or a row.
+#[derive(Clone, Copy)]
+enum Hit<'a> {
+    Event(u64, &'a Value),
+    Row(u64),
+}
+
+impl Hit<'_> {
+    const fn at(&self) -> u64 {
+        match *self {
+            Hit::Event(at, _) | Hit::Row(at) => at,
+        }
+    }
+}
+
+fn evaluate(definition: &Definition, seen: &Seen) -> Result<f64, No> {
+    let value = match definition.kind() {
+        Some(Kind::Span(from, to)) => {
+            let (from, to) = (moment(from, seen)?, moment(to, seen)?);
+            // Nanoseconds since boot are exact in 53 bits for a hundred days; the difference is, in any case.
+            if to >= from { (to - from) as f64 } else { -((from - to) as f64) }
+        }
+        Some(Kind::Field(field)) => {
+            let Hit::Event(_, event) = one(&field.selector, seen)? else {
+                return Err(No::Missing("a row of a stream has no field".into()));
+            };
+            event.pointer(&field.pointer).and_then(Value::as_f64).ok_or_else(|| {
+                No::Missing(format!("there is no number at {} in {}", field.pointer, told(&field.selector)))
+            })?
+        }
+        Some(Kind::Gap(gap)) => {
+            let (from, to) = (moment(&gap.from, seen)?, moment(&gap.to, seen)?);
+            let rows = rows(gap.stream, seen);
+            rows.windows(2)
+                .filter(|pair| pair[0] <= to && pair[1] >= from)
+                .map(|pair| pair[1] - pair[0])
+                .max()
+                .map(|gap| gap as f64)
+                .ok_or_else(|| No::Missing(format!("stream `{}` has no two rows there", gap.stream.name())))?
+        }
+        Some(Kind::Percentile(percentile)) => self::percentile(percentile, seen)?,
+        Some(Kind::Count(selector)) => all(selector, seen)?.len() as f64,
+        // The check has refused it.
+        None => return Err(No::Missing("it is no metric".into())),
+    };
+    Ok(value * definition.factor())
+}
+
+/// By the nearest rank: a value that was seen.
+fn percentile(asked: &Percentile, seen: &Seen) -> Result<f64, No> {
+    let from = asked.from.as_ref().map_or(Ok(0), |end| moment(end, seen))?;
+    let to = asked.to.as_ref().map_or(Ok(u64::MAX), |end| moment(end, seen))?;
+    let within = |at: u64| (from..=to).contains(&at);
+    let mut values: Vec<u64> = match asked.stream {
+        StreamName::Beats => {
+            let rows = seen.trace.beats.iter().filter(|row| within(row.at_ns));
+            rows.filter_map(|row| number(row, &asked.column)).collect()
+        }
+        StreamName::Pings => {
+            seen.trace.pings.iter().filter(|row| within(row.at_ns)).map(|row| row.sequence).collect()
+        }
+    };
+    values.sort_unstable();
+    let rank = (asked.p / 100.0 * values.len() as f64).ceil() as usize;
+    let value = values.get(rank.max(1) - 1).copied();
+    value
+        .map(|value| value as f64)
+        .ok_or_else(|| No::Missing(format!("stream `{}` has no row there", asked.stream.name())))
+}
+
+fn moment(end: &End, seen: &Seen) -> Result<u64, No> {
+    match end {
+        End::Of(selector) => one(selector, seen).map(|hit| hit.at()),
+        End::Last(ends) | End::First(ends) => {
+            let moments = ends.iter().map(|end| moment(end, seen)).collect::<Result<Vec<_>, _>>()?;
+            let one = if matches!(end, End::Last(_)) { moments.iter().max() } else { moments.iter().min() };
+            one.copied().ok_or_else(|| No::Missing("no moment is given".into()))
+        }
+    }
+}
+
+/// The one that a selector takes.
+fn one<'a>(selector: &Selector, seen: &'a Seen) -> Result<Hit<'a>, No> {
+    let hits = all(selector, seen)?;
+    let hit = match (selector.pick, hits.as_slice()) {
+        (None, [_, _, ..]) => {
+            return Err(No::Several(format!("there are {} of {}", hits.len(), told(selector))));
+        }
+        (Some(Pick::Last), hits) => hits.last(),
+        (_, hits) => hits.first(),
+    };
+    hit.copied().ok_or_else(|| No::Missing(format!("there is no {}", told(selector))))
+}
+
+/// All that a selector takes, in the order of time.
+fn all<'a>(selector: &Selector, seen: &'a Seen) -> Result<Vec<Hit<'a>>, No> {
+    let after = selector.after.as_ref().map_or(Ok(0), |end| moment(end, seen))?;
+    Ok(match (selector.event, selector.stream) {
+        (Some(event), _) => seen
+            .trace
+            .observations
+            .iter()
+            .zip(&seen.events)
+            .filter(|(observed, _)| observed.at_ns >= after)
+            .filter(|(_, value)| value.get("what").and_then(Value::as_str) == Some(event.name()))
+            .filter(|(_, value)| selector.has.iter().all(|(key, wanted)| wanted.is(look(value, key))))
+            .map(|(observed, value)| Hit::Event(observed.at_ns, value))
+            .collect(),
+        (None, Some(StreamName::Pings)) => seen
+            .trace
+            .pings
+            .iter()
+            .filter(|row| row.at_ns >= after)
+            .filter(|row| selector.has.values().all(|wanted| wanted.is_number(row.sequence)))
+            .map(|row| Hit::Row(row.at_ns))
+            .collect(),
+        (None, _) => seen
+            .trace
+            .beats
+            .iter()
+            .filter(|row| row.at_ns >= after)
+            .filter(|row| selector.has.iter().all(|(column, wanted)| wanted.is_in(row, column)))
+            .map(|row| Hit::Row(row.at_ns))
+            .collect(),
+    })
+}
+
+fn rows(stream: StreamName, seen: &Seen) -> Vec<u64> {
+    match stream {
+        StreamName::Beats => seen.trace.beats.iter().map(|row| row.at_ns).collect(),
+        StreamName::Pings => seen.trace.pings.iter().map(|row| row.at_ns).collect(),
+    }
+}
+
+/// A key of an event, or a pointer into it.
+fn look<'a>(event: &'a Value, key: &str) -> Option<&'a Value> {
+    if key.starts_with('/') { event.pointer(key) } else { event.get(key) }
+}
+
+fn number(row: &Beaten, column: &str) -> Option<u64> {
+    match column {
+        "seq" => Some(row.seq),
+        "skipped" => Some(row.skipped),
+        "mono_ns" => Some(row.mono_ns),
+        "real_ns" => Some(row.real_ns),
+        "read_ns" => Some(row.read_ns),
+        "len" => Some(row.len),
+        _ => None,
+    }
+}
+
+fn text<'a>(row: &'a Beaten, column: &str) -> Option<&'a str> {
+    match column {
+        "error" => Some(&row.error),
+        "digest" => Some(&row.digest),
+        "head" => Some(&row.head),
+        "content" => row.content(),
+        _ => None,
+    }
+}
+
+impl Wanted {
+    fn is(&self, value: Option<&Value>) -> bool {
+        match (self, value) {
+            (Wanted::Bool(wanted), Some(Value::Bool(value))) => wanted == value,
+            (Wanted::Integer(wanted), Some(Value::Number(value))) => value.as_i64() == Some(*wanted),
+            (Wanted::Text(wanted), Some(Value::String(value))) => wanted == value,
+            _ => false,
+        }
+    }
+
+    fn is_number(&self, value: u64) -> bool {
+        matches!(self, Wanted::Integer(wanted) if u64::try_from(*wanted) == Ok(value))
+    }
+
+    fn is_in(&self, row: &Beaten, column: &str) -> bool {
+        match self {
+            Wanted::Text(wanted) => text(row, column) == Some(wanted.as_str()),
+            Wanted::Integer(_) => number(row, column).is_some_and(|value| self.is_number(value)),
+            Wanted::Bool(_) => false,
+        }
+    }
+}
+
+/// What a selector takes, for people.
+fn told(selector: &Selector) -> String {
+    let mut text = match (selector.event, selector.stream) {
+        (Some(event), _) => format!("event `{}`", event.name()),
+        (None, Some(stream)) => format!("row of stream `{}`", stream.name()),
+        (None, None) => "event".to_owned(),
+    };
+    let wanted = selector.has.iter().map(|(key, wanted)| match wanted {
+        Wanted::Bool(value) => format!("{key} = {value}"),
+        Wanted::Integer(value) => format!("{key} = {value}"),
+        Wanted::Text(value) => format!("{key} = {value:?}"),
+    });
+    let wanted: Vec<String> = wanted.collect();
+    if !wanted.is_empty() {
+        text.push_str(&format!(" with {}", wanted.join(", ")));
+    }
+    if selector.after.is_some() {
+        text.push_str(", after the moment that it names");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

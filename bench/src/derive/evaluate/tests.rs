@@ -1,0 +1,209 @@
+//! Metrics of users, of traces that are written down, and of a run that is stored.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::derive::definition::{EventName, parse};
+use crate::derive::migration::tests::trace;
+use crate::observe::trace::What;
+
+fn one_metric(body: &str) -> Definition {
+    let text = format!("[[metric]]\nname = 'own'\ntitle = 'Own'\nunit = 'ms'\n{body}\n");
+    parse(Path::new("m.toml"), &text).unwrap_or_else(|error| panic!("{error}")).remove(0)
+}
+
+fn value(body: &str) -> Result<f64, No> {
+    evaluate(&one_metric(body), &Seen::of(trace()))
+}
+
+fn refused(body: &str) -> String {
+    let text = format!("[[metric]]\nname = 'own'\ntitle = 'Own'\nunit = 'ms'\n{body}\n");
+    parse(Path::new("m.toml"), &text).unwrap_err().to_string()
+}
+
+#[test]
+fn each_kind_is_what_the_trace_has() {
+    for (body, wanted) in [
+        ("from = 'migrate_called'\nto = 'migrate_returned'", 8000.0),
+        ("from = 'migrate_returned'\nto = 'migrate_called'", -8000.0),
+        ("from = 'migrate_called'\nto = 'migrate_returned'\nscale = 0.5", 4000.0),
+        (
+            "from = { event = 'lifecycle', where = { host = 'a' } }\nto = { event = 'lifecycle', where = { change = 'resumed' } }",
+            370.0,
+        ),
+        // The first row from the moment on, and the last one at all.
+        (
+            "from = { event = 'lifecycle', where = { host = 'b' } }\n\
+          to = { stream = 'pings', pick = 'first', after = { event = 'lifecycle', where = { host = 'b' } } }",
+            20.0,
+        ),
+        (
+            "from = 'migrate_returned'\nto = { stream = 'beats', where = { content = 'local' }, pick = 'first' }",
+            500.0,
+        ),
+        (
+            "from = 'migrate_called'\nto = { last = ['migrate_returned', { event = 'recontextualized', where = { '/record/outcome' = 'done' } }] }",
+            8900.0,
+        ),
+        ("from = 'migrate_called'\nto = { first = ['migrate_returned', 'recontextualized'] }", 8000.0),
+        ("gap = { stream = 'pings', from = 'migrate_called', to = 'migrate_returned' }", 450.0),
+        (
+            "gap = { stream = 'pings', from = 'migrate_called', to = { event = 'lifecycle', where = { host = 'a' }, pick = 'last' } }",
+            450.0,
+        ),
+        (
+            "gap = { stream = 'beats', from = 'recontextualized', to = { event = 'clock', pick = 'last' } }",
+            50.0,
+        ),
+        ("field = { of = { event = 'job_completed' }, pointer = '/stats/downtime_ms' }", 380.0),
+        (
+            "field = { of = { event = 'recontextualized' }, pointer = '/record/phases/0/end_ns' }\nscale = 1e-6",
+            500.0,
+        ),
+        ("percentile = { stream = 'pings', column = 'sequence', p = 50, to = 'migrate_called' }", 500.0),
+        ("percentile = { stream = 'pings', column = 'sequence', p = 100, to = 'migrate_called' }", 1000.0),
+        ("percentile = { stream = 'pings', column = 'sequence', p = 0.1 }", 0.0),
+        ("count = { event = 'lifecycle' }", 2.0),
+        ("count = { event = 'iteration' }", 0.0),
+        ("count = { stream = 'beats', where = { content = 'local' } }", 50.0),
+        ("count = { stream = 'pings', where = { sequence = 50 } }", 1.0),
+        ("count = { event = 'migrate_called', where = { accounts = true } }", 1.0),
+    ] {
+        let found = value(body).unwrap_or_else(|no| panic!("{body}: {no:?}"));
+        assert!((found - wanted).abs() < 1e-6, "{body}: {found} for {wanted}");
+    }
+}
+
+#[test]
+fn what_is_not_there_or_not_alone_is_told() {
+    let missing = |body| match value(body) {
+        Err(No::Missing(reason)) => reason,
+        other => panic!("{body}: {other:?}"),
+    };
+    assert_eq!(
+        missing(
+            "from = 'migrate_called'\nto = { event = 'lifecycle', where = { host = 'c', change = 'x' } }"
+        ),
+        "there is no event `lifecycle` with change = \"x\", host = \"c\""
+    );
+    assert!(missing("from = 'iteration'\nto = 'migrate_called'").contains("event `iteration`"));
+    let text = "field = { of = { event = 'job_completed' }, pointer = '/stats/kind' }";
+    assert!(missing(text).contains("no number at /stats/kind"));
+    let after = "gap = { stream = 'beats', from = { event = 'clock', pick = 'last' }, to = { event = 'clock', pick = 'first' } }";
+    assert!(
+        missing(after).contains("no two rows"),
+        "a pause that begins after the end, and ends before the begin"
+    );
+    assert_eq!(
+        value("from = 'migrate_called'\nto = 'lifecycle'"),
+        Err(No::Several("there are 2 of event `lifecycle`".into()))
+    );
+    assert!(matches!(value("from = 'migrate_called'\nto = { stream = 'beats' }"), Err(No::Several(_))));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_place() {
+    for (body, reason) in [
+        ("", "exactly one of"),
+        ("from = 'migrate_called'", "exactly one of"),
+        ("from = 'migrate_called'\nto = 'migrate_returned'\ncount = { event = 'clock' }", "exactly one of"),
+        ("from = 'migrated'\nto = 'migrate_returned'", "unknown variant `migrated`"),
+        ("from = 'migrated'\nto = 'migrate_returned'", "line 5, column"),
+        ("from = { event = 'clock', stream = 'beats' }\nto = 'clock'", "not both"),
+        ("from = { pick = 'first' }\nto = 'clock'", "give `event` or `stream`"),
+        ("from = { first = ['clock'], event = 'clock' }\nto = 'clock'", "each stand alone"),
+        ("from = { last = [] }\nto = 'clock'", "each stand alone"),
+        ("count = { event = 'clock', wher = {} }", "unknown field `wher`"),
+        ("count = { event = 'clock', pick = 'first' }", "leave `pick` out"),
+        ("count = { stream = 'beats', where = { sequence = 1 } }", "not `sequence`"),
+        ("count = { stream = 'pings', where = { sequence = 'x' } }", "not `sequence`"),
+        ("count = { stream = 'beats', where = { len = 1.5 } }", "did not match any variant"),
+        ("field = { of = { stream = 'beats' }, pointer = '/x' }", "a field is of an event"),
+        ("field = { of = { event = 'clock' }, pointer = 'reading' }", "begins with `/`"),
+        ("percentile = { stream = 'beats', column = 'head', p = 50 }", "`column` is one of seq"),
+        ("percentile = { stream = 'beats', column = 'len', p = 0 }", "above 0 and up to 100"),
+        ("percentile = { stream = 'beats', column = 'len', p = nan }", "above 0 and up to 100"),
+        ("count = { event = 'clock' }\nscale = 0.0", "other than 0"),
+        ("count = { event = 'clock' }\nscale = inf", "other than 0"),
+        ("from = 'clock'\nto = 'clock'\nunknown = 1", "unknown field `unknown`"),
+    ] {
+        let said = refused(body);
+        assert!(said.starts_with("m.toml: ") && said.contains(reason), "{body}: {said}");
+    }
+    let named = |name: &str, unit: &str| {
+        let text = format!(
+            "[[metric]]\nname = '{name}'\ntitle = 'T'\nunit = '{unit}'\nfrom = 'clock'\nto = 'clock'\n"
+        );
+        parse(Path::new("m.toml"), &text)
+    };
+    assert!(named("own", "s").is_ok());
+    for (name, unit, reason) in [
+        ("Own", "s", "lower-case"),
+        ("", "s", "lower-case"),
+        ("downtime", "s", "the bench has a metric of this name"),
+        ("own", "minutes", "s, ms, µs or ns"),
+        ("own", " ", "empty"),
+    ] {
+        assert!(named(name, unit).unwrap_err().to_string().contains(reason), "{name} {unit}");
+    }
+    let twice = "[[metric]]\nname = 'a'\ntitle = 'A'\nunit = '1'\ncount = { event = 'clock' }\n".repeat(2);
+    assert!(parse(Path::new("m.toml"), &twice).unwrap_err().to_string().contains("two of this name"));
+    let deep = format!("from = {}'clock'{}\nto = 'clock'", "{ last = [".repeat(5000), "] }".repeat(5000));
+    assert!(refused(&deep).starts_with("m.toml: "));
+    let many = "[[metric]]\nname = 'a'\ntitle = 'A'\nunit = '1'\ncount = { event = 'clock' }\n".repeat(1001);
+    assert!(parse(Path::new("m.toml"), &many).unwrap_err().to_string().contains("at most 1000"));
+}
+
+/// The names that a file may have are those that the log has.
+#[test]
+fn events_have_the_names_of_the_log() {
+    let reading = crate::observe::clock::Reading { at_ns: 0, uncertainty_ns: 0, says_ns: 0 };
+    let text = String::new;
+    let of_trace = trace().observations.into_iter().map(|seen| seen.what);
+    let others = [
+        What::Unsteady,
+        What::Iteration { host: text(), pass: 1 },
+        What::Requested { host: text() },
+        What::Clock { machine: text(), reading },
+        What::Missed { wanted: crate::observe::trace::Wanted::Record, reason: text() },
+    ];
+    let mut names = std::collections::BTreeSet::new();
+    for what in of_trace.chain(others) {
+        let json = serde_json::to_value(&what).unwrap();
+        let name = json["what"].as_str().unwrap();
+        let event: EventName = serde_json::from_value(json["what"].clone()).unwrap();
+        assert_eq!(event.name(), name);
+        names.insert(name.to_owned());
+    }
+    assert_eq!(names.len(), 10, "{names:?}");
+}
+
+#[test]
+fn the_examples_of_the_document_are_metrics_and_its_tables_are_whole() {
+    let document = include_str!("../../../docs/metrics.md");
+    let example = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let definitions = parse(Path::new("docs/metrics.md"), example).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(definitions.len(), 5);
+    let seen = Seen::of(trace());
+    for definition in &definitions {
+        // The trace of the tests has no passes.
+        let found = evaluate(definition, &seen);
+        assert_eq!(found.is_ok(), definition.name != "passes", "{}: {found:?}", definition.name);
+    }
+    for stream in [StreamName::Beats, StreamName::Pings] {
+        for column in stream.numbers().iter().chain(stream.texts()) {
+            assert!(document.contains(&format!("`{column}`")), "{column}");
+        }
+    }
+}
+
+proptest! {
+    /// Whatever a file has, it is taken or refused.
+    #[test]
+    fn no_file_brings_the_reader_down(text in "\\PC{0,200}", body in "[a-z_ ={}\\[\\]'0-9.,\\n]{0,120}") {
+        let _ = parse(Path::new("m.toml"), &text);
+        let _ = parse(Path::new("m.toml"), &format!("[[metric]]\nname = 'a'\ntitle = 'A'\nunit = 's'\n{body}"));
+    }
+}
