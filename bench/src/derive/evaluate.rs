@@ -203,10 +203,10 @@ fn percentile(asked: &Percentile, seen: &Seen) -> Result<f64, No> {
         }
     };
     values.sort_unstable();
-    let rank = (asked.p / 100.0 * values.len() as f64).ceil() as usize;
-    let value = values.get(rank.max(1) - 1).copied();
+    let share = asked.p / 100.0 * values.len() as f64;
+    let value = values.iter().zip(1_u32..).find(|(_, rank)| f64::from(*rank) >= share);
     value
-        .map(|value| value as f64)
+        .map(|(value, _)| *value as f64)
         .ok_or_else(|| No::Missing(format!("stream `{}` has no row there", asked.stream.name())))
 }
 
@@ -326,7 +326,7 @@ impl Wanted {
 
 /// What a selector takes, for people.
 fn told(selector: &Selector) -> String {
-    let mut text = match (selector.event, selector.stream) {
+    let kind = match (selector.event, selector.stream) {
         (Some(event), _) => format!("event `{}`", event.name()),
         (None, Some(stream)) => format!("row of stream `{}`", stream.name()),
         (None, None) => "event".to_owned(),
@@ -336,14 +336,10 @@ fn told(selector: &Selector) -> String {
         Wanted::Integer(value) => format!("{key} = {value}"),
         Wanted::Text(value) => format!("{key} = {value:?}"),
     });
-    let wanted: Vec<String> = wanted.collect();
-    if !wanted.is_empty() {
-        text.push_str(&format!(" with {}", wanted.join(", ")));
-    }
-    if selector.after.is_some() {
-        text.push_str(", after the moment that it names");
-    }
-    text
+    let wanted = wanted.collect::<Vec<_>>().join(", ");
+    let with = if wanted.is_empty() { "" } else { " with " };
+    let after = if selector.after.is_some() { ", after the moment that it names" } else { "" };
+    format!("{kind}{with}{wanted}{after}")
 }
 
 #[cfg(test)]
