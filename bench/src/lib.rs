@@ -12,6 +12,7 @@
 //! everything after it is a pure function of the stored files.
 
 pub mod cli;
+pub mod deadline;
 pub mod doctor;
 pub mod drive;
 pub mod exec;
@@ -20,6 +21,7 @@ pub mod gate;
 pub mod image;
 pub mod metric;
 pub mod plan;
+mod program;
 pub mod progress;
 pub mod report;
 pub mod sample;

@@ -9,7 +9,9 @@ use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
 use super::measure::Conditions;
 use super::pings::{self, Pings};
+use super::limits::LimitError;
 use super::recontextualizer::{Context, RecontextError, Recontextualizer};
+use super::whereabouts::Found;
 use crate::exec::ExecError;
 use crate::scenario::{Arm, Class, Experiment, Scenario};
 use crate::shape::ShapeError;
@@ -59,6 +61,9 @@ pub enum DriveError {
         /// What was seen instead.
         evidence: String,
     },
+    /// A deadline of the design.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// A file system of experiment `layers`.
     #[error(transparent)]
     Layers(#[from] super::layers::LayersError),
@@ -185,12 +190,19 @@ impl Lab {
                 self.recontextualizer.stop(site).await?;
             }
         }
-        match self.guest.site().await? {
-            Some(Site::Remote) => {}
-            Some(Site::Local) => {
+        let whereabouts = self.guest.whereabouts().await;
+        match whereabouts.found() {
+            Found::At(Site::Remote) => {}
+            Found::At(Site::Local) => {
                 self.guest.migrate(Site::Local, Site::Remote).await?;
             }
-            None => self.boot_guest().await?,
+            Found::Nowhere => self.boot_guest().await?,
+            // A migration that did not end well may have left it so.
+            Found::Unclear => {
+                tracing::warn!(%whereabouts, "the guest is started anew");
+                self.guest.clear().await?;
+                self.boot_guest().await?;
+            }
         }
         match arm {
             Arm::Recontext => {
@@ -205,6 +217,19 @@ impl Lab {
         }
         self.steady().await;
         Ok(())
+    }
+
+    /// Brings the testbed back to where a trial can begin, after one that was cut off wherever it was: no daemon runs, and the
+    /// guest is another one.
+    ///
+    /// # Errors
+    /// Whatever could not be put in its place.
+    pub async fn restore(&self) -> Result<(), DriveError> {
+        for site in Site::ALL {
+            self.recontextualizer.stop(site).await?;
+        }
+        self.guest.clear().await?;
+        self.boot_guest().await
     }
 
     /// Waits until a program in the guest reads the infrastructure data of a site; the time of the

@@ -28,6 +28,8 @@ pub mod seed;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
 
 pub use build::{build, build_all};
 pub use cache::{Cache, Image, Manifest, Pruned};
@@ -90,6 +92,16 @@ pub enum Error {
         /// The last lines that it wrote on standard error.
         stderr: String,
     },
+    /// A program that a build runs did not end.
+    #[error("{program} did not end within {} min while building {image}, and was stopped: try again", limit.as_secs() / 60)]
+    Late {
+        /// The program, or what else was waited for.
+        program: &'static str,
+        /// Name of the image or seed.
+        image: String,
+        /// How long it had.
+        limit: Duration,
+    },
     /// The tree that was built lacks what an image needs.
     #[error("image {image}: {message}")]
     Incomplete {
@@ -109,6 +121,22 @@ pub enum Error {
     /// No place for the cache.
     #[error("no cache folder: set BENCH_CACHE, XDG_CACHE_HOME or HOME")]
     NoCache,
+}
+
+/// How long a program may take that works on a whole tree, on a slow and busy disk.
+const TREE: Duration = Duration::from_secs(1800);
+
+/// Runs a program of Debian's `package` for an image to its end.
+fn run(
+    command: &mut Command,
+    program: &'static str,
+    package: &'static str,
+    image: &str,
+) -> Result<Output, Error> {
+    crate::program::output(command, TREE).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => Error::Late { program, image: image.to_owned(), limit: TREE },
+        _ => Error::Missing { program: program.to_owned(), package },
+    })
 }
 
 impl Error {

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
@@ -20,6 +21,9 @@ use super::plain::{self, PlainPath, Private};
 
 /// Set in the environment of the process that runs inside: where its private folder is to be.
 const MARK: &str = "BENCH_INSIDE";
+
+/// How long `unshare` may take. The kernel makes network namespaces one after the other, on a busy machine.
+const TRIED: Duration = Duration::from_secs(60);
 
 /// Why the namespaces could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +79,9 @@ pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
         }
         let mut flags: Vec<&'static str> = if user { vec!["--user", "--map-root-user"] } else { vec![] };
         flags.extend(common);
-        match Command::new("unshare").args(&flags).arg("true").stdin(Stdio::null()).output() {
+        let mut command = Command::new("unshare");
+        command.args(&flags).arg("true").stdin(Stdio::null());
+        match crate::program::output(&mut command, TRIED) {
             Ok(out) if out.status.success() => return Ok(flags),
             Ok(out) => String::from_utf8_lossy(&out.stderr).trim().clone_into(&mut evidence),
             Err(e) => evidence = format!("cannot run unshare: {e}"),
