@@ -74,8 +74,11 @@ impl<T: Send + 'static> Call<T> {
     ) -> Result<Call<T>, CallError> {
         let (sender, end) = oneshot::channel();
         // Nobody waits any more: the result is dropped here.
-        spawn(move || drop(sender.send(call())))
-            .map_err(|source| CallError::Thread { host: host.to_owned(), what, source })?;
+        spawn(move || drop(sender.send(call()))).map_err(|source| CallError::Thread {
+            host: host.to_owned(),
+            what,
+            source,
+        })?;
         Ok(Call { host: host.to_owned(), what, end })
     }
 
@@ -229,8 +232,8 @@ mod tests {
                 let _ = self.1.send(());
             }
         }
-        let ((hold, held), (done, ended)) = (mpsc::channel(), mpsc::channel());
-        drop(Apart::new(Blocks(held, done)));
+        let ((hold, wait), (done, ended)) = (mpsc::channel(), mpsc::channel());
+        drop(Apart::new(Blocks(wait, done)));
         assert!(ended.try_recv().is_err(), "its drop waits for what comes now");
         drop(hold);
         ended.recv_timeout(LONG).unwrap();

@@ -102,11 +102,13 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     let seconds: u64 =
         drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
     let about = human(Duration::from_secs(seconds));
-    if is_local(&scenario) {
-        outln!("About {about} on this machine.");
+    let local = is_local(&scenario);
+    outln!("About {about} {}.", if local { "on this machine" } else { "on emulated hosts" });
+    let (trial, run) = drive::run::deadlines(&scenario, &plan.trials);
+    outln!("A trial is given up after {}; after {} no other begins.", human(trial), human(run));
+    if local {
         return local::check(&scenario);
     }
-    outln!("About {about} on emulated hosts.");
     Ok(Ended::Done)
 }
 

@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn what_is_done_is_given_back_and_what_is_stopped_is_not_waited_for() {
         let stoppable = Stoppable::begin().unwrap();
-        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let (hold, wait) = std::sync::mpsc::channel::<()>();
         let done = stoppable.until_stopped(async {
-            drop(tokio::task::spawn_blocking(move || held.recv()));
+            drop(tokio::task::spawn_blocking(move || wait.recv()));
             7
         });
         assert_eq!(done, Some(7));

@@ -207,7 +207,9 @@ const KEPT: &[u8] = b"k";
 fn follow(holder: &UnixStream) -> anyhow::Result<String> {
     for line in BufReader::new(holder).lines() {
         let line = line.map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow::anyhow!("the testbed said nothing for too long"),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                anyhow::anyhow!("the testbed said nothing for too long")
+            }
             _ => error.into(),
         })?;
         match line.strip_prefix("ready ") {

@@ -68,11 +68,8 @@ pub(super) fn until(
         }
         open == 0
     };
-    let status = if all_read(limit) {
-        ended_within(&mut child, limit.saturating_sub(begun.elapsed()))?
-    } else {
-        None
-    };
+    let status =
+        if all_read(limit) { ended_within(&mut child, limit.saturating_sub(begun.elapsed()))? } else { None };
     if status.is_none() {
         child.kill()?;
         ended_within(&mut child, KILLED)?;
@@ -136,10 +133,9 @@ mod tests {
     fn a_child_that_keeps_the_output_open_is_not_waited_for() {
         // The program itself has ended; before, its end was waited for with that of the child, for ten minutes.
         let script = "echo said; sleep 600 & exit 0";
-        let outcome = until(command("sh").args(["-c", script]), Duration::from_secs(300), |line| {
-            line.contains("said")
-        })
-        .unwrap();
+        let outcome =
+            until(command("sh").args(["-c", script]), Duration::from_secs(300), |line| line.contains("said"))
+                .unwrap();
         assert_eq!(outcome.output, "said\n");
         assert!(outcome.took < Duration::from_secs(300));
     }

@@ -183,9 +183,9 @@ impl GuestControl {
     /// What libvirt refused.
     pub async fn start(&self, site: Site) -> Result<(), GuestError> {
         let xml = self.xml.clone();
-        let started = self.libvirt(site).call("start the guest", START, move |connection| {
-            connection.create(&xml).map(drop)
-        });
+        let started = self
+            .libvirt(site)
+            .call("start the guest", START, move |connection| connection.create(&xml).map(drop));
         match started.await {
             Err(GuestError::Libvirt(error)) => Err(self.refused(error, site).await),
             other => other,
@@ -345,8 +345,10 @@ mod tests {
     const SOON: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(600);
 
+    type Outcome = Result<(), String>;
+
     /// A migration that ends as it is told, and not before.
-    fn migration() -> (Sender<Result<(), String>>, Call<Result<(), String>>) {
+    fn migration() -> (Sender<Outcome>, Call<Outcome>) {
         let (end, ended) = channel();
         (end, Call::start("host a", "migrate", move || ended.recv().unwrap()).unwrap())
     }
@@ -380,7 +382,10 @@ mod tests {
         let stop = async { Err(late.into()) };
         let refused = stopped(stop, &mut migration, SOON).await;
         let why = "host a: stop the migration did not end within 60 s";
-        assert_eq!(refused.to_string(), format!("it could not be stopped ({why}) and did not end within 0.02 s"));
+        assert_eq!(
+            refused.to_string(),
+            format!("it could not be stopped ({why}) and did not end within 0.02 s")
+        );
     }
 
     #[test]
@@ -401,7 +406,8 @@ mod tests {
 
     #[test]
     fn a_guest_is_ended_in_any_state_and_none_is_no_error() {
-        let xml = "<domain type='test'><name>guest</name><memory>1024</memory><os><type>hvm</type></os></domain>";
+        let xml =
+            "<domain type='test'><name>guest</name><memory>1024</memory><os><type>hvm</type></os></domain>";
         let connection = Connection::open("test:///default").unwrap();
         assert!(end(&connection, "guest").is_ok());
         connection.create(xml).unwrap();

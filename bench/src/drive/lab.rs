@@ -7,9 +7,9 @@ use bench_probe::{Beat, Seen};
 
 use super::beats::{self, Beats};
 use super::guest::{GuestControl, GuestError};
+use super::limits::LimitError;
 use super::measure::Conditions;
 use super::pings::{self, Pings};
-use super::limits::LimitError;
 use super::recontextualizer::{Context, RecontextError, Recontextualizer};
 use super::whereabouts::Found;
 use crate::exec::ExecError;

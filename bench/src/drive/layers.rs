@@ -98,7 +98,7 @@ pub fn steps(scenario: &Scenario, layers: &Layers, trials: &[Trial]) -> Vec<Step
 }
 
 /// About how long a trial of an arm takes.
-fn seconds(layers: &Layers, arm: Arm) -> u64 {
+pub(super) fn seconds(layers: &Layers, arm: Arm) -> u64 {
     let storm = layers.storm.micros() / 1_000_000;
     match arm {
         Arm::Overlayfs => 2,

@@ -130,10 +130,10 @@ mod tests {
         let first = libvirt.connection().await.unwrap();
         let same = libvirt.connection().await.unwrap();
         assert!(std::ptr::eq(first.uri(), same.uri()), "one connection serves all calls");
-        let (hold, held) = mpsc::channel::<()>();
+        let (hold, wait) = mpsc::channel::<()>();
         let error = libvirt
             .call("read the state", SOON, move |_| {
-                let _ = held.recv();
+                let _ = wait.recv();
                 Ok(())
             })
             .await

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::lab::DriveError;
 use crate::progress::{Step, human};
-use crate::scenario::{Design, Scenario};
+use crate::scenario::{Design, Scenario, Time};
 
 /// A deadline of the design that has passed.
 #[derive(Debug, thiserror::Error)]
@@ -66,16 +66,14 @@ pub fn of_trial(scenario: &Scenario, expected: Duration) -> Duration {
             };
             expected * SLOWER + PATIENCE + migrations
         },
-        |limit| limit.duration(),
+        Time::duration,
     )
 }
 
 /// The deadline of a run of these steps: the scenario's, or ten times the estimate and one hour.
 pub fn of_run(design: &Design, steps: &[Step]) -> Duration {
     let expected: Duration = steps.iter().map(|step| step.expected).sum();
-    design
-        .run_deadline
-        .map_or_else(|| expected * SLOWER + Duration::from_secs(3600), |limit| limit.duration())
+    design.run_deadline.map_or_else(|| expected * SLOWER + Duration::from_secs(3600), Time::duration)
 }
 
 /// Does a trial, and gives it up at its deadline: what it was doing is dropped where it is.
@@ -197,7 +195,8 @@ mod tests {
         let run = RunLimit::begin(&asked.design, &[], 12);
         assert!(run.allows_after(Duration::from_secs(599), 4).is_ok());
         let error = run.allows_after(Duration::from_secs(600), 4).unwrap_err().to_string();
-        let said = "the run has passed its deadline of 10 min ([design] run_deadline) with 4 of 12 trials left";
+        let said =
+            "the run has passed its deadline of 10 min ([design] run_deadline) with 4 of 12 trials left";
         assert_eq!(error, said);
     }
 }

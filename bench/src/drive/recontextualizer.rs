@@ -194,8 +194,7 @@ impl Recontextualizer {
     /// What libvirt refused, or that a device is still there after the deadline.
     pub async fn remove(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
         let name = guest.name().to_owned();
-        let mut events =
-            guest.call(site, "subscribe to events", ctx::libvirt::Connection::subscribe).await?;
+        let mut events = guest.call(site, "subscribe to events", ctx::libvirt::Connection::subscribe).await?;
         let Context { slots, strategy, .. } = self.context;
         for slot in [slots.infrastructure, slots.service] {
             let (domain, target) = (name.clone(), slot.target);

@@ -45,6 +45,17 @@ pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
     steps
 }
 
+/// How long a trial may take, and the run of these trials, as the scenario says or as follows from the estimate. Of the
+/// trials, the one that may take longest.
+pub fn deadlines(scenario: &Scenario, trials: &[Trial]) -> (Duration, Duration) {
+    let expected = |trial: &Trial| match &scenario.layers {
+        Some(layers) => super::layers::seconds(layers, trial.arm),
+        None => seconds(scenario, trial),
+    };
+    let longest = Duration::from_secs(trials.iter().map(expected).max().unwrap_or_default());
+    (limits::of_trial(scenario, longest), limits::of_run(&scenario.design, &steps(scenario, trials)))
+}
+
 /// How long a trial takes there.
 fn seconds(scenario: &Scenario, trial: &Trial) -> u64 {
     match scenario.experiment {

@@ -91,7 +91,9 @@ impl fmt::Display for Whereabouts {
                 Stand::Absent => {}
                 Stand::Runs => said.push(format!("the guest runs on host {host}")),
                 Stand::Halted(how) => said.push(format!("the guest {how} on host {host}")),
-                Stand::Unknown(why) => said.push(format!("host {host} does not say whether it has the guest ({why})")),
+                Stand::Unknown(why) => {
+                    said.push(format!("host {host} does not say whether it has the guest ({why})"));
+                }
             }
         }
         if said.is_empty() {

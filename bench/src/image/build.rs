@@ -21,7 +21,7 @@ use ctx_io::bounded;
 use sha2::{Digest as _, Sha256};
 
 use super::cache::{FileDigest, HYPERVISOR, HYPERVISOR_CONFIG};
-use super::{Cache, Error, Image, Manifest, Progress, Recipe, Stage, TREE, ext4, initramfs, run};
+use super::{Cache, Error, Image, Manifest, Progress, Recipe, Stage, TREE, ext4, initramfs, run, wait_for};
 use crate::deadline::call_blocking;
 use crate::program;
 
@@ -79,7 +79,8 @@ fn make(
     let mut lock = cache.lock_file(&digest, "build")?;
     if lock.try_lock().is_err() {
         report(Stage::Waiting);
-        lock = wait_for(lock, &recipe.name, cache.folder(), BUILD + TREE)?;
+        let locked = move || lock.lock().map(|()| lock);
+        lock = wait_for("another bench that builds it", &recipe.name, cache.folder(), BUILD + TREE, locked)?;
         // Whoever held the lock has most likely built what we want.
         if let Some(image) = cache.find(&digest)? {
             return Ok(image);
@@ -105,13 +106,6 @@ fn make(
         image: recipe.name.clone(),
         message: "somebody removed it while it was built".into(),
     })
-}
-
-/// Waits until whoever builds the image has ended.
-fn wait_for(lock: fs::File, image: &str, folder: &Path, limit: Duration) -> Result<fs::File, Error> {
-    let locked = call_blocking("this machine", "lock a file", limit, move || lock.lock().map(|()| lock));
-    let late = |_| Error::Late { program: "another bench that builds it", image: image.to_owned(), limit };
-    locked.map_err(late)?.map_err(Error::io("lock", folder))
 }
 
 /// Removes the folder of a build that has ended or died, and what it used elsewhere.
@@ -482,20 +476,6 @@ mod tests {
         });
         assert!(whole.unwrap());
         assert_eq!(lines.last().map(String::as_str), Some("three"));
-    }
-
-    #[test]
-    fn another_builder_that_never_ends_is_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
-        let open = || fs::File::options().create(true).append(true).open(&path).unwrap();
-        let builder = open();
-        builder.lock().unwrap();
-        let soon = Duration::from_millis(50);
-        let error = wait_for(open(), "guest", folder.path(), soon).unwrap_err().to_string();
-        assert!(error.starts_with("another bench that builds it did not end within 0 min"), "{error}");
-        builder.unlock().unwrap();
-        wait_for(open(), "guest", folder.path(), Duration::from_secs(600)).unwrap();
     }
 
     #[test]

@@ -129,8 +129,11 @@ fn deadlines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         if let Some(time) = time
             && !(least..=most).contains(&time)
         {
-            let message = format!("with {name} = \"{time}\" nothing is measured, or nothing is ever given up");
-            let help = format!("use \"{least}\" to \"{most}\", or remove it: by default it follows from the estimate");
+            let message =
+                format!("with {name} = \"{time}\" nothing is measured, or nothing is ever given up");
+            let help = format!(
+                "use \"{least}\" to \"{most}\", or remove it: by default it follows from the estimate"
+            );
             return at.fail(&["design", name], None, &message, &help);
         }
     }
@@ -169,7 +172,12 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
     }
     if testbed.kind == TestbedKind::Inventory && at.says("testbed", Some("host_vcpus")) {
         let help = "remove it, or set kind = \"nested\"";
-        return at.fail(&["testbed", "host_vcpus"], None, "given hosts have the processors that they have", help);
+        return at.fail(
+            &["testbed", "host_vcpus"],
+            None,
+            "given hosts have the processors that they have",
+            help,
+        );
     }
     let dilations = [
         ("dilation", testbed.dilation),

@@ -204,11 +204,8 @@ impl Ssh {
         };
         let mut command = Arc::clone(&session).arc_command(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let late = |_| SshError::Late {
-            machine: self.machine.clone(),
-            command: program.to_owned(),
-            limit: START,
-        };
+        let late =
+            |_| SshError::Late { machine: self.machine.clone(), command: program.to_owned(), limit: START };
         let child = timeout(START, command.spawn()).await.map_err(late)?.map_err(transport)?;
         // It has the session, too.
         let mut child = Apart::new(child);
@@ -328,7 +325,10 @@ mod tests {
             }
         });
         // Were each try given the deadline anew, this would never end.
-        assert_eq!(tokio::time::timeout(Duration::from_secs(600), hung).await.unwrap().unwrap_err(), "refused");
+        assert_eq!(
+            tokio::time::timeout(Duration::from_secs(600), hung).await.unwrap().unwrap_err(),
+            "refused"
+        );
     }
 
     /// ssh's local end of a connection accepts, and never answers.

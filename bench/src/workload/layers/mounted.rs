@@ -180,7 +180,8 @@ impl Mounted {
         if ended_within(&mut child, END)?.is_some() {
             return Ok(());
         }
-        let said = format!("its program, {}, was killed and did not end within {} s", child.id(), END.as_secs());
+        let said =
+            format!("its program, {}, was killed and did not end within {} s", child.id(), END.as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, said))
     }
 }
@@ -189,10 +190,12 @@ impl Mounted {
 /// when the program has ended.
 fn look(path: &Path, limit: Duration) -> io::Result<fs::Metadata> {
     let owned = path.to_owned();
-    call_blocking("this machine", "look at a file", limit, move || fs::symlink_metadata(owned)).map_err(|error| {
-        let kind = if error.is_late() { io::ErrorKind::TimedOut } else { io::ErrorKind::Other };
-        io::Error::new(kind, error)
-    })?
+    call_blocking("this machine", "look at a file", limit, move || fs::symlink_metadata(owned)).map_err(
+        |error| {
+            let kind = if error.is_late() { io::ErrorKind::TimedOut } else { io::ErrorKind::Other };
+            io::Error::new(kind, error)
+        },
+    )?
 }
 
 /// Unmounts all that is left on a folder.
