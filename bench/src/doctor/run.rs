@@ -61,19 +61,26 @@ pub(super) fn until(
     ];
     // Both streams end when the program does; what is waited for is that, not a clock.
     let mut open = texts.iter().flatten().count();
-    let mut all_read = |limit: Duration| {
+    let mut all_read = |limit: Duration, or_enough: bool| {
         let begun = Instant::now();
-        while open > 0 && receiver.recv_timeout(limit.saturating_sub(begun.elapsed())) == Ok(Said::All) {
-            open -= 1;
+        while open > 0 {
+            match receiver.recv_timeout(limit.saturating_sub(begun.elapsed())) {
+                Ok(Said::All) => open -= 1,
+                Ok(Said::Enough) if !or_enough => {}
+                _ => break,
+            }
         }
         open == 0
     };
-    let status =
-        if all_read(limit) { ended_within(&mut child, limit.saturating_sub(begun.elapsed()))? } else { None };
+    let status = if all_read(limit, true) {
+        ended_within(&mut child, limit.saturating_sub(begun.elapsed()))?
+    } else {
+        None
+    };
     if status.is_none() {
         child.kill()?;
         ended_within(&mut child, KILLED)?;
-        all_read(KILLED);
+        all_read(KILLED, false);
     }
     let output = texts.into_iter().flatten().map(|text| read_so_far(&text)).collect::<Vec<_>>().concat();
     Ok(Outcome { status, output, took: begun.elapsed() })

@@ -229,6 +229,7 @@ impl GlusterLab {
         // A client on its way is not slowed down by links of the trial before.
         self.place(lab, Site::Remote, &self.block).await?;
         lab.prepare(trial.arm).await?;
+        self.guest.ensure().await?;
         self.attached(Site::Remote).await?;
         self.bonnie(lab, trial, folder, &mut measures, metric::PHASE_HOME, Site::Remote).await?;
 

@@ -226,7 +226,7 @@ impl Lab {
     /// Whatever could not be put in its place.
     pub async fn restore(&self) -> Result<(), DriveError> {
         for site in Site::ALL {
-            self.recontextualizer.stop(site).await?;
+            self.recontextualizer.kill(site).await?;
         }
         self.guest.clear().await?;
         self.boot_guest().await

@@ -122,6 +122,15 @@ impl Recontextualizer {
             .map(drop)?)
     }
 
+    /// Ends a host's daemon whatever it is doing: a call of libvirt that hangs, say.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&self, site: Site) -> Result<(), RecontextError> {
+        let script = "systemctl kill --signal=KILL ctx 2>/dev/null; systemctl stop ctx";
+        Ok(self.host(site).demand("kill the recontextualizer", script, DAEMON).await.map(drop)?)
+    }
+
     /// Asks a host's daemon to recontextualize a domain now, and waits until it has.
     ///
     /// # Errors

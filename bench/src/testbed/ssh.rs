@@ -185,6 +185,19 @@ impl Ssh {
         Ok(session.clone())
     }
 
+    /// Makes sure that a command can be done there now. A machine that was started anew has forgotten the connection, and this end
+    /// notices only when it is used.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub async fn ensure(&self) -> Result<(), SshError> {
+        if self.demand("answer", "true", CHECK).await.is_err() {
+            let mut session = self.session.lock().await;
+            *session = Apart::new(Arc::new(open(&self.machine, self.address, &self.keys, AGAIN).await?));
+        }
+        Ok(())
+    }
+
     /// Name of the machine.
     pub fn machine(&self) -> &str {
         &self.machine
