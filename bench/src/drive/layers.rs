@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::lab::DriveError;
-use super::limits::{self, RunLimit};
+use super::limits::{self, LimitError, RunLimit};
 use super::measure::{Conditions, Measures};
 use crate::doctor;
 use crate::metric;
@@ -31,8 +31,6 @@ pub const NONE: &str = "none";
 const CACHED_ROUNDS: u32 = 3;
 /// Name of the folder on which file systems are mounted.
 const POINT: &str = "mnt";
-/// How long it may take to unmount what a trial has left.
-const RESTORE: Duration = Duration::from_secs(60);
 /// How long a program may take to say its version.
 const VERSION: Duration = Duration::from_secs(30);
 /// A probe that takes longer hangs.
@@ -185,8 +183,8 @@ pub async fn run(
             )));
         }
         if cut_off {
-            let clear = mounted::clear(&lab.state.join(POINT)).map_err(|e| LayersError::from(e).into());
-            limits::restored(RESTORE, std::future::ready(clear)).await?;
+            let left = mounted::clear(&lab.state.join(POINT)).map_err(LayersError::from);
+            left.map_err(|error| LimitError::NotRestored { source: Box::new(error.into()) })?;
         }
     }
     progress.finish();

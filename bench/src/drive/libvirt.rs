@@ -5,6 +5,7 @@
 //! is not used again. Handles of libvirt's (connections, domains) stay in such threads, since dropping the last of them
 //! speaks to the daemon, too.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ctx::libvirt::Connection;
@@ -18,12 +19,15 @@ const CONNECT: Duration = Duration::from_secs(120);
 /// How long a call may take that asks something, or changes a device. Longer than libvirt itself waits for QEMU or libxl.
 pub const ANSWER: Duration = Duration::from_secs(180);
 
+/// A connection, whose last clone is not dropped where it may block somebody.
+pub type Shared = Arc<Apart<Connection>>;
+
 /// One host's libvirt.
 pub struct Libvirt {
     host: String,
     uri: String,
     /// None before the first call, and after one that did not end.
-    connection: Mutex<Option<Apart<Connection>>>,
+    connection: Mutex<Option<Shared>>,
 }
 
 impl Libvirt {
@@ -41,16 +45,16 @@ impl Libvirt {
     ///
     /// # Errors
     /// When libvirt does not answer.
-    pub async fn connection(&self) -> Result<Apart<Connection>, GuestError> {
+    pub async fn connection(&self) -> Result<Shared, GuestError> {
         self.connection_within(CONNECT).await
     }
 
-    async fn connection_within(&self, limit: Duration) -> Result<Apart<Connection>, GuestError> {
+    async fn connection_within(&self, limit: Duration) -> Result<Shared, GuestError> {
         let mut held = self.connection.lock().await;
         let (before, uri) = (held.clone(), self.uri.clone());
         let made = call(&self.host, "connect to libvirt", limit, move || match before {
             Some(before) if before.is_alive() => Ok(before),
-            _ => Connection::open(&uri).map(Apart::new),
+            _ => Connection::open(&uri).map(|connection| Arc::new(Apart::new(connection))),
         })
         .await;
         match made {

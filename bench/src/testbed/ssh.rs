@@ -151,8 +151,25 @@ pub struct Ssh {
     machine: String,
     address: Ipv4Addr,
     keys: Keys,
-    // Dropping the last one says goodbye to ssh, and waits for its answer.
-    session: Arc<Mutex<Apart<Arc<Session>>>>,
+    session: Arc<Mutex<Shared>>,
+}
+
+/// A session. Dropping the last clone says goodbye to ssh and waits for its answer, so it is done where nobody waits.
+#[derive(Clone)]
+struct Shared(Arc<Apart<Session>>);
+
+impl Shared {
+    fn new(session: Session) -> Shared {
+        Shared(Arc::new(Apart::new(session)))
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
 }
 
 impl Ssh {
@@ -171,16 +188,16 @@ impl Ssh {
             machine: machine.to_owned(),
             address,
             keys: keys.clone(),
-            session: Arc::new(Mutex::new(Apart::new(Arc::new(session)))),
+            session: Arc::new(Mutex::new(Shared::new(session))),
         })
     }
 
     /// The connection, made anew when it has broken.
-    async fn session(&self) -> Result<Apart<Arc<Session>>, SshError> {
+    async fn session(&self) -> Result<Shared, SshError> {
         let mut session = self.session.lock().await;
         // A question to the local end, which ends with the connection.
         if !matches!(timeout(CHECK, session.check()).await, Ok(Ok(()))) {
-            *session = Apart::new(Arc::new(open(&self.machine, self.address, &self.keys, AGAIN).await?));
+            *session = Shared::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
         }
         Ok(session.clone())
     }
@@ -193,7 +210,7 @@ impl Ssh {
     pub async fn ensure(&self) -> Result<(), SshError> {
         if self.demand("answer", "true", CHECK).await.is_err() {
             let mut session = self.session.lock().await;
-            *session = Apart::new(Arc::new(open(&self.machine, self.address, &self.keys, AGAIN).await?));
+            *session = Shared::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
         }
         Ok(())
     }
@@ -215,13 +232,11 @@ impl Ssh {
             command: program.to_owned(),
             reason: broke(&e, &session),
         };
-        let mut command = Arc::clone(&session).arc_command(program);
+        let mut command = Session::to_command(session.clone(), program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let late =
             |_| SshError::Late { machine: self.machine.clone(), command: program.to_owned(), limit: START };
-        let child = timeout(START, command.spawn()).await.map_err(late)?.map_err(transport)?;
-        // It has the session, too.
-        let mut child = Apart::new(child);
+        let mut child = timeout(START, command.spawn()).await.map_err(late)?.map_err(transport)?;
         let (inlet, lines) = arrivals();
         let stdout = child.stdout().take();
         tokio::spawn(async move {
@@ -232,7 +247,7 @@ impl Ssh {
                 }
             }
             // The child is kept until its output has ended: dropping it would end it.
-            drop(child);
+            let _ = child.wait().await;
         });
         Ok(lines)
     }
@@ -358,8 +373,7 @@ mod tests {
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let error = runtime.block_on(async {
-            let session = Apart::new(Arc::new(Session::resume_mux(master.into(), None)));
-            let session = Arc::new(Mutex::new(session));
+            let session = Arc::new(Mutex::new(Shared::new(Session::resume_mux(master.into(), None))));
             let ssh = Ssh { machine: "a".into(), address: Ipv4Addr::LOCALHOST, keys, session };
             ssh.demand("read the clock", "cat /proc/uptime", Duration::from_millis(50)).await.unwrap_err()
         });
