@@ -131,7 +131,7 @@ pub fn call_blocking<T: Send + 'static>(
 }
 
 /// A value whose drop may block, and is done in a thread of its own: nobody waits for it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Apart<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> Apart<T> {

@@ -8,8 +8,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::channel;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use bench::doctor::{Requirement, Subject, probe_with, require};
@@ -123,8 +123,31 @@ fn a_run_that_passes_its_deadline_begins_no_other_trial_and_says_how_to_go_on() 
 #[test]
 fn a_run_that_is_stopped_while_a_program_does_not_answer_ends() {
     let test = "a_run_that_is_stopped_while_a_program_does_not_answer_ends";
-    let design = "arms = [\"ffs\"]\nblocks = 1\n";
-    let Some(home) = Home::new(test, design, &[Subject::Namespaces, Subject::Fuse]) else { return };
+    // To the process that the user started, which is `unshare`, and to the bench itself, its only child.
+    for outside in [true, false] {
+        let design = "arms = [\"ffs\"]\nblocks = 1\n";
+        let Some(home) = Home::new(test, design, &[Subject::Namespaces, Subject::Fuse]) else { return };
+        let (program, says) = deaf(&home);
+        let run = Run(Some(home.run(&program).spawn().unwrap()));
+        assert_eq!(says.recv_timeout(LIMIT).as_deref(), Ok("runs"));
+        let mut process = run.0.as_ref().unwrap().id();
+        if !outside {
+            let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+            process = children.split_whitespace().next().unwrap().parse().unwrap();
+        }
+        kill(Pid::from_raw(process.try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(says.recv_timeout(LIMIT).as_deref(), Ok("gone"), "the program lives");
+        let output = run.end();
+        assert!(!output.status.success(), "{}", said(&output));
+        let resume =
+            format!("stopped; what was measured is kept: `bench resume {}`", home.results().display());
+        assert!(said(&output).contains(&resume), "{}", said(&output));
+        assert!(home.ended().is_empty(), "the trial is done again");
+    }
+}
+
+/// A copy of the bench beside an `ffs` that does nothing, and what that says: that it runs, and then that it is gone.
+fn deaf(home: &Home) -> (PathBuf, Receiver<String>) {
     let bin = home.path("bin");
     fs::create_dir(&bin).unwrap();
     let program = bin.join("bench");
@@ -139,24 +162,30 @@ fn a_run_that_is_stopped_while_a_program_does_not_answer_ends() {
     );
     fs::write(bin.join("ffs"), script).unwrap();
     fs::set_permissions(bin.join("ffs"), fs::Permissions::from_mode(0o755)).unwrap();
-    let (sender, program_says) = channel();
+    let (sender, says) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(fs::File::open(alive).unwrap()).lines() {
             let _ = sender.send(line.unwrap());
         }
         let _ = sender.send("gone".into());
     });
-    let run = home.run(&program).spawn().unwrap();
-    assert_eq!(program_says.recv_timeout(LIMIT).as_deref(), Ok("runs"));
-    // The bench itself is the only child of `unshare`, which takes no SIGTERM.
-    let outer = run.id();
-    let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
-    let inner = Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap());
-    kill(inner, Signal::SIGTERM).unwrap();
-    assert_eq!(program_says.recv_timeout(LIMIT).as_deref(), Ok("gone"), "the program lives");
-    let output = run.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let resume = format!("stopped; what was measured is kept: `bench resume {}`", home.results().display());
-    assert!(said(&output).contains(&resume), "{}", said(&output));
-    assert!(home.ended().is_empty(), "the trial is done again");
+    (program, says)
+}
+
+/// A run, which a failed test does not leave behind.
+struct Run(Option<Child>);
+
+impl Run {
+    fn end(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }

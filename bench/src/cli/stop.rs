@@ -1,6 +1,7 @@
 //! How a command that has machines ends: by itself, or because somebody stops it (Ctrl-C, SIGTERM).
 //!
-//! The bench is the first process of its namespaces, to which the kernel delivers no signal without a handler. So signals
+//! The bench is the first process of its namespaces, to which the kernel delivers no signal without a handler; and SIGTERM to the
+//! process outside that the user started does not reach it by itself ([`namespace::enter`]). So signals
 //! are listened to from the first moment, on a thread of the runtime and not on the one that works: that one may be in a call
 //! that blocks. While nothing is to be put in order, a signal ends the process at once, and the namespaces with it. While
 //! trials run, they are told first, which closes the run's folder in order; when that takes too long, or somebody
@@ -16,8 +17,12 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::testbed::namespace;
+
 /// How long a command that was stopped may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often the process outside is looked at.
+const OUTSIDE: Duration = Duration::from_millis(500);
 /// How long the runtime's own threads may take at the end. They write consoles, on a disk that may be full or stuck.
 const END: Duration = Duration::from_secs(2);
 
@@ -105,11 +110,19 @@ impl Drop for Stoppable {
 }
 
 async fn watch((mut interrupt, mut terminate): (Signal, Signal), shared: Arc<Shared>) {
+    let (mut signalled, mut outside) = (false, false);
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        let from_outside = tokio::select! {
+            _ = interrupt.recv() => false,
+            _ = terminate.recv() => false,
+            () = terminated_outside(), if !outside => true,
+        };
+        outside |= from_outside;
+        // Whoever signals a whole group means one thing by it.
+        if from_outside && signalled {
+            continue;
         }
+        signalled = true;
         let mut first = false;
         shared.told.send_if_modified(|told| {
             first = *told == Told::Listens;
@@ -126,6 +139,13 @@ async fn watch((mut interrupt, mut terminate): (Signal, Signal), shared: Arc<Sha
             tokio::time::sleep(GRACE).await;
             leave(&shared);
         });
+    }
+}
+
+/// Waits until SIGTERM was sent to the process outside that the user started.
+async fn terminated_outside() {
+    while !namespace::terminated() {
+        tokio::time::sleep(OUTSIDE).await;
     }
 }
 
