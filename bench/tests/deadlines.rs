@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use bench::doctor::{Requirement, Subject, probe_with, require};
+use bench::doctor::{Requirement, Subject, require};
 use bench::store::StoredRun;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -27,16 +27,14 @@ const SCENARIO: &str = "title = \"t\"\nexperiment = \"layers\"\n[testbed]\nkind 
 /// For a very busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A folder with a scenario and a cache; none where a run is not possible, which it says.
+/// A folder with a scenario; none where a run is not possible, which it says.
 struct Home(tempfile::TempDir);
 
 impl Home {
     fn new(test: &str, design: &str, needed: &[Subject]) -> Option<Home> {
         let folder = tempfile::tempdir_in("/tmp").unwrap();
-        let cache = folder.path().join("cache");
-        let report = probe_with(&bench::doctor::Options { afresh: false, cache: Some(cache) });
         let needed: Vec<_> = needed.iter().copied().map(Requirement::Works).collect();
-        if let Err(unmet) = require(&report, &needed) {
+        if let Err(unmet) = require(&bench::doctor::probe(), &needed) {
             eprintln!("SKIPPED deadlines::{test}: {}", unmet.to_string().replace('\n', " "));
             return None;
         }
@@ -50,8 +48,7 @@ impl Home {
 
     fn command(&self, program: &Path, words: &[&Path]) -> Command {
         let mut command = Command::new(program);
-        command.args(words).env("BENCH_CACHE", self.path("cache"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
