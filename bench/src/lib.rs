@@ -12,6 +12,7 @@
 //! and everything after that is a pure function of the stored files.
 
 pub mod cli;
+pub mod deadline;
 pub mod derive;
 pub mod doctor;
 pub mod drive;
@@ -22,6 +23,7 @@ pub mod image;
 pub mod metric;
 pub mod observe;
 pub mod plan;
+mod program;
 pub mod progress;
 pub mod report;
 pub mod sample;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use ctx_io::{errln, outln};
 
+use super::stop::Stoppable;
 use super::{Ended, programs};
 use crate::doctor::{self, Requirement, Subject};
 use crate::drive;
@@ -75,11 +76,17 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
 }
 
 /// Inside: the trials.
-pub(super) fn run(folder: &RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<()> {
+pub(super) fn run(
+    folder: &RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    stoppable: &Stoppable,
+) -> anyhow::Result<()> {
     let state = namespace::private_folder()?;
     let programs = programs()?;
     super::run::until_stopped(
         folder,
+        stoppable,
         drive::layers::run(folder, scenario, plan, &programs, state.path().as_ref()),
     )
 }

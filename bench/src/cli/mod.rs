@@ -5,6 +5,7 @@
 
 mod local;
 mod run;
+mod stop;
 mod testbed;
 
 use std::path::PathBuf;

@@ -1,11 +1,14 @@
 //! `bench check | run | resume | report | schema`: from a scenario to a report.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use ctx_io::{errln, outln, output};
 
+use super::stop::Stoppable;
 use super::{Ended, local, programs};
 use crate::derive::definition;
 use crate::doctor::{self, Accelerator, Requirement, Subject};
@@ -15,6 +18,7 @@ use crate::drive::setup::{self, Programs};
 use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
+use crate::program;
 use crate::progress::human;
 use crate::report::Report;
 use crate::scenario::{GuestType, Scenario, TestbedKind};
@@ -101,12 +105,14 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
     }
     let seconds: u64 =
         drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
-    let about = human(std::time::Duration::from_secs(seconds));
-    if is_local(&scenario) {
-        outln!("About {about} on this machine.");
+    let about = human(Duration::from_secs(seconds));
+    let local = is_local(&scenario);
+    outln!("About {about} {}.", if local { "on this machine" } else { "on emulated hosts" });
+    let (trial, run) = drive::run::deadlines(&scenario, &plan.trials);
+    outln!("A trial is given up after {}; after {} no other begins.", human(trial), human(run));
+    if local {
         return local::check(&scenario);
     }
-    outln!("About {about} on emulated hosts.");
     Ok(Ended::Done)
 }
 
@@ -158,11 +164,12 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
         ready(&scenario, &arguments.results)?;
         return Err(namespace::enter().into());
     }
+    let stoppable = Stoppable::begin()?;
     let plan = Plan::new(&scenario);
     let about = About { git_revision: git_revision(&arguments.scenario) };
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
     errln!("run {}", folder.path().display());
-    drive_and_report(folder, &scenario, &plan)
+    drive_and_report(folder, &scenario, &plan, &stoppable)
 }
 
 pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
@@ -175,8 +182,9 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
         ready(&stored.scenario, &arguments.run)?;
         return Err(namespace::enter().into());
     }
+    let stoppable = Stoppable::begin()?;
     let folder = RunFolder::open(&arguments.run)?;
-    drive_and_report(folder, &stored.scenario, &stored.manifest.plan)
+    drive_and_report(folder, &stored.scenario, &stored.manifest.plan, &stoppable)
 }
 
 /// Outside, before anything is started: can it be done here at all, and are the images there?
@@ -244,9 +252,15 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 }
 
 /// Inside: the trials, then the report.
-fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
+fn drive_and_report(
+    folder: RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    stoppable: &Stoppable,
+) -> anyhow::Result<Ended> {
+    stoppable.says(format!("stopped; {}", kept(&folder)));
     if is_local(scenario) {
-        local::run(&folder, scenario, plan)?;
+        local::run(&folder, scenario, plan, stoppable)?;
     } else {
         let images = images(scenario.testbed.hypervisor)?;
         let spec = setup::spec(
@@ -255,7 +269,8 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
             &Programs::beside(&programs()?)?,
         )?;
         let state = namespace::private_folder()?;
-        until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?;
+        let trials = drive::run::run(&folder, scenario, plan, &spec, &images, &state);
+        until_stopped(&folder, stoppable, trials)?;
     }
     let path = folder.finish()?;
     Ok(tell(&crate::report::report(&[&path], None)?))
@@ -274,24 +289,23 @@ fn is_local(scenario: &Scenario) -> bool {
     scenario.testbed.kind == TestbedKind::Local
 }
 
+/// What is said of a run that ended before its plan did.
+fn kept(folder: &RunFolder) -> String {
+    format!("what was measured is kept: `bench resume {}` goes on with it", folder.path().display())
+}
+
 /// Does the trials until they are done or somebody stops them.
 pub(super) fn until_stopped(
     folder: &RunFolder,
+    stoppable: &Stoppable,
     trials: impl Future<Output = Result<(), DriveError>>,
 ) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let stopped = format!(
-            "stopped; what was measured is kept: `bench resume {}` goes on with it",
-            folder.path().display()
-        );
-        tokio::select! {
-            done = trials => Ok(done?),
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
-            _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
-        }
-    })
+    match stoppable.until_stopped(trials) {
+        Some(Ok(())) => Ok(()),
+        // On a line of its own: an error may end with a machine's console.
+        Some(Err(error)) => Err(anyhow::anyhow!("{}\n{}", output::reason(&error), kept(folder))),
+        None => Err(anyhow::anyhow!(stoppable.said())),
+    }
 }
 
 /// Prints the result and where the report is.
@@ -318,12 +332,10 @@ fn tell(report: &Report) -> Ended {
 /// The revision of the checkout that a scenario file lies in, with `-dirty` when it has changes.
 fn git_revision(scenario: &Path) -> Option<String> {
     let folder = scenario.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let output = std::process::Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"])
-        .output()
-        .ok()?;
+    let mut git = std::process::Command::new("git");
+    git.arg("-C").arg(folder).args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]);
+    // It looks at every file of the checkout, which may be on a file system that does not answer.
+    let output = program::output(git.stdin(Stdio::null()), Duration::from_secs(60)).ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }

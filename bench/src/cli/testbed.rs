@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -26,6 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::Ended;
+use super::stop::Stoppable;
 use crate::drive::setup;
 use crate::image::Cache;
 use crate::testbed::hypervisor::Hypervisor;
@@ -57,6 +59,9 @@ pub(super) enum Command {
     /// Stop the testbed
     Down,
 }
+
+/// How long a testbed that comes up may say nothing: images are linked, and all machines boot side by side.
+const SILENT: Duration = Duration::from_secs(900);
 
 /// How long `down` waits for killed machines to end, in milliseconds: they give back gigabytes of memory.
 const END_MS: u16 = 60_000;
@@ -171,6 +176,7 @@ fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
     let mut holder = command.spawn().context("cannot run unshare")?;
     // It has the other end of the sockets, which is not to stay open here.
     drop(command);
+    ours.set_read_timeout(Some(SILENT)).context("cannot set a deadline")?;
     let kept = keep(&ours, holder.id(), &file, &path);
     if let Err(error) = kept {
         let _ = holder.kill();
@@ -200,7 +206,12 @@ const KEPT: &[u8] = b"k";
 
 fn follow(holder: &UnixStream) -> anyhow::Result<String> {
     for line in BufReader::new(holder).lines() {
-        let line = line?;
+        let line = line.map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                anyhow::anyhow!("the testbed said nothing for too long")
+            }
+            _ => error.into(),
+        })?;
         match line.strip_prefix("ready ") {
             Some(rest) => return Ok(rest.to_owned()),
             None => outln!("{line}"),
@@ -229,8 +240,8 @@ fn end_with_up() -> anyhow::Result<()> {
 /// Inside: boots the machines, says so, and stays until it is killed.
 fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
     end_with_up()?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    let stoppable = Stoppable::begin()?;
+    let held = stoppable.until_stopped(async {
         let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
         let accelerator = super::run::accelerator(hypervisor);
@@ -245,11 +256,10 @@ fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ende
             );
         }
         outln!("ready {}", testbed.keys.config());
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        terminate.recv().await;
-        testbed.down().await;
-        Ok(Ended::Done)
-    })
+        // Until it is stopped, which ends the machines.
+        std::future::pending::<anyhow::Result<Ended>>().await
+    });
+    held.unwrap_or(Ok(Ended::Done))
 }
 
 fn ssh(machine: &str, command: &[String]) -> anyhow::Result<Ended> {
@@ -327,6 +337,18 @@ mod tests {
         drop(ours);
         assert!(confirmed(&theirs));
         assert!(!confirmed(&theirs), "there is one confirmation");
+    }
+
+    #[test]
+    fn a_holder_that_says_nothing_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("testbed.json");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let error = keep(&ours, 77, &claim(&path).unwrap(), &path).unwrap_err();
+        assert_eq!(error.to_string(), "the testbed said nothing for too long");
+        drop(ours);
+        assert!(!confirmed(&theirs));
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn fusermount() -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     // Held until it is unmounted: the file system ends with the descriptor that waits in it.
     let (_ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
-    let run = |command: &mut Command| match command.output() {
+    let run = |command: &mut Command| match crate::program::output(command, LIMIT) {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => Err(format!("fusermount3: {error}")),

@@ -1,10 +1,16 @@
 //! Runs a program for as long as it may take and no longer.
 
 use std::io::{self, BufRead as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::program::ended_within;
+
+/// How long it may take to end and to close its output after a signal that it cannot ignore. A child of its own may keep the
+/// output open: that is not waited for.
+const KILLED: Duration = Duration::from_secs(2);
 
 /// What came of it.
 #[derive(Debug)]
@@ -49,20 +55,39 @@ pub(super) fn until(
     let begun = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (sender, receiver) = mpsc::channel();
-    let readers = [
+    let texts = [
         child.stdout.take().map(|stream| spawn_reader(stream, enough, sender.clone())),
         child.stderr.take().map(|stream| spawn_reader(stream, enough, sender)),
     ];
     // Both streams end when the program does; what is waited for is that, not a clock.
-    let mut open = readers.iter().flatten().count();
-    while open > 0 && receiver.recv_timeout(limit.saturating_sub(begun.elapsed())) == Ok(Said::All) {
-        open -= 1;
+    let mut open = texts.iter().flatten().count();
+    let mut all_read = |limit: Duration, or_enough: bool| {
+        let begun = Instant::now();
+        while open > 0 {
+            match receiver.recv_timeout(limit.saturating_sub(begun.elapsed())) {
+                Ok(Said::All) => open -= 1,
+                Ok(Said::Enough) if !or_enough => {}
+                _ => break,
+            }
+        }
+        open == 0
+    };
+    let status = if all_read(limit, true) {
+        ended_within(&mut child, limit.saturating_sub(begun.elapsed()))?
+    } else {
+        None
+    };
+    if status.is_none() {
+        child.kill()?;
+        ended_within(&mut child, KILLED)?;
+        all_read(KILLED, false);
     }
-    let ended = open == 0;
-    let status = if ended { Some(child.wait()?) } else { end(&mut child)? };
-    let output =
-        readers.into_iter().flatten().filter_map(|reader| reader.join().ok()).collect::<Vec<_>>().concat();
+    let output = texts.into_iter().flatten().map(|text| read_so_far(&text)).collect::<Vec<_>>().concat();
     Ok(Outcome { status, output, took: begun.elapsed() })
+}
+
+fn read_so_far(text: &Mutex<Vec<u8>>) -> String {
+    String::from_utf8_lossy(&text.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
 /// What a reader reports.
@@ -74,31 +99,28 @@ enum Said {
     All,
 }
 
-/// Nothing when it had to be killed.
-fn end(child: &mut Child) -> io::Result<Option<ExitStatus>> {
-    child.kill()?;
-    child.wait()?;
-    Ok(None)
-}
-
+/// Reads a stream to its end. What it has read so far is there at any time.
 fn spawn_reader(
     stream: impl io::Read + Send + 'static,
     enough: impl Fn(&str) -> bool + Send + 'static,
     said: mpsc::Sender<Said>,
-) -> thread::JoinHandle<String> {
+) -> Arc<Mutex<Vec<u8>>> {
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&text);
     thread::spawn(move || {
-        let (mut stream, mut bytes, mut from) =
-            (io::BufReader::new(stream.take(ctx_io::bounded::STATE)), Vec::new(), 0);
+        let mut stream = io::BufReader::new(stream.take(ctx_io::bounded::STATE));
+        let mut line = Vec::new();
         // What was read before an error is still worth showing.
-        while matches!(stream.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
-            if enough(&String::from_utf8_lossy(&bytes[from..])) {
+        while matches!(stream.read_until(b'\n', &mut line), Ok(count) if count > 0) {
+            let says_enough = enough(&String::from_utf8_lossy(&line));
+            shared.lock().unwrap_or_else(PoisonError::into_inner).append(&mut line);
+            if says_enough {
                 let _ = said.send(Said::Enough);
             }
-            from = bytes.len();
         }
         let _ = said.send(Said::All);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+    });
+    text
 }
 
 #[cfg(test)]
@@ -112,6 +134,24 @@ mod tests {
                 .unwrap();
         assert_eq!(outcome.status.unwrap().code(), Some(3));
         assert!(outcome.output.contains("out") && outcome.output.contains("err"));
+    }
+
+    #[test]
+    fn a_child_that_keeps_the_output_open_is_not_waited_for() {
+        // The program itself has ended; before, its end was waited for with that of the child, for ten minutes.
+        let script = "echo said; sleep 600 & exit 0";
+        let outcome =
+            until(command("sh").args(["-c", script]), Duration::from_secs(300), |line| line.contains("said"))
+                .unwrap();
+        assert_eq!(outcome.output, "said\n");
+        assert!(outcome.took < Duration::from_secs(300));
+    }
+
+    #[test]
+    fn what_closes_its_output_and_goes_on_is_ended() {
+        let script = "exec >/dev/null 2>&1; trap '' TERM; sleep 600; :";
+        let outcome = limited(command("sh").args(["-c", script]), Duration::from_millis(300)).unwrap();
+        assert!(outcome.status.is_none());
     }
 
     #[test]

@@ -116,14 +116,7 @@ impl GlusterLab {
         let files = Links::of(scenario, scenario.testbed.file_dilation_on(emulated))?;
         let guest = lab.guest_ssh().await?;
         let servers = Site::ALL.map(|site| &lab.testbed.server(site).ssh);
-        let volume = volume();
-        for (own, server) in servers.iter().enumerate() {
-            gluster::prepare_server(*server, &volume).await.map_err(workload)?;
-            gluster::start_server(*server, &volume, own).await.map_err(workload)?;
-        }
-        for server in servers {
-            gluster::await_peer(server).await.map_err(workload)?;
-        }
+        start(servers).await?;
         let mut devices = Vec::new();
         for site in Site::ALL {
             devices.push(shape::device_of(servers[site as usize], site.server_address()).await?);
@@ -133,6 +126,14 @@ impl GlusterLab {
         let this = GlusterLab { guest, devices, block, files };
         this.calibrate(lab, folder).await?;
         Ok(this)
+    }
+
+    /// Gives the servers empty bricks again, after a client that was ended while it wrote.
+    ///
+    /// # Errors
+    /// When a server does not start.
+    pub async fn restore(&self, lab: &Lab) -> Result<(), DriveError> {
+        start(Site::ALL.map(|site| &lab.testbed.server(site).ssh)).await
     }
 
     fn shape(&self, lab: &Lab, site: Site, link: Link) -> Shape {
@@ -235,6 +236,7 @@ impl GlusterLab {
         // A client on its way is not slowed down by links of the trial before.
         self.place(lab, Site::Remote, &self.block).await?;
         lab.prepare(trial.arm, recorder).await?;
+        self.guest.ensure().await?;
         self.attached(Site::Remote).await?;
         self.bonnie(lab, trial, folder, measures, metric::PHASE_HOME, Site::Remote).await?;
 
@@ -359,6 +361,19 @@ impl GlusterLab {
         }
         Ok(())
     }
+}
+
+/// Starts both servers with empty bricks.
+async fn start(servers: [&Ssh; 2]) -> Result<(), DriveError> {
+    let volume = volume();
+    for (own, server) in servers.iter().enumerate() {
+        gluster::prepare_server(*server, &volume).await.map_err(workload)?;
+        gluster::start_server(*server, &volume, own).await.map_err(workload)?;
+    }
+    for server in servers {
+        gluster::await_peer(server).await.map_err(workload)?;
+    }
+    Ok(())
 }
 
 fn workload(error: impl std::fmt::Display) -> DriveError {

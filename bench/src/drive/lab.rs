@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bench_probe::{Beat, Seen};
 
 use super::guest::{GuestControl, GuestError};
+use super::limits::LimitError;
 use super::recontextualizer::{Context, RecontextError, Recontextualizer};
+use super::whereabouts::Found;
 use crate::derive::measure::Conditions;
 use crate::exec::ExecError;
 use crate::observe::beats::{self, Beats};
@@ -61,6 +63,9 @@ pub enum DriveError {
         /// What was seen instead.
         evidence: String,
     },
+    /// A deadline of the design.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// A file system of experiment `layers`.
     #[error(transparent)]
     Layers(#[from] super::layers::LayersError),
@@ -187,12 +192,19 @@ impl Lab {
                 self.recontextualizer.stop(site).await?;
             }
         }
-        match self.guest.site().await? {
-            Some(Site::Remote) => {}
-            Some(Site::Local) => {
+        let whereabouts = self.guest.whereabouts().await;
+        match whereabouts.found() {
+            Found::At(Site::Remote) => {}
+            Found::At(Site::Local) => {
                 self.guest.migrate(Site::Local, Site::Remote, &|_, _| ()).await?;
             }
-            None => self.boot_guest().await?,
+            Found::Nowhere => self.boot_guest().await?,
+            // A migration that did not end well may have left it so.
+            Found::Unclear => {
+                tracing::warn!(%whereabouts, "the guest is started anew");
+                self.guest.clear().await?;
+                self.boot_guest().await?;
+            }
         }
         match arm {
             Arm::Recontext => {
@@ -248,6 +260,19 @@ impl Lab {
         if let Err(error) = self.visible(site, from, VISIBLE).await {
             recorder.note(What::Missed { wanted: Wanted::Content, reason: error.to_string() });
         }
+    }
+
+    /// Brings the testbed back to where a trial can begin, after one that was cut off wherever it was: no daemon runs, and the
+    /// guest is another one.
+    ///
+    /// # Errors
+    /// Whatever could not be put in its place.
+    pub async fn restore(&self) -> Result<(), DriveError> {
+        for site in Site::ALL {
+            self.recontextualizer.kill(site).await?;
+        }
+        self.guest.clear().await?;
+        self.boot_guest().await
     }
 
     /// Waits until a program in the guest reads the infrastructure data of a site; the time of the

@@ -8,15 +8,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::lab::DriveError;
+use super::limits::{self, LimitError, RunLimit};
 use crate::derive::measure::{Conditions, Measures};
 use crate::doctor;
 use crate::metric;
 use crate::plan::{Plan, Trial};
+use crate::program;
 use crate::progress::{Progress, Step};
 use crate::scenario::{Arm, Layers, Scenario};
 use crate::stats::{median, quantile};
 use crate::store::{Outcome, RunFolder};
-use crate::workload::layers::mounted::{MountError, Mounted};
+use crate::workload::layers::mounted::{self, MountError, Mounted};
 use crate::workload::layers::peer::{self, Note, Notes, Place};
 use crate::workload::layers::swap::{Control, Version};
 use crate::workload::layers::task::{Found, SUBCOMMAND, Swaps, Task};
@@ -27,6 +29,10 @@ pub const NONE: &str = "none";
 
 /// Rounds of swaps with entries cached.
 const CACHED_ROUNDS: u32 = 3;
+/// Name of the folder on which file systems are mounted.
+const POINT: &str = "mnt";
+/// How long a program may take to say its version.
+const VERSION: Duration = Duration::from_secs(30);
 /// A probe that takes longer hangs.
 const PROBE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -79,22 +85,26 @@ fn storm_versions(layers: &Layers) -> u32 {
 pub fn steps(scenario: &Scenario, layers: &Layers, trials: &[Trial]) -> Vec<Step> {
     let mut steps = vec![Step::new("write the layers", 3)];
     for trial in trials {
-        let storm = layers.storm.micros() / 1_000_000;
-        let seconds = match trial.arm {
-            Arm::Overlayfs => 2,
-            Arm::Native => 2 + storm,
-            Arm::UnionfsFuse => 5 + u64::from(layers.many_looked_up) / 8000,
-            Arm::FuseOverlayfs => 3 + u64::from(layers.many_looked_up) / 50_000,
-            _ => 5 + storm + u64::from(layers.many_looked_up) / 50_000,
-        };
         let which = if trial.is_warmup() {
             "warm-up".to_owned()
         } else {
             format!("block {} of {}", trial.block, scenario.design.blocks)
         };
-        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
+        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds(layers, trial.arm)));
     }
     steps
+}
+
+/// About how long a trial of an arm takes.
+pub(super) fn seconds(layers: &Layers, arm: Arm) -> u64 {
+    let storm = layers.storm.micros() / 1_000_000;
+    match arm {
+        Arm::Overlayfs => 2,
+        Arm::Native => 2 + storm,
+        Arm::UnionfsFuse => 5 + u64::from(layers.many_looked_up) / 8000,
+        Arm::FuseOverlayfs => 3 + u64::from(layers.many_looked_up) / 50_000,
+        _ => 5 + storm + u64::from(layers.many_looked_up) / 50_000,
+    }
 }
 
 /// What every trial uses.
@@ -110,7 +120,8 @@ struct Bench<'a> {
 /// Does the trials of the plan that have not ended yet, inside the bench's namespaces. `state` is an empty folder in memory.
 ///
 /// # Errors
-/// The layers or the run's folder cannot be written, or three trials in a row fail.
+/// The layers or the run's folder cannot be written, three trials in a row fail, the run's deadline has passed, or what a trial
+/// that passed its own has mounted cannot be unmounted.
 pub async fn run(
     folder: &RunFolder,
     scenario: &Scenario,
@@ -121,7 +132,9 @@ pub async fn run(
     let layers = scenario.layers.clone().unwrap_or_default();
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
-    let progress = Progress::new(steps(scenario, &layers, &left));
+    let steps = steps(scenario, &layers, &left);
+    let run_limit = RunLimit::begin(&scenario.design, &steps, plan.trials.len());
+    let progress = Progress::new(steps);
     progress.begin();
     let shape = Shape {
         files: layers.files,
@@ -138,11 +151,14 @@ pub async fn run(
     lab.describe(&scenario.design.arms)?;
     let conditions = Conditions { accelerator: NONE, hypervisor: NONE, dilation: 1.0 };
     let mut failures = 0;
-    for trial in &left {
+    for (position, trial) in left.iter().enumerate() {
+        run_limit.allows(left.len() - position)?;
         progress.begin();
         folder.trial_started(trial)?;
         let mut values = Measures::default();
-        let measured = lab.trial(trial, &mut values).await;
+        let limit = limits::of_trial(scenario, Duration::from_secs(seconds(&layers, trial.arm)));
+        let measured = limits::trial(limit, lab.trial(trial, &mut values)).await;
+        let cut_off = limits::was_cut_off(&measured);
         let outcome = super::run::outcome(measured, &mut values);
         folder.samples(&values.samples(trial, &conditions))?;
         folder.trial_ended(trial, &outcome)?;
@@ -156,6 +172,10 @@ pub async fn run(
             return Err(DriveError::Workload(format!(
                 "{failures} trials in a row failed, the last because: {reason}"
             )));
+        }
+        if cut_off {
+            let left = mounted::clear(&lab.state.join(POINT)).map_err(LayersError::from);
+            left.map_err(|error| LimitError::NotRestored { source: Box::new(error.into()) })?;
         }
     }
     progress.finish();
@@ -174,18 +194,19 @@ pub fn look(arm: Arm, ffs: &Path, linux: &str) -> (String, Option<String>) {
 
 /// What an arm's program says of its version.
 fn version(arm: Arm, ffs: &Path) -> String {
-    let (program, arguments): (&Path, &[&str]) = match arm {
+    let (path, arguments): (&Path, &[&str]) = match arm {
         Arm::Ffs | Arm::FfsPassthrough => (ffs, &["--version"]),
         _ => match peer::package(arm) {
             Some((program, _)) => (Path::new(program), &["--version"]),
             None => (Path::new("uname"), &["-sr"]),
         },
     };
-    let output = std::process::Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let mut command = std::process::Command::new(path);
+    let output = program::output(command.args(arguments).stdin(Stdio::null()), VERSION);
     let text = output.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     // Libraries put lines of their own before or after.
-    let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let own = text.lines().find(|line| line.starts_with(&name)).or_else(|| text.lines().next());
     own.unwrap_or_default().trim().to_owned()
 }
@@ -350,7 +371,7 @@ impl Bench<'_> {
     /// Mounts layers, each time on a folder of its own.
     fn mount(&self, trial: &Trial, layers: &[PathBuf], known: &str) -> Result<Mounted, DriveError> {
         let log = self.folder.raw_file(&format!("{}/block{}-{}.log", trial.arm, trial.block, trial.order))?;
-        let point = self.state.join("mnt");
+        let point = self.state.join(POINT);
         let (socket, config) = (self.state.join("ffs.sock"), self.state.join("ffs.toml"));
         std::fs::write(&config, "").map_err(|source| LayersError::Trees { path: config.clone(), source })?;
         let place = Place { point: &point, ffs: &self.ffs, socket: &socket, config: &config };

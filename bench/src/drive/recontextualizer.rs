@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use ctx::recontext::domain::{NAMESPACE, PREFIX};
 use ctx::recontext::{Outcome, Record};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::guest::{GuestControl, GuestError};
 use super::setup::SERVICE_IMAGE;
@@ -121,6 +122,15 @@ impl Recontextualizer {
             .map(drop)?)
     }
 
+    /// Ends a host's daemon whatever it is doing: a call of libvirt that hangs, say.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&self, site: Site) -> Result<(), RecontextError> {
+        let script = "systemctl kill --signal=KILL ctx 2>/dev/null; systemctl stop ctx";
+        Ok(self.host(site).demand("kill the recontextualizer", script, DAEMON).await.map(drop)?)
+    }
+
     /// Asks a host's daemon to recontextualize a domain now, and waits until it has.
     ///
     /// # Errors
@@ -166,7 +176,6 @@ impl Recontextualizer {
     /// # Errors
     /// What libvirt refused.
     pub async fn provide(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
-        let domain = guest.domain(site).await?;
         // Libvirt itself puts the namespace on it.
         let Context { on, service, slots, strategy } = self.context;
         let metadata = format!(
@@ -174,10 +183,10 @@ impl Recontextualizer {
              on=\"{on}\"/></context>",
             slots.infrastructure.target, slots.infrastructure.bus
         );
-        let name = domain.name().to_owned();
+        let name = guest.name().to_owned();
         let service = service.then_some(slots.service);
         guest
-            .call(site, move |connection| {
+            .call(site, "give the guest its context devices", move |connection| {
                 let domain = connection.domain(&name)?;
                 // The daemons keep a generation in it; writing it again would set that back.
                 if domain.metadata(NAMESPACE).is_err() {
@@ -199,14 +208,14 @@ impl Recontextualizer {
     /// # Errors
     /// What libvirt refused, or that a device is still there after the deadline.
     pub async fn remove(&self, guest: &GuestControl, site: Site) -> Result<(), RecontextError> {
-        let name = guest.domain(site).await?.name().to_owned();
-        let mut events = guest.call(site, ctx::libvirt::Connection::subscribe).await?;
+        let name = guest.name().to_owned();
+        let mut events = guest.call(site, "subscribe to events", ctx::libvirt::Connection::subscribe).await?;
         let Context { slots, strategy, .. } = self.context;
         for slot in [slots.infrastructure, slots.service] {
             let (domain, target) = (name.clone(), slot.target);
             let stays = slots.drive(strategy) == Some(slot);
             let asked = guest
-                .call(site, move |connection| {
+                .call(site, "take a context device away", move |connection| {
                     let domain = connection.domain(&domain)?;
                     let xml = domain.xml()?;
                     let there = if stays { has_medium(&xml, target) } else { has_disk(&xml, target) };
@@ -226,15 +235,13 @@ impl Recontextualizer {
                 .await?;
             let end = tokio::time::Instant::now() + DAEMON;
             while asked && self.still_there(guest, site, &name, target, stays).await? {
-                // Any event may be the removal; the domain's XML decides. Xen's driver gives none, so it is read again
-                // without one, too.
-                let again = tokio::time::Instant::now() + LOOK_AGAIN;
-                if tokio::time::timeout_at(again.min(end), events.recv()).await.is_err() && again >= end {
+                if tokio::time::Instant::now() >= end {
                     return Err(RecontextError::Failed {
                         host: site.host_name(),
                         reason: format!("the guest kept its device {target} for {} s", DAEMON.as_secs()),
                     });
                 }
+                next(&mut events, end).await;
             }
         }
         Ok(())
@@ -250,11 +257,20 @@ impl Recontextualizer {
     ) -> Result<bool, GuestError> {
         let name = name.to_owned();
         guest
-            .call(site, move |connection| {
+            .call(site, "look for a context device", move |connection| {
                 let xml = connection.domain(&name)?.xml()?;
                 Ok(if medium { has_medium(&xml, target) } else { has_disk(&xml, target) })
             })
             .await
+    }
+}
+
+/// Waits until it is time to look at the domain's XML again: any event may be the removal, and the XML decides. Xen's driver
+/// gives none, and after a lost connection none comes, so it is read again without one, too.
+async fn next<T>(events: &mut UnboundedReceiver<T>, end: tokio::time::Instant) {
+    let again = end.min(tokio::time::Instant::now() + LOOK_AGAIN);
+    if let Ok(None) = tokio::time::timeout_at(again, events.recv()).await {
+        tokio::time::sleep_until(again).await;
     }
 }
 
@@ -279,6 +295,19 @@ fn disk<'a>(document: &'a roxmltree::Document<'_>, target: &str) -> Option<roxml
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn events_that_have_ended_are_not_asked_for_without_a_pause() {
+        let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+        let far = tokio::time::Instant::now() + DAEMON;
+        sender.send(1).unwrap();
+        // The event ends the wait; that no more come does not.
+        next(&mut events, far).await;
+        drop(sender);
+        let near = tokio::time::Instant::now() + Duration::from_millis(50);
+        next(&mut events, near).await;
+        assert!(tokio::time::Instant::now() >= near);
+    }
 
     #[test]
     fn a_disk_is_found_by_its_target_alone() {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::gluster::GlusterLab;
 use super::lab::{DriveError, Lab};
+use super::limits::{self, RunLimit};
 use super::migration;
 use crate::derive::{self, measure::Measures};
 use crate::exec::Exec;
@@ -21,6 +22,9 @@ use crate::testbed::up::{Images, Spec};
 
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
 pub(super) const FAILURES_IN_A_ROW: usize = 3;
+
+/// How long it may take to end a guest, boot another one, and start the file servers anew.
+const RESTORE: Duration = Duration::from_secs(1200);
 
 /// The steps of a run, with how long each takes on an emulated machine of two cores.
 pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
@@ -38,21 +42,37 @@ pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
         } else {
             format!("block {} of {}", trial.block, scenario.design.blocks)
         };
-        let seconds = match scenario.experiment {
-            Experiment::Migration | Experiment::Layers => 20,
-            Experiment::Gluster if trial.file_operations => 560,
-            Experiment::Gluster => 140,
-        };
-        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
+        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds(scenario, trial)));
     }
     steps
+}
+
+/// How long a trial may take, and the run of these trials, as the scenario says or as follows from the estimate. Of the
+/// trials, the one that may take longest.
+pub fn deadlines(scenario: &Scenario, trials: &[Trial]) -> (Duration, Duration) {
+    let expected = |trial: &Trial| match &scenario.layers {
+        Some(layers) => super::layers::seconds(layers, trial.arm),
+        None => seconds(scenario, trial),
+    };
+    let longest = Duration::from_secs(trials.iter().map(expected).max().unwrap_or_default());
+    (limits::of_trial(scenario, longest), limits::of_run(&scenario.design, &steps(scenario, trials)))
+}
+
+/// How long a trial takes there.
+fn seconds(scenario: &Scenario, trial: &Trial) -> u64 {
+    match scenario.experiment {
+        Experiment::Migration | Experiment::Layers => 20,
+        Experiment::Gluster if trial.file_operations => 560,
+        Experiment::Gluster => 140,
+    }
 }
 
 /// Does the trials of the plan that have not ended yet.
 ///
 /// # Errors
-/// When the testbed does not come up, a link is not as asked, the folder cannot be written, or
-/// several trials in a row fail. What was measured until then is in the folder.
+/// When the testbed does not come up, a link is not as asked, the folder cannot be written, several trials in a row fail, the
+/// run's deadline has passed, or the testbed cannot be restored after a trial that passed its own. What was measured until then
+/// is in the folder.
 pub async fn run(
     folder: &RunFolder,
     scenario: &Scenario,
@@ -63,7 +83,9 @@ pub async fn run(
 ) -> Result<(), DriveError> {
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
-    let progress = Progress::new(steps(scenario, &left));
+    let steps = steps(scenario, &left);
+    let run_limit = RunLimit::begin(&scenario.design, &steps, plan.trials.len());
+    let progress = Progress::new(steps);
     progress.begin();
     // A resumed run boots again, and keeps the consoles of both boots.
     let boot = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -79,15 +101,24 @@ pub async fn run(
         }
     };
     let mut failures = 0;
-    for trial in &left {
+    let mut ended = Ok(());
+    for (position, trial) in left.iter().enumerate() {
+        ended = run_limit.allows(left.len() - position);
+        if ended.is_err() {
+            break;
+        }
         progress.begin();
         folder.trial_started(trial)?;
         let recorder = Recorder::new(folder, trial);
         let mut values = Measures::default();
+        let limit = limits::of_trial(scenario, Duration::from_secs(seconds(scenario, trial)));
         let done = match &gluster {
-            None => migration::trial(&lab, trial, &recorder).await,
-            Some(gluster) => gluster.trial(&lab, trial, folder, &recorder, &mut values).await,
+            None => limits::trial(limit, migration::trial(&lab, trial, &recorder)).await,
+            Some(gluster) => {
+                limits::trial(limit, gluster.trial(&lab, trial, folder, &recorder, &mut values)).await
+            }
         };
+        let cut_off = limits::was_cut_off(&done);
         let trace = recorder.end(&lab.beats, &lab.pings)?;
         values.extend(derive::values(&trace, scenario, trial));
         let outcome = outcome(done, &mut values);
@@ -104,10 +135,23 @@ pub async fn run(
                 "{FAILURES_IN_A_ROW} trials in a row failed, the last because: {reason}"
             )));
         }
+        if cut_off && position + 1 < left.len() {
+            progress.note("the guest is started anew");
+            limits::restored(RESTORE, restore(&lab, gluster.as_ref())).await?;
+        }
     }
     progress.finish();
     lab.testbed.down().await;
-    Ok(())
+    ended
+}
+
+/// Brings the testbed back to where a trial can begin.
+async fn restore(lab: &Lab, gluster: Option<&GlusterLab>) -> Result<(), DriveError> {
+    lab.restore().await?;
+    match gluster {
+        None => Ok(()),
+        Some(gluster) => gluster.restore(lab).await,
+    }
 }
 
 /// How a trial ended. What was measured until it failed stays, and a sample says that something is missing.

@@ -155,6 +155,7 @@ pub fn spec(scenario: &Scenario, accelerator: Accelerator, programs: &Programs) 
         hosts: 2,
         servers: usize::from(servers(scenario)),
         host_memory_mib: scenario.testbed.hypervisor.host().memory_mib + guest.memory_mib,
+        host_vcpus: scenario.testbed.host_vcpus,
         server_memory_mib: SERVER_MIB,
         guest_append: String::new(),
         host_extra,
@@ -182,6 +183,7 @@ pub fn plain(hypervisor: Hypervisor, accelerator: Accelerator, hosts: usize, ser
             acknowledges: false,
         },
         host_memory_mib: hypervisor.host().memory_mib + memory_mib,
+        host_vcpus: 1,
         server_memory_mib: SERVER_MIB,
         guest_append: String::new(),
         host_extra: vec![],
@@ -336,6 +338,18 @@ mod tests {
             let config = read(&spec.guest_extra, "/etc/ffs.toml");
             assert_eq!(config.contains("ack = \"auto\""), acknowledges, "{config}");
         }
+    }
+
+    #[test]
+    fn hosts_have_the_processors_that_are_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["ctx", "ffs", "bench-probe"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let programs = Programs::beside(folder.path()).unwrap();
+        let vcpus = |scenario: &Scenario| spec(scenario, Accelerator::Tcg, &programs).unwrap().host_vcpus;
+        assert_eq!(vcpus(&smoke(str::to_owned)), 1);
+        assert_eq!(vcpus(&smoke(|text| text.replace("hosts = 2", "hosts = 2\nhost_vcpus = 4"))), 4);
     }
 
     #[test]

@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 /// Kernel, processor, memory, and the versions of the programs that the bench runs here.
 pub fn here() -> Value {
     let first_line = |program: &str, arguments: &[&str]| -> Value {
-        let output = Command::new(program).args(arguments).output().ok();
-        let text = output.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
-        text.lines().next().map_or(Value::Null, |line| Value::String(line.trim().to_owned()))
+        crate::program::first_line(Command::new(program).args(arguments)).map_or(Value::Null, Value::String)
     };
     let field = |file: &str, name: &str| -> Value {
         let text = std::fs::read_to_string(file).unwrap_or_default();

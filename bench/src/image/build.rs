@@ -8,24 +8,31 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ctx_io::bounded;
 use sha2::{Digest as _, Sha256};
 
 use super::cache::{FileDigest, HYPERVISOR, HYPERVISOR_CONFIG};
-use super::{Cache, Error, Image, Manifest, Progress, Recipe, Stage, ext4, initramfs};
+use super::{Cache, Error, Image, Manifest, Progress, Recipe, Stage, TREE, ext4, initramfs, run, wait_for};
+use crate::deadline::call_blocking;
+use crate::program;
 
 /// Where the script lies that configures the tree from inside; removed when it has run.
 const HOOK: &str = ".bench-hook";
 /// Where a build notes the folder that it uses outside the cache.
 const SCRATCH_NOTE: &str = "scratch";
+/// How long mmdebstrap may take, over a slow network.
+const BUILD: Duration = Duration::from_secs(2 * 3600);
+/// How long it may take to clean up when it is stopped, and a program to say its version.
+const END: Duration = Duration::from_secs(60);
 /// Lines of mmdebstrap's output that an error shows.
 const SHOWN: usize = 25;
 
@@ -69,10 +76,11 @@ fn make(
     }
     let begun = Instant::now();
     let report = |stage| progress(&Progress::at(&recipe.name, stage, begun.elapsed()));
-    let lock = cache.lock_file(&digest, "build")?;
+    let mut lock = cache.lock_file(&digest, "build")?;
     if lock.try_lock().is_err() {
         report(Stage::Waiting);
-        lock.lock().map_err(Error::io("lock", cache.folder()))?;
+        let locked = move || lock.lock().map(|()| lock);
+        lock = wait_for("another bench that builds it", &recipe.name, cache.folder(), BUILD + TREE, locked)?;
         // Whoever held the lock has most likely built what we want.
         if let Some(image) = cache.find(&digest)? {
             return Ok(image);
@@ -224,8 +232,7 @@ fn debootstrap(recipe: &Recipe, folder: &Path, tree: &Path, report: &dyn Fn(Stag
     let log_path = folder.join("build.log");
     let mut log = fs::File::create(&log_path).map_err(Error::io("create", &log_path))?;
     let mut last = VecDeque::new();
-    for line in BufReader::new(said).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).into_owned();
+    let whole = each_line(said, BUILD, |line| {
         if let Some(stage) = Stage::announced_by(&line) {
             report(stage);
         }
@@ -234,9 +241,21 @@ fn debootstrap(recipe: &Recipe, folder: &Path, tree: &Path, report: &dyn Fn(Stag
             last.pop_front();
         }
         last.push_back(line);
+        Ok(())
+    })?;
+    let late = |program, limit| Error::Late { program, image: recipe.name.clone(), limit };
+    if !whole {
+        // It cleans up behind itself, and tar ends with its stream.
+        let waited = Error::io("wait for mmdebstrap in", folder);
+        program::end(&mut mmdebstrap, END).map_err(waited)?;
+        return Err(late("mmdebstrap", BUILD));
     }
-    let status = mmdebstrap.wait().map_err(Error::io("wait for mmdebstrap in", folder))?;
-    let unpacked = unpack.wait_with_output().map_err(Error::io("wait for tar in", folder))?;
+    let status = program::ended_within(&mut mmdebstrap, TREE)
+        .map_err(Error::io("wait for mmdebstrap in", folder))?
+        .ok_or_else(|| late("mmdebstrap", TREE))?;
+    let unpacked = call_blocking("this machine", "unpack", TREE, move || unpack.wait_with_output())
+        .map_err(|_| late("tar", TREE))?
+        .map_err(Error::io("wait for tar in", folder))?;
     // 127: setpriv found no such program.
     if status.code() == Some(127) {
         return Err(Error::Missing { program: "mmdebstrap".into(), package: "mmdebstrap" });
@@ -256,6 +275,31 @@ fn debootstrap(recipe: &Recipe, folder: &Path, tree: &Path, report: &dyn Fn(Stag
     ext4::remove_tree(&scratch)?;
     let note = folder.join(SCRATCH_NOTE);
     fs::remove_file(&note).map_err(Error::io("remove", &note))
+}
+
+/// Reads lines to the end of a stream and gives each to `take`; whether the end came within the limit.
+fn each_line(
+    stream: impl Read + Send + 'static,
+    limit: Duration,
+    mut take: impl FnMut(String) -> Result<(), Error>,
+) -> Result<bool, Error> {
+    let end = Instant::now() + limit;
+    let (sender, lines) = mpsc::channel();
+    // Nobody can end a read: after the limit, the thread is left to it.
+    thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => take(line)?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(true),
+            Err(mpsc::RecvTimeoutError::Timeout) => return Ok(false),
+        }
+    }
 }
 
 /// The recipe's files and the script, as a tar that holds no directories: those of the packages keep their permissions.
@@ -285,16 +329,16 @@ fn pack(recipe: &Recipe, stage: &Path, out: &Path) -> Result<(), Error> {
         std::os::unix::fs::symlink("/dev/null", &path).map_err(Error::io("create", &path))?;
     }
     put(&place(HOOK)?, script(recipe).as_bytes())?;
-    let output = Command::new("tar")
-        .args(["--create", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--no-recursion"])
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--no-recursion"])
         .arg("--directory")
         .arg(stage)
         .arg("--file")
         .arg(out)
         .arg("--")
         .args(&names)
-        .output()
-        .map_err(|_| Error::Missing { program: "tar".into(), package: "tar" })?;
+        .stdin(Stdio::null());
+    let output = run(&mut tar, "tar", "tar", &recipe.name)?;
     if output.status.success() {
         return Ok(());
     }
@@ -358,11 +402,9 @@ fn hypervisor(boot: &Path) -> Result<Option<PathBuf>, String> {
 
 /// The loader takes Xen as an ELF file alone.
 fn gunzip(image: &str, path: &Path) -> Result<Vec<u8>, Error> {
-    let output = Command::new("gzip")
-        .args(["--decompress", "--stdout"])
-        .arg(path)
-        .output()
-        .map_err(|_| Error::Missing { program: "gzip".into(), package: "gzip" })?;
+    let mut gzip = Command::new("gzip");
+    gzip.args(["--decompress", "--stdout"]).arg(path).stdin(Stdio::null());
+    let output = run(&mut gzip, "gzip", "gzip", image)?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -402,7 +444,7 @@ fn digest_of(path: &Path) -> Result<FileDigest, Error> {
 /// The first line of `--version`, or of `-V` where the program knows only that.
 fn tool_version(tool: &str) -> String {
     let ask = |option: &str| {
-        let output = Command::new(tool).arg(option).stdin(Stdio::null()).output().ok()?;
+        let output = program::output(Command::new(tool).arg(option).stdin(Stdio::null()), END).ok()?;
         let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
         output
             .status
@@ -415,6 +457,26 @@ fn tool_version(tool: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_that_never_ends_is_not_waited_for() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut lines = Vec::new();
+        (&writer).write_all(b"one\ntwo\n").unwrap();
+        // Long enough for a thread to start on a busy machine; what is tested is that the end comes.
+        let whole = each_line(reader, Duration::from_secs(1), |line| {
+            lines.push(line);
+            Ok(())
+        });
+        assert!(!whole.unwrap());
+        drop(writer);
+        let whole = each_line(&b"three"[..], Duration::from_secs(600), |line| {
+            lines.push(line);
+            Ok(())
+        });
+        assert!(whole.unwrap());
+        assert_eq!(lines.last().map(String::as_str), Some("three"));
+    }
 
     #[test]
     fn the_script_enables_masks_and_records() {

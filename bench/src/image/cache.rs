@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, ext4};
+use super::{Error, TREE, ext4, wait_for};
 
 /// File of an image: Xen.
 pub(super) const HYPERVISOR: &str = "hypervisor";
@@ -156,10 +156,13 @@ impl Cache {
     /// The image of that digest, when there is one; it is not pruned while the result lives.
     ///
     /// # Errors
-    /// [`Error::Io`] when it is there but cannot be read.
+    /// [`Error::Io`] when it is there but cannot be read, [`Error::Late`] when another bench removes it and does not end.
     pub fn find(&self, digest: &str) -> Result<Option<Image>, Error> {
-        let lock = self.lock_file(digest, "use")?;
-        lock.lock_shared().map_err(Error::io("lock", &self.folder))?;
+        let mut lock = self.lock_file(digest, "use")?;
+        if lock.try_lock_shared().is_err() {
+            let locked = move || lock.lock_shared().map(|()| lock);
+            lock = wait_for("another bench that removes it", digest, &self.folder, TREE, locked)?;
+        }
         let folder = self.folder.join(digest);
         Ok(read_manifest(&folder)?.map(|manifest| Image { manifest, folder, _in_use: Arc::new(lock) }))
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::Error;
+use super::{Error, run};
 
 const BLOCK: u64 = 4096;
 
@@ -19,13 +19,10 @@ struct Usage {
 
 impl Usage {
     /// `find` looks, not we: parts of a tree that was built without root belong to subordinate ids.
-    fn of(tree: &Path) -> Result<Self, Error> {
-        let output = as_root("find")
-            .arg(tree)
-            .args(["-printf", "%y %s %f\\0"])
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|_| Error::Missing { program: "find".into(), package: "findutils" })?;
+    fn of(name: &str, tree: &Path) -> Result<Self, Error> {
+        let mut find = as_root("find");
+        find.arg(tree).args(["-printf", "%y %s %f\\0"]).stdin(Stdio::null());
+        let output = run(&mut find, "find", "findutils", name)?;
         if output.status.success() {
             Ok(Self::listed(&String::from_utf8_lossy(&output.stdout)))
         } else {
@@ -71,12 +68,13 @@ impl Usage {
 ///
 /// Owners in the file system are the tree's owners as root of a user namespace sees them: the caller's own files are root's.
 pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Result<(), Error> {
-    let (inodes, bytes) = Usage::of(tree)?.layout();
+    let (inodes, bytes) = Usage::of(name, tree)?.layout();
     let at = |range: std::ops::Range<usize>| identity.get(range).unwrap_or("0");
     let uuid = [at(0..8), at(8..12), at(12..16), at(16..20), at(20..32)].join("-");
     // By its name alone: in a path mke2fs takes what follows a `?` for options.
     let (folder, file) = (out.parent().unwrap_or(Path::new("/")), out.file_name().unwrap_or_default());
-    let output = as_root("mke2fs")
+    let mut mke2fs = as_root("mke2fs");
+    mke2fs
         .current_dir(folder)
         .args([
             "-q",
@@ -97,9 +95,8 @@ pub(super) fn write(name: &str, tree: &Path, out: &Path, identity: &str) -> Resu
         .arg(tree)
         .arg(file)
         .arg(format!("{}k", bytes / 1024))
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|_| Error::Missing { program: "mke2fs".into(), package: "e2fsprogs" })?;
+        .stdin(Stdio::null());
+    let output = run(&mut mke2fs, "mke2fs", "e2fsprogs", name)?;
     if output.status.success() {
         Ok(())
     } else {
@@ -154,9 +151,10 @@ pub(crate) fn has_subordinate_ids() -> bool {
 pub(super) fn remove_tree(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let status = as_root("rm").arg("-rf").arg("--").arg(path).stdin(Stdio::null()).status();
-            match status {
-                Ok(status) if status.success() => Ok(()),
+            let mut rm = as_root("rm");
+            match run(rm.arg("-rf").arg("--").arg(path).stdin(Stdio::null()), "rm", "coreutils", "an image") {
+                Ok(output) if output.status.success() => Ok(()),
+                Err(late @ Error::Late { .. }) => Err(late),
                 _ => Err(Error::Io { action: "remove", path: path.to_owned(), source: error }),
             }
         }
@@ -179,8 +177,8 @@ mod tests {
     fn a_tree_is_listed() {
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("a name\nof two lines"), [0; 5000]).unwrap();
-        assert_eq!(Usage::of(tree.path()).unwrap(), Usage { inodes: 2, blocks: 1 + 2 + 2 });
-        assert!(Usage::of(&tree.path().join("none")).is_err());
+        assert_eq!(Usage::of("t", tree.path()).unwrap(), Usage { inodes: 2, blocks: 1 + 2 + 2 });
+        assert!(Usage::of("t", &tree.path().join("none")).is_err());
     }
 
     proptest::proptest! {

@@ -26,9 +26,13 @@ mod progress;
 mod recipe;
 pub mod seed;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
 
+use crate::deadline::call_blocking;
 pub use build::{build, build_all};
 pub use cache::{Cache, Image, Manifest, Pruned};
 pub use display::Display;
@@ -90,6 +94,16 @@ pub enum Error {
         /// The last lines that it wrote on standard error.
         stderr: String,
     },
+    /// A program that a build runs did not end.
+    #[error("image {image}: {program} did not end within {} min: try again", limit.as_secs() / 60)]
+    Late {
+        /// The program, or what else was waited for.
+        program: &'static str,
+        /// Name of the image or seed.
+        image: String,
+        /// How long it had.
+        limit: Duration,
+    },
     /// The tree that was built lacks what an image needs.
     #[error("image {image}: {message}")]
     Incomplete {
@@ -111,10 +125,62 @@ pub enum Error {
     NoCache,
 }
 
+/// How long a program may take that works on a whole tree, on a slow and busy disk.
+const TREE: Duration = Duration::from_secs(1800);
+
+/// Runs a program of Debian's `package` for an image to its end.
+fn run(
+    command: &mut Command,
+    program: &'static str,
+    package: &'static str,
+    image: &str,
+) -> Result<Output, Error> {
+    crate::program::output(command, TREE).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => Error::Late { program, image: image.to_owned(), limit: TREE },
+        _ => Error::Missing { program: program.to_owned(), package },
+    })
+}
+
+/// Waits for a lock that another program holds, whose end `whose` is.
+fn wait_for(
+    whose: &'static str,
+    image: &str,
+    folder: &Path,
+    limit: Duration,
+    lock: impl FnOnce() -> io::Result<fs::File> + Send + 'static,
+) -> Result<fs::File, Error> {
+    let late = |_| Error::Late { program: whose, image: image.to_owned(), limit };
+    call_blocking("this machine", "lock a file", limit, lock)
+        .map_err(late)?
+        .map_err(Error::io("lock", folder))
+}
+
 impl Error {
     /// For `map_err`: an I/O error with what was tried and on what.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_never_let_go_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let open = || fs::File::options().create(true).append(true).open(&path).unwrap();
+        let wait = |limit| {
+            let lock = open();
+            wait_for("another bench", "guest", folder.path(), limit, move || lock.lock().map(|()| lock))
+        };
+        let other = open();
+        other.lock().unwrap();
+        let error = wait(Duration::from_millis(50)).unwrap_err().to_string();
+        assert_eq!(error, "image guest: another bench did not end within 0 min: try again");
+        other.unlock().unwrap();
+        wait(Duration::from_secs(600)).unwrap();
     }
 }

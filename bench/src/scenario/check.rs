@@ -119,6 +119,43 @@ fn design(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let message = format!("{} blocks of warm-up are too many", design.warmup);
         return at.fail(&["design", "warmup"], None, &message, "use 0 to 100; 1 is usual");
     }
+    deadlines(scenario, at)
+}
+
+fn deadlines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
+    let design = &scenario.design;
+    let (least, most) = (Time::from_secs(1), Time::from_secs(30 * 24 * 3600));
+    for (name, time) in [("trial_deadline", design.trial_deadline), ("run_deadline", design.run_deadline)] {
+        if let Some(time) = time
+            && !(least..=most).contains(&time)
+        {
+            let message =
+                format!("with {name} = \"{time}\" nothing is measured, or nothing is ever given up");
+            let help = format!(
+                "use \"{least}\" to \"{most}\", or remove it: by default it follows from the estimate"
+            );
+            return at.fail(&["design", name], None, &message, &help);
+        }
+    }
+    if let (Some(trial), Some(run)) = (design.trial_deadline, design.run_deadline)
+        && trial > run
+    {
+        let message = format!("a trial may take \"{trial}\", and the run that it is in \"{run}\"");
+        let help = "use at most run_deadline, or remove it: by default it follows from the estimate";
+        return at.fail(&["design", "trial_deadline"], None, &message, help);
+    }
+    // A migration that is given up says more than a trial that is.
+    if let Some(trial) = design.trial_deadline
+        && scenario.experiment != Experiment::Layers
+        && trial <= scenario.migration.timeout
+    {
+        let message = format!(
+            "with trial_deadline = \"{trial}\" no migration comes to its own timeout of \"{}\"",
+            scenario.migration.timeout
+        );
+        let help = "use more than migration.timeout, or set that to less";
+        return at.fail(&["design", "trial_deadline"], None, &message, help);
+    }
     Ok(())
 }
 
@@ -128,6 +165,19 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let message =
             format!("{} hosts: a guest migrates between at least 2, and 16 are the most", testbed.hosts);
         return at.fail(&["testbed", "hosts"], None, &message, "write hosts = 2");
+    }
+    if !(1..=16).contains(&testbed.host_vcpus) {
+        let message = format!("{} virtual processors a host", testbed.host_vcpus);
+        return at.fail(&["testbed", "host_vcpus"], None, &message, "use 1 to 16");
+    }
+    if testbed.kind == TestbedKind::Inventory && at.says("testbed", Some("host_vcpus")) {
+        let help = "remove it, or set kind = \"nested\"";
+        return at.fail(
+            &["testbed", "host_vcpus"],
+            None,
+            "given hosts have the processors that they have",
+            help,
+        );
     }
     let dilations = [
         ("dilation", testbed.dilation),

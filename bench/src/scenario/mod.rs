@@ -103,6 +103,9 @@ pub struct Testbed {
     /// Number of hosts, at least 2.
     #[schemars(range(min = 2, max = 16))]
     pub hosts: u32,
+    /// Virtual processors of each host that the bench boots; Xen's first domain has one of them. 1 by default.
+    #[schemars(range(min = 1, max = 16))]
+    pub host_vcpus: u32,
     /// File that lists the hosts; only with kind = "inventory".
     pub inventory: Option<String>,
     /// Dilation of the shaped links (rates ÷ d, delays × d), at least 1; by default 1 with hardware
@@ -124,6 +127,7 @@ impl Default for Testbed {
             kind: TestbedKind::Nested,
             hypervisor: Hypervisor::Kvm,
             hosts: 2,
+            host_vcpus: 1,
             inventory: None,
             dilation: None,
             emulated_dilation: 5.0,
@@ -226,6 +230,14 @@ pub struct Design {
     /// Seed of the order within blocks: a whole number from 0.
     #[schemars(range(max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
+    /// After this long a trial is given up and has failed, from "1 s"; by default ten times its estimate, 10 min, and twice
+    /// `migration.timeout`.
+    #[serde(default)]
+    pub trial_deadline: Option<Time>,
+    /// After this long no other trial begins, from "1 s"; `bench resume` goes on, with as much time again. By default ten times
+    /// the estimate of what is left to do, and 1 h.
+    #[serde(default)]
+    pub run_deadline: Option<Time>,
 }
 
 const fn one() -> u32 {

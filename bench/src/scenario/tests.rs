@@ -208,6 +208,50 @@ fn a_local_testbed_is_for_layers_and_has_no_hosts() {
 }
 
 #[test]
+fn deadlines_and_processors_are_checked() {
+    let design = |more: &str| MIGRATION.replace("seed = 1", &format!("seed = 1\n{more}"));
+    let good = design("trial_deadline = \"10 min\"\nrun_deadline = \"2 h\"");
+    let good = Scenario::parse("t.toml", &format!("{good}[testbed]\nhost_vcpus = 16\n"), None).unwrap();
+    assert_eq!(good.design.trial_deadline, Some(Time::from_secs(600)));
+    assert_eq!(good.design.run_deadline, Some(Time::from_secs(7200)));
+    assert_eq!(good.testbed.host_vcpus, 16);
+    let none = Scenario::parse("t.toml", MIGRATION, None).unwrap();
+    assert_eq!(
+        (none.design.trial_deadline, none.design.run_deadline, none.testbed.host_vcpus),
+        (None, None, 1)
+    );
+    for (text, place, message) in [
+        (
+            design("trial_deadline = \"0 s\""),
+            "trial_deadline",
+            "with trial_deadline = \"0 s\" nothing is measured",
+        ),
+        (design("run_deadline = \"900 h\""), "run_deadline", "or nothing is ever given up"),
+        (design("run_deadline = 5"), "run_deadline", "a time as a text with its unit"),
+        (
+            design("trial_deadline = \"2 h\"\nrun_deadline = \"1 h\""),
+            "trial_deadline",
+            "a trial may take \"2 h\", and the run that it is in \"1 h\"",
+        ),
+        (
+            design("trial_deadline = \"5 min\""),
+            "trial_deadline",
+            "no migration comes to its own timeout of \"5 min\"",
+        ),
+        (format!("{MIGRATION}[testbed]\nhost_vcpus = 0"), "host_vcpus", "0 virtual processors a host"),
+        (format!("{MIGRATION}[testbed]\nhost_vcpus = 17"), "host_vcpus", "17 virtual processors a host"),
+        (
+            LAYERS.replace("kind = \"local\"", "kind = \"local\"\nhost_vcpus = 2"),
+            "host_vcpus",
+            "a local testbed has no host_vcpus",
+        ),
+    ] {
+        let said = error(&text);
+        assert!(said.contains(message) && said.contains(place), "{place}, {message}: {said}");
+    }
+}
+
+#[test]
 fn xen_can_be_asked_for() {
     let scenario =
         Scenario::parse("t.toml", &format!("{MIGRATION}[testbed]\nhypervisor = \"xen\""), None).unwrap();

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
@@ -20,6 +21,9 @@ use super::plain::{self, PlainPath, Private};
 
 /// Set in the environment of the process that runs inside: where its private folder is to be.
 const MARK: &str = "BENCH_INSIDE";
+
+/// How long `unshare` may take. The kernel makes network namespaces one after the other, on a busy machine.
+const TRIED: Duration = Duration::from_secs(60);
 
 /// Why the namespaces could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +79,9 @@ pub fn flags() -> Result<Vec<&'static str>, NamespaceError> {
         }
         let mut flags: Vec<&'static str> = if user { vec!["--user", "--map-root-user"] } else { vec![] };
         flags.extend(common);
-        match Command::new("unshare").args(&flags).arg("true").stdin(Stdio::null()).output() {
+        let mut command = Command::new("unshare");
+        command.args(&flags).arg("true").stdin(Stdio::null());
+        match crate::program::output(&mut command, TRIED) {
             Ok(out) if out.status.success() => return Ok(flags),
             Ok(out) => String::from_utf8_lossy(&out.stderr).trim().clone_into(&mut evidence),
             Err(e) => evidence = format!("cannot run unshare: {e}"),
@@ -101,11 +107,40 @@ pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command,
 }
 
 /// Replaces this process by one that runs the same command line inside; returns only on failure.
+///
+/// The process that the user started is `unshare` then, which blocks SIGTERM while it waits, so that it never reaches the one
+/// inside. A blocked signal stays pending, and the status of a process says so: it is the standard input of the process
+/// inside, which reads it again and again ([`terminated`]).
 pub fn enter() -> NamespaceError {
     match command(std::env::args_os().skip(1)) {
-        Ok(mut command) => NamespaceError::Io { what: "cannot run unshare".into(), source: command.exec() },
+        Ok(mut command) => {
+            let status = std::fs::File::open(STATUS).map_or_else(|_| Stdio::null(), Stdio::from);
+            let source = command.stdin(status).exec();
+            NamespaceError::Io { what: "cannot run unshare".into(), source }
+        }
         Err(e) => e,
     }
+}
+
+/// What the kernel says of this process.
+const STATUS: &str = "/proc/self/status";
+
+/// Whether somebody has sent SIGTERM to the process that the user started ([`enter`]).
+pub fn terminated() -> bool {
+    let mut text = [0; 4096];
+    // Anything else as standard input (a terminal, a record) says nothing of signals.
+    rustix::io::pread(std::io::stdin(), &mut text, 0)
+        .is_ok_and(|length| term_is_pending(&String::from_utf8_lossy(&text[..length])))
+}
+
+/// Whether SIGTERM is among the pending signals of a process with this status (`proc_pid_status(5)`).
+fn term_is_pending(status: &str) -> bool {
+    let bit = 1_u64 << (nix::sys::signal::Signal::SIGTERM as u32 - 1);
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask & bit != 0)
 }
 
 /// `nsenter` arguments that go into the namespaces of a process inside.
@@ -147,4 +182,23 @@ pub fn private_folder() -> Result<Private, NamespaceError> {
     )
     .map_err(|e| io(format!("cannot mount a tmpfs on {anchor}"))(e.into()))?;
     Ok(Private::new(anchor, below))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pending_sigterm_is_told_from_others() {
+        let own = std::fs::read_to_string(STATUS).unwrap();
+        assert!(own.contains("\nShdPnd:\t"), "{own}");
+        assert!(!term_is_pending(&own));
+        let with = |mask: &str| {
+            format!("Name:\tunshare\nSigPnd:\t0000000000000000\nShdPnd:\t{mask}\nSigBlk:\t4002\n")
+        };
+        assert!(term_is_pending(&with("0000000000004000")));
+        assert!(term_is_pending(&with("0000000000004002")));
+        // SIGINT alone: a Ctrl-C on a terminal reaches the process inside by itself.
+        assert!(!term_is_pending(&with("0000000000000002")));
+    }
 }

@@ -4,10 +4,12 @@
 //! the network of emulated machines fast enough to shape (hundreds of Mbit/s instead of tens).
 
 use std::fmt::Write as _;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::address::{Member, Network, PREFIX};
 
@@ -49,6 +51,25 @@ pub fn batch(members: &[Member]) -> String {
 )]
 pub struct NetworkError(String);
 
+/// How long `ip` may take. Taking an interface up waits for the kernel, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a program with its standard input to its end.
+async fn feed(command: &mut Command, text: &str, limit: Duration) -> Result<Output, NetworkError> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| NetworkError(format!("cannot run ip: {e}")))?;
+    let stdin = child.stdin.take();
+    let fed = async {
+        if let Some(mut stdin) = stdin {
+            // A failed write shows in ip's own message and exit status.
+            let _ = stdin.write_all(text.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    };
+    let late = |_| NetworkError(format!("it did not end within {} s", limit.as_secs_f64()));
+    timeout(limit, fed).await.map_err(late)?.map_err(|e| NetworkError(e.to_string()))
+}
+
 /// Makes the networks; they vanish with the namespace.
 ///
 /// # Errors
@@ -58,18 +79,7 @@ pub async fn up(members: &[Member]) -> Result<(), NetworkError> {
     for file in ["/proc/sys/net/ipv6/conf/all/disable_ipv6", "/proc/sys/net/ipv6/conf/default/disable_ipv6"] {
         let _ = std::fs::write(file, "1");
     }
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| NetworkError(format!("cannot run ip: {e}")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A failed write shows in ip's own message and exit status.
-        let _ = stdin.write_all(batch(members).as_bytes()).await;
-    }
-    let out = child.wait_with_output().await.map_err(|e| NetworkError(e.to_string()))?;
+    let out = feed(Command::new("ip").args(["-batch", "-"]), &batch(members), LIMIT).await?;
     if out.status.success() {
         // Frames between bridge ports are nobody's packets to filter.
         let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
@@ -83,6 +93,14 @@ pub async fn up(members: &[Member]) -> Result<(), NetworkError> {
 mod tests {
     use super::super::address::Role;
     use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_does_not_read_and_does_not_end_is_given_up() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; sleep 600; :"]);
+        let error = feed(&mut command, &"x".repeat(1 << 20), Duration::from_millis(50)).await.unwrap_err();
+        assert!(error.to_string().contains("ip -batch: it did not end within 0.05 s"), "{error}");
+    }
 
     #[test]
     fn a_server_has_no_migration_network() {

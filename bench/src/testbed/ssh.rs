@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plain::PlainPath;
+use crate::deadline::Apart;
 use crate::exec::{Exec, ExecError, Output};
 use crate::observe::arrivals::{Arrivals, arrivals};
 use ctx_io::{bounded, output};
@@ -18,7 +19,7 @@ use openssh::{KnownHosts, Session, SessionBuilder, Stdio};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Why something could not be done on a machine.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,16 @@ pub enum SshError {
         seconds: u64,
         /// What ssh said last.
         reason: String,
+    },
+    /// A program did not start in time.
+    #[error("{machine}: `{command}` did not start within {} s", limit.as_secs_f64())]
+    Late {
+        /// Name of the machine.
+        machine: String,
+        /// The program.
+        command: String,
+        /// The deadline.
+        limit: Duration,
     },
     /// The connection failed under a command.
     #[error("{machine}: SSH failed at `{command}`: {reason}")]
@@ -54,6 +65,12 @@ const ALIVE_EVERY: Duration = Duration::from_secs(30);
 const ALIVE_PROBES: u32 = 10;
 /// How long a broken connection is tried to be made again.
 const AGAIN: Duration = Duration::from_secs(120);
+/// How long the local end of a connection may take to say that it is there: it is a process of this machine.
+const CHECK: Duration = Duration::from_secs(30);
+/// How long a program that is to be followed may take to start, besides making the connection again.
+const START: Duration = Duration::from_secs(90);
+/// How long `ssh-keygen` may take, on a busy machine.
+const KEYGEN: Duration = Duration::from_secs(60);
 
 /// Keys of one run, in its private folder.
 #[derive(Debug, Clone)]
@@ -77,12 +94,14 @@ impl Keys {
     pub async fn make(folder: &PlainPath, aliases: &[(String, Ipv4Addr)]) -> Result<Keys, SshError> {
         let fail = |e: std::io::Error| SshError::Keys(e.to_string());
         for name in ["client", "host"] {
-            let out = Command::new("ssh-keygen")
+            let made = Command::new("ssh-keygen")
                 .args(["-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f"])
                 .arg(folder.join(name).as_str())
-                .output()
-                .await
-                .map_err(fail)?;
+                .stdin(std::process::Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let late = |_| SshError::Keys(format!("it did not end within {} s", KEYGEN.as_secs()));
+            let out = timeout(KEYGEN, made).await.map_err(late)?.map_err(fail)?;
             if !out.status.success() {
                 return Err(SshError::Keys(String::from_utf8_lossy(&out.stderr).trim().to_owned()));
             }
@@ -132,7 +151,25 @@ pub struct Ssh {
     machine: String,
     address: Ipv4Addr,
     keys: Keys,
-    session: Arc<Mutex<Arc<Session>>>,
+    session: Arc<Mutex<Shared>>,
+}
+
+/// A session. Dropping the last clone says goodbye to ssh and waits for its answer, so it is done where nobody waits.
+#[derive(Clone)]
+struct Shared(Arc<Apart<Session>>);
+
+impl Shared {
+    fn new(session: Session) -> Shared {
+        Shared(Arc::new(Apart::new(session)))
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
 }
 
 impl Ssh {
@@ -151,18 +188,31 @@ impl Ssh {
             machine: machine.to_owned(),
             address,
             keys: keys.clone(),
-            session: Arc::new(Mutex::new(Arc::new(session))),
+            session: Arc::new(Mutex::new(Shared::new(session))),
         })
     }
 
     /// The connection, made anew when it has broken.
-    async fn session(&self) -> Result<Arc<Session>, SshError> {
+    async fn session(&self) -> Result<Shared, SshError> {
         let mut session = self.session.lock().await;
         // A question to the local end, which ends with the connection.
-        if session.check().await.is_err() {
-            *session = Arc::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
+        if !matches!(timeout(CHECK, session.check()).await, Ok(Ok(()))) {
+            *session = Shared::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
         }
         Ok(session.clone())
+    }
+
+    /// Makes sure that a command can be done there now. A machine that was started anew has forgotten the connection, and this end
+    /// notices only when it is used.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub async fn ensure(&self) -> Result<(), SshError> {
+        if self.demand("answer", "true", CHECK).await.is_err() {
+            let mut session = self.session.lock().await;
+            *session = Shared::new(open(&self.machine, self.address, &self.keys, AGAIN).await?);
+        }
+        Ok(())
     }
 
     /// Name of the machine.
@@ -174,7 +224,7 @@ impl Ssh {
     /// It runs until the connection ends.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When it cannot be started, or not in time.
     pub async fn follow(&self, program: &str, arguments: &[&str]) -> Result<Arrivals<String>, SshError> {
         let session = self.session().await?;
         let transport = |e: openssh::Error| SshError::Transport {
@@ -182,15 +232,11 @@ impl Ssh {
             command: program.to_owned(),
             reason: broke(&e, &session),
         };
-        let mut child = Arc::clone(&session)
-            .arc_command(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .await
-            .map_err(transport)?;
+        let mut command = Session::to_command(session.clone(), program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let late =
+            |_| SshError::Late { machine: self.machine.clone(), command: program.to_owned(), limit: START };
+        let mut child = timeout(START, command.spawn()).await.map_err(late)?.map_err(transport)?;
         let (inlet, lines) = arrivals();
         let stdout = child.stdout().take();
         tokio::spawn(async move {
@@ -235,28 +281,40 @@ async fn open(
     keys: &Keys,
     deadline: Duration,
 ) -> Result<Session, SshError> {
-    let end = Instant::now() + deadline;
     let mut builder = SessionBuilder::default();
     builder
         .config_file(keys.config())
         .known_hosts_check(KnownHosts::Strict)
         .control_directory(&keys.folder)
         .connect_timeout(Duration::from_secs(20));
+    let connect = || async { builder.connect_mux(address.to_string()).await.map_err(|e| chain(&e)) };
+    let connected = again_until(deadline, connect).await;
+    connected.map_err(|reason| SshError::Connect {
+        machine: machine.to_owned(),
+        seconds: deadline.as_secs(),
+        reason,
+    })
+}
+
+/// Tries again until the deadline, whatever a single try takes; then the last reason.
+async fn again_until<T, F: Future<Output = Result<T, String>>>(
+    deadline: Duration,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, String> {
+    let end = Instant::now() + deadline;
+    let mut reason = "no answer".to_owned();
     loop {
-        let reason = match timeout(deadline, builder.connect_mux(address.to_string())).await {
-            Ok(Ok(session)) => return Ok(session),
-            Ok(Err(e)) => chain(&e),
-            Err(_) => "no answer".to_owned(),
-        };
-        if Instant::now() >= end {
-            return Err(SshError::Connect {
-                machine: machine.to_owned(),
-                seconds: deadline.as_secs(),
-                reason,
-            });
+        match timeout_at(end, attempt()).await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(why)) => reason = why,
+            Err(_) => return Err(reason),
         }
         // A refused connection answers at once; the machine's sshd needs a moment more.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let pause = Instant::now() + Duration::from_millis(300);
+        if pause >= end {
+            return Err(reason);
+        }
+        tokio::time::sleep_until(pause).await;
     }
 }
 
@@ -280,6 +338,49 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_try_that_hangs_does_not_outlast_the_deadline() {
+        let mut tries = 0;
+        let hung = again_until(Duration::from_millis(400), || {
+            tries += 1;
+            let first = tries == 1;
+            async move {
+                if first {
+                    return Err::<(), _>("refused".to_owned());
+                }
+                std::future::pending().await
+            }
+        });
+        // Were each try given the deadline anew, this would never end.
+        assert_eq!(
+            tokio::time::timeout(Duration::from_secs(600), hung).await.unwrap().unwrap_err(),
+            "refused"
+        );
+    }
+
+    /// ssh's local end of a connection accepts, and never answers.
+    #[test]
+    fn a_command_on_a_stuck_connection_is_given_up_with_host_operation_and_limit() {
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        let master = home.path().join("master");
+        let stuck = std::os::unix::net::UnixListener::bind(&master).unwrap();
+        let keys = Keys {
+            folder: PlainPath::new(home.path()).unwrap(),
+            client_public: String::new(),
+            host_private: String::new(),
+            host_public: String::new(),
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let error = runtime.block_on(async {
+            let session = Arc::new(Mutex::new(Shared::new(Session::resume_mux(master.into(), None))));
+            let ssh = Ssh { machine: "a".into(), address: Ipv4Addr::LOCALHOST, keys, session };
+            ssh.demand("read the clock", "cat /proc/uptime", Duration::from_millis(50)).await.unwrap_err()
+        });
+        assert_eq!(error.to_string(), "a: read the clock did not end within 0.05 s");
+        drop(runtime);
+        drop(stuck);
+    }
 
     /// A path with a space, or with a `%`, made ssh look for other files than there are.
     #[tokio::test]

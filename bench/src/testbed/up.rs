@@ -36,6 +36,8 @@ pub struct Spec {
     pub guest: Guest,
     /// Memory of a host, in MiB, the guest's included.
     pub host_memory_mib: u32,
+    /// Virtual processors of a host.
+    pub host_vcpus: u32,
     /// Memory of a file server, in MiB.
     pub server_memory_mib: u32,
     /// Words that the guest's kernel command line ends with.
@@ -220,7 +222,7 @@ pub async fn up(spec: &Spec, images: &Images, state: &Private, logs: &Path) -> R
             name: name.to_owned(),
             member: site.host(),
             memory_mib: spec.host_memory_mib,
-            vcpus: 1,
+            vcpus: spec.host_vcpus,
             multiboot: spec.hypervisor.multiboot(
                 of_host.hypervisor.clone(),
                 spec.host_memory_mib,

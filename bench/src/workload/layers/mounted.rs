@@ -13,9 +13,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::peer::Start;
+use crate::deadline::call_blocking;
+use crate::program::ended_within;
 
-/// How long a program may take to mount, and to end after it is unmounted.
+/// How long a program may take to mount and to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to end after it is unmounted, and again after it is killed: what it serves may keep it in the kernel.
+const END: Duration = Duration::from_secs(5);
 
 /// Why a file system did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +71,7 @@ impl Mounted {
             return Ok(Self { root: folder.clone(), on_top: false, program: None, took: Duration::ZERO });
         }
         fs::create_dir_all(point).map_err(refused("make", point))?;
-        let below = fs::metadata(point).map_err(refused("look at", point))?.dev();
+        let below = look(point, PATIENCE).map_err(refused("look at", point))?.dev();
         let mut this = Self { root: point.to_owned(), on_top: true, program: None, took: Duration::ZERO };
         let mounts = File::open("/proc/self/mountinfo").map_err(refused("open", Path::new("/proc")))?;
         let began = Instant::now();
@@ -92,7 +96,7 @@ impl Mounted {
                 this.wait(start, below, &mounts, log, began)?;
             }
         }
-        fs::symlink_metadata(point.join(known)).map_err(refused("look at", &point.join(known)))?;
+        look(&point.join(known), PATIENCE).map_err(refused("look at", &point.join(known)))?;
         this.took = began.elapsed();
         Ok(this)
     }
@@ -112,9 +116,13 @@ impl Mounted {
             said: crate::exec::last_lines(&bounded::tail(log, bounded::TAIL).unwrap_or_default(), 5),
         };
         loop {
-            // A FUSE mount answers when its program has said hello.
-            if fs::metadata(&self.root).is_ok_and(|now| now.dev() != below) {
-                return Ok(());
+            // A FUSE mount answers when its program has said hello, which it may never do.
+            match look(&self.root, PATIENCE.saturating_sub(began.elapsed())) {
+                Ok(now) if now.dev() != below => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(fail(format!("mounted, and did not answer within {} s", PATIENCE.as_secs())));
+                }
+                _ => {}
             }
             let ended = self.program.as_mut().and_then(|child| child.try_wait().ok()).flatten();
             if let Some(status) = ended {
@@ -165,22 +173,86 @@ impl Mounted {
             }
         }
         let Some(mut child) = self.program.take() else { return Ok(()) };
-        let deadline = Instant::now() + PATIENCE / 6;
-        while child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                child.kill()?;
-                child.wait()?;
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        if ended_within(&mut child, END)?.is_some() {
+            return Ok(());
         }
-        Ok(())
+        child.kill()?;
+        if ended_within(&mut child, END)?.is_some() {
+            return Ok(());
+        }
+        let said =
+            format!("its program, {}, was killed and did not end within {} s", child.id(), END.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, said))
     }
+}
+
+/// Looks at a path, which may be one of a file system whose program does not answer: in a thread of its own then, which is let go
+/// when the program has ended.
+fn look(path: &Path, limit: Duration) -> io::Result<fs::Metadata> {
+    let owned = path.to_owned();
+    call_blocking("this machine", "look at a file", limit, move || fs::symlink_metadata(owned)).map_err(
+        |error| {
+            let kind = if error.is_late() { io::ErrorKind::TimedOut } else { io::ErrorKind::Other };
+            io::Error::new(kind, error)
+        },
+    )?
+}
+
+/// Unmounts all that is left on a folder.
+///
+/// # Errors
+/// The system refuses, or it never ends.
+pub fn clear(point: &Path) -> Result<(), MountError> {
+    // A trial mounts one at a time; more than a few are no longer its own.
+    for _ in 0..8 {
+        match umount2(point, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            // Nothing is mounted there, or there is no such folder.
+            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(refused("unmount", point)(error)),
+        }
+    }
+    Err(refused("unmount", point)(io::Error::other("something is mounted there again and again")))
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         // Only after an error, which is told already; the namespace ends what is left.
         let _ = self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    /// A FUSE mount whose program has not said hello: a look at it waits for as long as the descriptor is open.
+    #[test]
+    fn a_file_system_that_never_answers_is_not_waited_for() {
+        const TEST: &str = "mounted::a_file_system_that_never_answers_is_not_waited_for";
+        let folder = tempfile::tempdir().unwrap();
+        let Ok(device) = File::options().read(true).write(true).open("/dev/fuse") else {
+            eprintln!("SKIPPED {TEST}: no /dev/fuse");
+            return;
+        };
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        if let Err(error) =
+            mount(Some("test"), folder.path(), Some("fuse"), MsFlags::empty(), Some(options.as_str()))
+        {
+            eprintln!("SKIPPED {TEST}: cannot mount: {error}");
+            return;
+        }
+        let looked = look(folder.path(), SOON).map(|seen| seen.dev());
+        clear(folder.path()).unwrap();
+        let error = looked.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "this machine: look at a file did not end within 0.05 s");
+        drop(device);
+        assert!(look(folder.path(), PATIENCE).is_ok(), "nothing is mounted there any more");
+        clear(folder.path()).unwrap();
     }
 }

@@ -1,0 +1,143 @@
+//! Programs of this machine, each run to its end or to its deadline.
+//!
+//! A program that is too late gets SIGKILL, which none can ignore. One that the kernel holds (a file system that does not answer)
+//! does not end even then, and a child of its own may keep its output open: neither is waited for without end.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+
+use crate::deadline::{CallError, call_blocking};
+
+/// How long a program may take to end after a signal that it cannot ignore.
+const KILLED: Duration = Duration::from_secs(10);
+
+/// Runs a program to its end and gives what it wrote. Its standard input is the caller's to choose.
+///
+/// # Errors
+/// It cannot be run; or, of kind [`io::ErrorKind::TimedOut`], it did not end within the limit and was killed.
+pub(crate) fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let handle = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(error) => {
+            let _ = child.kill();
+            return Err(error.into());
+        }
+    };
+    match call_blocking(&name, "run it", limit, move || child.wait_with_output()) {
+        Ok(output) => output,
+        Err(error) => {
+            // It may have ended just now; the descriptor is of this process and of no other.
+            let _ = pidfd_send_signal(&handle, Signal::KILL);
+            Err(match error {
+                CallError::Late { .. } => late(&name, limit),
+                error => io::Error::other(error),
+            })
+        }
+    }
+}
+
+/// The error of a program that did not end.
+fn late(name: &str, limit: Duration) -> io::Error {
+    let said = format!("{name} did not end within {} s and was killed", limit.as_secs_f64());
+    io::Error::new(io::ErrorKind::TimedOut, said)
+}
+
+/// The first line that a program writes, on either stream; none when it cannot be run or does not end soon.
+pub(crate) fn first_line(command: &mut Command) -> Option<String> {
+    let output = output(command.stdin(Stdio::null()), Duration::from_secs(30)).ok()?;
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    String::from_utf8_lossy(&text).lines().next().map(|line| line.trim().to_owned())
+}
+
+/// Waits for a program's end; none when it has not come within the limit.
+///
+/// # Errors
+/// It cannot be waited for.
+pub(crate) fn ended_within(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
+    let handle = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() >= end {
+            return Ok(status);
+        }
+    }
+}
+
+/// Asks a program to end and, when it has not within the limit, kills it. Whether it has ended then.
+///
+/// # Errors
+/// It cannot be waited for.
+pub(crate) fn end(child: &mut Child, limit: Duration) -> io::Result<bool> {
+    // It is a child that was not waited for, so nobody else has its number.
+    let _ = kill_process(Pid::from_child(child), Signal::TERM);
+    if ended_within(child, limit)?.is_some() {
+        return Ok(true);
+    }
+    child.kill()?;
+    Ok(ended_within(child, KILLED)?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::null());
+        command
+    }
+
+    #[test]
+    fn what_ends_is_read_whole() {
+        let output = output(&mut sh("echo out; echo err >&2; exit 3"), LONG).unwrap();
+        assert_eq!((output.stdout, output.stderr), (b"out\n".to_vec(), b"err\n".to_vec()));
+        assert_eq!(output.status.code(), Some(3));
+        assert_eq!(first_line(&mut sh("echo one; echo two")).as_deref(), Some("one"));
+    }
+
+    #[test]
+    fn a_program_that_ignores_sigterm_is_killed_at_its_deadline() {
+        let error = output(&mut sh("trap '' TERM; while :; do sleep 600; done"), SOON).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "sh did not end within 0.05 s and was killed");
+    }
+
+    #[test]
+    fn a_child_that_keeps_the_output_open_is_not_waited_for() {
+        // The shell ends at once; what it leaves behind has its output for ten minutes.
+        let began = Instant::now();
+        let error = output(&mut sh("sleep 600 &"), SOON).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_is_asked_to_end_ends_also_if_it_will_not() {
+        for script in ["exec sleep 600", "trap '' TERM; echo ready; while :; do sleep 600; done"] {
+            let mut child = sh(script).spawn().unwrap();
+            assert!(ended_within(&mut child, SOON).unwrap().is_none());
+            assert!(end(&mut child, SOON).unwrap(), "{script}");
+            assert!(ended_within(&mut child, SOON).unwrap().is_some());
+        }
+    }
+}
