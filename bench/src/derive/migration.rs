@@ -250,4 +250,4 @@ fn recorded(measures: &mut Measures, record: &Record, acknowledge: bool) {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

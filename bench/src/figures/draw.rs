@@ -20,7 +20,7 @@ use plotters::{
 use super::{
     Drawing,
     chart::{Bar, Chart, Colour, three_digits, tick_label, ticks},
-    panels,
+    panels, timeline,
 };
 
 /// A figure could not be drawn.
@@ -108,6 +108,7 @@ pub fn svg(drawing: &Drawing) -> Result<String, FigureError> {
     match drawing {
         Drawing::Bars(chart) => svg_of(&Bars { chart, layout: Layout::new(chart) }),
         Drawing::Panels(panels) => svg_of(&panels::Laid::new(panels)),
+        Drawing::Timeline(one) => svg_of(&timeline::Laid::new(one)),
     }
 }
 
@@ -135,6 +136,7 @@ pub fn png(drawing: &Drawing) -> Result<Vec<u8>, FigureError> {
     match drawing {
         Drawing::Bars(chart) => png_of(&Bars { chart, layout: Layout::new(chart) }),
         Drawing::Panels(panels) => png_of(&panels::Laid::new(panels)),
+        Drawing::Timeline(one) => png_of(&timeline::Laid::new(one)),
     }
 }
 
@@ -447,7 +449,12 @@ impl<B: DrawingBackend> Page<'_, B> {
         self.root.draw(&Text::new(text, at, self.style(em, colour, across))).map_err(failed)
     }
 
-    fn rectangle(&self, from: (i32, i32), to: (i32, i32), colour: Colour) -> Result<(), FigureError> {
+    pub(super) fn rectangle(
+        &self,
+        from: (i32, i32),
+        to: (i32, i32),
+        colour: Colour,
+    ) -> Result<(), FigureError> {
         let corners = [self.pixel(from), self.pixel(to)];
         self.root.draw(&Rectangle::new(corners, rgb(colour).filled())).map_err(failed)
     }

@@ -5,7 +5,7 @@
 //! same bytes: the font is our own file, and nothing depends on the machine or the clock.
 //!
 //! A new figure is a name in [`FigureId`] and a function from an [`Analysis`] to a [`Chart`] or
-//! [`Panels`].
+//! [`Panels`]. A [`Timeline`] shows what one trial has seen, and not statistics.
 
 mod bars;
 pub mod chart;
@@ -13,6 +13,7 @@ mod draw;
 mod panels;
 mod paper;
 mod peers;
+pub mod timeline;
 
 use std::fmt;
 
@@ -22,6 +23,7 @@ pub use panels::Panels;
 pub use peers::slower;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use timeline::Timeline;
 
 use crate::{scenario::Experiment, stats::Analysis, workload::layers::peer::Notes};
 
@@ -61,6 +63,8 @@ pub enum Drawing {
     Bars(Chart),
     /// Panels of points on an axis of their own.
     Panels(Panels),
+    /// One trial on an axis of time.
+    Timeline(Timeline),
 }
 
 impl Drawing {
@@ -69,6 +73,7 @@ impl Drawing {
         match self {
             Self::Bars(chart) => &chart.title,
             Self::Panels(panels) => &panels.title,
+            Self::Timeline(timeline) => &timeline.title,
         }
     }
 
@@ -77,6 +82,7 @@ impl Drawing {
         match self {
             Self::Bars(chart) => &chart.caption,
             Self::Panels(panels) => &panels.caption,
+            Self::Timeline(timeline) => &timeline.caption,
         }
     }
 }

@@ -22,7 +22,9 @@ use crate::{
         definition::Definition,
         evaluate::{self, EvaluateError},
     },
-    figures::{self, Context, FigureError, FigureId},
+    figures::{self, Context, Drawing, FigureError, FigureId, timeline::timeline},
+    metric,
+    observe::trace::Trace,
     scenario::Experiment,
     stats::{Analysis, analyse},
     store::{self, StoreError, StoredRun},
@@ -156,7 +158,7 @@ pub fn report_with(
 
 /// A figure in both formats.
 struct Picture {
-    id: FigureId,
+    id: String,
     title: String,
     svg: String,
     png: Vec<u8>,
@@ -230,17 +232,46 @@ fn context(runs: &[StoredRun]) -> Context {
     }
 }
 
-fn pictures(runs: &[StoredRun], analysis: &Analysis, context: &Context) -> Result<Vec<Picture>, FigureError> {
+fn pictures(runs: &[StoredRun], analysis: &Analysis, context: &Context) -> Result<Vec<Picture>, ReportError> {
     let wanted = |id: &FigureId| runs.iter().any(|run| run.scenario.figures.contains(id));
-    FigureId::ALL
-        .into_iter()
-        .filter(wanted)
-        .map(|id| {
-            let drawing = id.drawing(analysis, context);
-            let (svg, png) = (figures::svg(&drawing)?, figures::png(&drawing)?);
-            Ok(Picture { id, title: drawing.title().to_owned(), svg, png })
-        })
-        .collect()
+    let mut pictures = Vec::new();
+    for id in FigureId::ALL.into_iter().filter(wanted) {
+        pictures.push(picture(id.to_string(), &id.drawing(analysis, context))?);
+    }
+    // Of a run by itself: several have too many.
+    if let [run] = runs {
+        for (arm, drawing) in timelines(run, context)? {
+            pictures.push(picture(format!("timeline-{arm}"), &drawing)?);
+        }
+    }
+    Ok(pictures)
+}
+
+fn picture(id: String, drawing: &Drawing) -> Result<Picture, FigureError> {
+    let (svg, png) = (figures::svg(drawing)?, figures::png(drawing)?);
+    Ok(Picture { id, title: drawing.title().to_owned(), svg, png })
+}
+
+/// The trial of each arm whose migration was the one in the middle, as far as the run kept what it has seen.
+fn timelines(run: &StoredRun, context: &Context) -> Result<Vec<(String, Drawing)>, ReportError> {
+    let traces = Trace::all(run)?;
+    let mut drawings = Vec::new();
+    for arm in &run.scenario.design.arms {
+        let mut totals: Vec<_> = run
+            .samples
+            .iter()
+            .filter(|sample| sample.metric == metric::MIGRATION_TOTAL && sample.valid && sample.block > 0)
+            .filter(|sample| sample.arm == arm.name() && traces.contains_key(&sample.order))
+            .filter_map(|sample| Some((sample.value?, sample)))
+            .collect();
+        totals.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let middle = totals.len().saturating_sub(1) / 2;
+        let Some((_, sample)) = totals.get(middle) else { continue };
+        let trial = format!("{arm}, block {}", sample.block);
+        let drawn = traces.get(&sample.order).and_then(|trace| timeline(trace, &trial, context));
+        drawings.extend(drawn.map(|drawn| (arm.to_string(), Drawing::Timeline(drawn))));
+    }
+    Ok(drawings)
 }
 
 fn render(view: &view::View) -> Result<String, minijinja::Error> {

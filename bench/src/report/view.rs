@@ -139,7 +139,7 @@ impl View {
             otherwise: otherwise.to_vec(),
             figures: pictures
                 .iter()
-                .map(|p| Figure { id: p.id.to_string(), title: p.title.clone(), svg: p.svg.clone() })
+                .map(|p| Figure { id: p.id.clone(), title: p.title.clone(), svg: p.svg.clone() })
                 .collect(),
             claims: claims(experiment, analysis),
             emulated: analysis.groups.iter().any(|group| group.accelerator == "tcg"),

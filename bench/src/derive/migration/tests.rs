@@ -56,7 +56,7 @@ fn beat(ms: u64, head: &str) -> Beaten {
 
 /// Signs of life each 50 ms but for some, of a migration from 1000 to 9000 ms whose guest stood still from 8000 to 8400
 /// and ran at the destination at 8380.
-pub(in crate::derive) fn trace() -> Trace {
+pub(crate) fn trace() -> Trace {
     let silent = |ms: &u64| !(8000..8400).contains(ms);
     let stats = JobStats {
         time_elapsed_ms: Some(7500),
