@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use bench::doctor::{Requirement, Subject, probe_with, require};
+use bench::doctor::{Requirement, Subject, require};
 use bench::store::StoredRun;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -27,16 +27,14 @@ const SCENARIO: &str = "title = \"t\"\nexperiment = \"layers\"\n[testbed]\nkind 
 /// For a very busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A folder with a scenario and a cache; none where a run is not possible, which it says.
+/// A folder with a scenario; none where a run is not possible, which it says.
 struct Home(tempfile::TempDir);
 
 impl Home {
     fn new(test: &str, design: &str, needed: &[Subject]) -> Option<Home> {
         let folder = tempfile::tempdir_in("/tmp").unwrap();
-        let cache = folder.path().join("cache");
-        let report = probe_with(&bench::doctor::Options { afresh: false, cache: Some(cache) });
         let needed: Vec<_> = needed.iter().copied().map(Requirement::Works).collect();
-        if let Err(unmet) = require(&report, &needed) {
+        if let Err(unmet) = require(&bench::doctor::probe(), &needed) {
             eprintln!("SKIPPED deadlines::{test}: {}", unmet.to_string().replace('\n', " "));
             return None;
         }
@@ -48,16 +46,9 @@ impl Home {
         self.0.path().join(name)
     }
 
-    fn command(&self, program: &Path, words: &[&Path]) -> Command {
-        let mut command = Command::new(program);
-        command.args(words).env("BENCH_CACHE", self.path("cache"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
     fn run(&self, program: &Path) -> Command {
         let (scenario, results) = (self.path("tiny.toml"), self.path("results"));
-        self.command(program, &["run".as_ref(), &scenario, "--results".as_ref(), &results])
+        command(program, &["run".as_ref(), &scenario, "--results".as_ref(), &results])
     }
 
     fn results(&self) -> PathBuf {
@@ -71,6 +62,12 @@ impl Home {
         let ended = stored.events.iter().filter(|event| event.kind == bench::store::kind::TRIAL_ENDED);
         ended.map(|event| (text(&event.payload["outcome"]), text(&event.payload["reason"]))).collect()
     }
+}
+
+fn command(program: &Path, words: &[&Path]) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 fn bench() -> &'static Path {
@@ -114,7 +111,7 @@ fn a_run_that_passes_its_deadline_begins_no_other_trial_and_says_how_to_go_on() 
     assert!(done <= 1, "{done} trials were done");
     assert!(home.ended().iter().all(|(outcome, _)| outcome == "completed"), "{:?}", home.ended());
     // It goes on, with as much time again.
-    let again = home.command(bench(), &["resume".as_ref(), &home.results()]).output().unwrap();
+    let again = command(bench(), &["resume".as_ref(), &home.results()]).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "{}", said(&again));
     assert!(home.ended().len() <= done + 1, "{}", said(&again));
 }
