@@ -46,15 +46,9 @@ impl Home {
         self.0.path().join(name)
     }
 
-    fn command(&self, program: &Path, words: &[&Path]) -> Command {
-        let mut command = Command::new(program);
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
     fn run(&self, program: &Path) -> Command {
         let (scenario, results) = (self.path("tiny.toml"), self.path("results"));
-        self.command(program, &["run".as_ref(), &scenario, "--results".as_ref(), &results])
+        command(program, &["run".as_ref(), &scenario, "--results".as_ref(), &results])
     }
 
     fn results(&self) -> PathBuf {
@@ -68,6 +62,12 @@ impl Home {
         let ended = stored.events.iter().filter(|event| event.kind == bench::store::kind::TRIAL_ENDED);
         ended.map(|event| (text(&event.payload["outcome"]), text(&event.payload["reason"]))).collect()
     }
+}
+
+fn command(program: &Path, words: &[&Path]) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 fn bench() -> &'static Path {
@@ -111,7 +111,7 @@ fn a_run_that_passes_its_deadline_begins_no_other_trial_and_says_how_to_go_on() 
     assert!(done <= 1, "{done} trials were done");
     assert!(home.ended().iter().all(|(outcome, _)| outcome == "completed"), "{:?}", home.ended());
     // It goes on, with as much time again.
-    let again = home.command(bench(), &["resume".as_ref(), &home.results()]).output().unwrap();
+    let again = command(bench(), &["resume".as_ref(), &home.results()]).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "{}", said(&again));
     assert!(home.ended().len() <= done + 1, "{}", said(&again));
 }
