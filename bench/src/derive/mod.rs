@@ -72,8 +72,8 @@ pub fn again(run: &StoredRun) -> Result<Vec<Difference>, StoreError> {
             let of_kind =
                 |sample: &&&Sample| sample.metric == derived.metric && sample.phase == derived.phase;
             let same = |sample: &&&Sample| {
-                (&sample.value, sample.valid, &sample.reason)
-                    == (&derived.value, derived.valid, &derived.reason)
+                equal(sample.value, derived.value)
+                    && (sample.valid, &sample.reason) == (derived.valid, &derived.reason)
             };
             if !stored.iter().filter(of_kind).any(|sample| same(&sample)) {
                 // The last attempt's is the last.
@@ -83,6 +83,14 @@ pub fn again(run: &StoredRun) -> Result<Vec<Difference>, StoreError> {
         }
     }
     Ok(differences)
+}
+
+/// Whether two values are one. A number that was written as text and read again may differ in its last digit.
+fn equal(stored: Option<f64>, derived: Option<f64>) -> bool {
+    match (stored, derived) {
+        (Some(stored), Some(derived)) => (stored - derived).abs() <= 4.0 * f64::EPSILON * derived.abs(),
+        (stored, derived) => stored.is_none() && derived.is_none(),
+    }
 }
 
 #[cfg(test)]

@@ -184,3 +184,12 @@ fn a_metric_that_no_trial_has_is_an_error_and_one_that_a_trial_lacks_a_sample() 
     let error = evaluate::samples(&old, &metric("count = { event = 'clock' }")).unwrap_err().to_string();
     assert!(error.contains("kept no events or streams"), "{error}");
 }
+
+#[test]
+fn a_last_digit_is_no_difference_and_a_millionth_is() {
+    assert!(equal(Some(1.725_524_105), Some(1.725_524_104_999_999_9)));
+    assert!(equal(Some(0.0), Some(0.0)) && equal(None, None));
+    assert!(!equal(Some(1.0), Some(1.000_001)));
+    assert!(!equal(Some(0.0), Some(1e-9)) && !equal(Some(1.0), None) && !equal(None, Some(1.0)));
+    assert!(!equal(Some(f64::NAN), Some(f64::NAN)));
+}
