@@ -95,15 +95,20 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
         let files = if trial.file_operations { ", with file operations" } else { "" };
         outln!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
     }
-    let seconds: u64 =
-        drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
-    let about = human(std::time::Duration::from_secs(seconds));
     if is_local(&scenario) {
-        outln!("About {about} on this machine.");
+        outln!("About {} on this machine.", about(&scenario, &plan, Accelerator::Tcg));
         return local::check(&scenario);
     }
-    outln!("About {about} on emulated hosts.");
+    let emulated = format!("{} on emulated hosts", about(&scenario, &plan, Accelerator::Tcg));
+    let hardware = format!("{} with hardware virtualization", about(&scenario, &plan, Accelerator::Kvm));
+    outln!("About {emulated}, {hardware}.");
     Ok(Ended::Done)
+}
+
+/// About how long a run takes, for a person.
+fn about(scenario: &Scenario, plan: &Plan, accelerator: Accelerator) -> String {
+    let steps = drive::estimate::steps(scenario, &plan.trials, accelerator);
+    human(steps.iter().map(|step| step.expected).sum())
 }
 
 /// Whether it is known that the guest can migrate, before anything is built: true, or false for unknown.

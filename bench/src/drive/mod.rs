@@ -6,6 +6,7 @@
 pub mod arrivals;
 pub mod beats;
 pub mod clock;
+pub mod estimate;
 pub mod gluster;
 pub mod guest;
 pub mod lab;

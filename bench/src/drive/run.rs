@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::estimate;
 use super::gluster::GlusterLab;
 use super::lab::{DriveError, Lab};
 use super::measure::{Measures, failed};
 use super::migration;
 use crate::exec::Exec;
 use crate::plan::{Plan, Trial};
-use crate::progress::{Progress, Step};
+use crate::progress::Progress;
 use crate::scenario::{Experiment, Scenario};
 use crate::store::{Outcome, RunFolder};
 use crate::testbed::node::Node;
@@ -19,32 +20,6 @@ use crate::testbed::up::{Images, Spec};
 
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
 pub(super) const FAILURES_IN_A_ROW: usize = 3;
-
-/// The steps of a run, with how long each takes on an emulated machine of two cores.
-pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
-    if let Some(layers) = &scenario.layers {
-        return super::layers::steps(scenario, layers, trials);
-    }
-    let host = scenario.testbed.hypervisor.host();
-    let mut steps = vec![Step::new("boot hosts and guest", host.boot_seconds)];
-    if scenario.experiment == Experiment::Gluster {
-        steps.push(Step::new("start servers, shape and measure links", 65));
-    }
-    for trial in trials {
-        let which = if trial.is_warmup() {
-            "warm-up".to_owned()
-        } else {
-            format!("block {} of {}", trial.block, scenario.design.blocks)
-        };
-        let seconds = match scenario.experiment {
-            Experiment::Migration | Experiment::Layers => 20,
-            Experiment::Gluster if trial.file_operations => 560,
-            Experiment::Gluster => 140,
-        };
-        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds));
-    }
-    steps
-}
 
 /// Does the trials of the plan that have not ended yet.
 ///
@@ -61,7 +36,7 @@ pub async fn run(
 ) -> Result<(), DriveError> {
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
-    let progress = Progress::new(steps(scenario, &left));
+    let progress = Progress::new(estimate::steps(scenario, &left, spec.accelerator));
     progress.begin();
     // A resumed run boots again, and keeps the consoles of both boots.
     let boot = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
@@ -101,8 +76,9 @@ pub async fn run(
             )));
         }
     }
-    progress.finish();
+    progress.begin();
     lab.testbed.down().await;
+    progress.finish();
     Ok(())
 }
 
