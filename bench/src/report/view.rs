@@ -17,7 +17,7 @@ use crate::{
     metric,
     scenario::{Scenario, TestbedKind},
     stats::{Analysis, Interval, Warning, analysis},
-    store::StoredRun,
+    store::{Manifest, StoredRun},
 };
 
 #[derive(Debug, Serialize)]
@@ -274,7 +274,7 @@ fn run(run: &StoredRun) -> Run {
         scenario: manifest.scenario.name.clone(),
         profile: manifest.scenario.profile.clone().unwrap_or_else(|| "full".into()),
         text: manifest.scenario.text.clone(),
-        facts: vec![
+        facts: [
             ("Started", manifest.started_utc.clone()),
             ("Ended", manifest.ended_utc.clone().unwrap_or_else(|| "not yet, or cut off".into())),
             ("Trials", format!("{ended} of {} ended", manifest.plan.trials.len())),
@@ -285,7 +285,10 @@ fn run(run: &StoredRun) -> Run {
             ("Seed", manifest.seed.to_string()),
             ("Scenario (SHA-256)", manifest.scenario.sha256.clone()),
             ("Bench", format!("{}, revision {}", manifest.tool_version, or_unknown(&manifest.git_revision))),
-        ],
+        ]
+        .into_iter()
+        .chain(asked_for(manifest))
+        .collect(),
         sections: [
             ("Hosts", &manifest.hosts),
             ("Guests", &manifest.guests),
@@ -300,6 +303,15 @@ fn run(run: &StoredRun) -> Run {
         .collect(),
         order: order.join(", "),
     }
+}
+
+/// What was asked for on the command line, of a run that noted it.
+fn asked_for(manifest: &Manifest) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if let Some(asked) = manifest.accelerator_asked {
+        facts.push(("Accelerator asked for", asked.to_string()));
+    }
+    facts
 }
 
 fn hypervisor(scenario: &Scenario) -> String {

@@ -10,7 +10,11 @@ use super::{
     error::{Doing as _, StoreError},
     file::write_whole,
 };
-use crate::{plan::Plan, scenario::Scenario, workload::layers::peer::Notes};
+use crate::{
+    plan::Plan,
+    scenario::{AcceleratorChoice, Scenario},
+    workload::layers::peer::Notes,
+};
 
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -20,6 +24,8 @@ const FORMAT: u32 = 1;
 pub struct About {
     /// Git revision of the bench, with `-dirty` when it had changes; none outside of a checkout.
     pub git_revision: Option<String>,
+    /// What runs the hosts as the command line asks for it; none where it says nothing.
+    pub accelerator: Option<AcceleratorChoice>,
 }
 
 /// What was asked, and on what it was measured.
@@ -46,6 +52,9 @@ pub struct Manifest {
     pub started_utc: String,
     /// End of the run, UTC; none while it runs or when it was cut off.
     pub ended_utc: Option<String>,
+    /// What runs the hosts as the command line asked for it; none where it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator_asked: Option<AcceleratorChoice>,
     /// Accelerator of the hosts as QMP reported it: `kvm` or `tcg`; none before they are up.
     pub accelerator: Option<String>,
     /// Dilation of the links; none before it is chosen.
@@ -111,6 +120,7 @@ impl Manifest {
             plan: plan.clone(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             git_revision: about.git_revision,
+            accelerator_asked: about.accelerator,
             started_utc,
             ended_utc: None,
             accelerator: None,

@@ -29,8 +29,8 @@ fn sample(trial: &Trial, value: f64) -> Sample {
 
 fn new(root: &Path) -> RunFolder {
     let scenario = scenario();
-    RunFolder::create(root, &scenario, &Plan::new(&scenario), About { git_revision: Some("abc".into()) })
-        .unwrap()
+    let about = About { git_revision: Some("abc".into()), ..About::default() };
+    RunFolder::create(root, &scenario, &Plan::new(&scenario), about).unwrap()
 }
 
 /// Every trial of the plan that is still to do, one sample each.
