@@ -21,6 +21,7 @@ pub mod image;
 pub mod metric;
 pub mod plan;
 pub mod progress;
+pub mod provenance;
 pub mod report;
 pub mod sample;
 pub mod scenario;

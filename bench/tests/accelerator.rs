@@ -151,6 +151,8 @@ fn a_scenario_chooses_and_the_command_line_goes_before_it() {
         let manifest: serde_json::Value =
             serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap();
         assert_eq!(manifest.get("accelerator_asked").and_then(|asked| asked.as_str()), asked);
+        let programs: Vec<&String> = manifest["programs"].as_object().unwrap().keys().collect();
+        assert_eq!(programs, ["bench", "bench-probe", "ctx", "ffs"]);
     }
 }
 

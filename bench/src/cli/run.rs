@@ -15,6 +15,7 @@ use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
 use crate::progress::human;
+use crate::provenance;
 use crate::report::Report;
 use crate::scenario::{AcceleratorChoice, GuestType, Scenario, TestbedKind};
 use crate::store::{About, RunFolder, StoredRun};
@@ -171,10 +172,32 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
         return Err(namespace::enter().into());
     }
     let plan = Plan::new(&scenario);
-    let about = About { git_revision: git_revision(&arguments.scenario), accelerator: arguments.accelerator };
+    let about = About {
+        scenario_revision: provenance::revision_of(&arguments.scenario),
+        accelerator: arguments.accelerator,
+        ..origin(&scenario)?
+    };
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
     errln!("run {}", folder.path().display());
     drive_and_report(folder, &scenario, &plan, choice)
+}
+
+/// Which programs measure a scenario: this one, and those beside it that are used.
+fn origin(scenario: &Scenario) -> anyhow::Result<About> {
+    let folder = programs()?;
+    let digests = if is_local(scenario) {
+        let ffs = folder.join("ffs");
+        let used = scenario.design.arms.iter().any(|arm| arm.is_ours());
+        provenance::digests(used.then_some(("ffs", ffs.as_path())))
+    } else {
+        provenance::digests(Programs::beside(&folder)?.named())
+    };
+    Ok(About {
+        git_revision: provenance::revision(),
+        cargo_lock: Some(provenance::lock()),
+        programs: digests?,
+        ..About::default()
+    })
 }
 
 /// Refuses an accelerator for a scenario without hosts.
@@ -311,6 +334,7 @@ fn drive_and_report(
         let state = namespace::private_folder()?;
         until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?;
     }
+    folder.update_manifest(|manifest| drive::tools::ended(&mut manifest.tools))?;
     let path = folder.finish()?;
     Ok(tell(&crate::report::report(&[&path], None)?))
 }
@@ -362,19 +386,6 @@ fn tell(report: &Report) -> Ended {
     }
     errln!("{} samples are invalid; the report says why", report.invalid);
     Ended::Degraded
-}
-
-/// The revision of the checkout that a scenario file lies in, with `-dirty` when it has changes.
-fn git_revision(scenario: &Path) -> Option<String> {
-    let folder = scenario.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let output = std::process::Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
 
 #[cfg(test)]

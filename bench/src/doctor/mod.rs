@@ -243,6 +243,11 @@ pub fn said(program: &str, arguments: &[&str]) -> Option<String> {
     probes::said(command.args(arguments)).filter(|line| !line.is_empty())
 }
 
+/// What a program says on standard output and then on standard error; nothing when it fails or takes longer than 10 s.
+pub(crate) fn succeeds(command: &mut std::process::Command) -> Option<String> {
+    probes::succeeds(command)
+}
+
 /// The file name of the libvirt client library that this program has loaded, which has its version.
 pub fn libvirt_library() -> Option<String> {
     probes::libvirt_library()

@@ -37,13 +37,15 @@ pub async fn run(
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
     let progress = Progress::new(estimate::steps(scenario, &left, spec.accelerator));
+    // Before the hosts load this machine.
+    let tools = super::tools::here();
     progress.begin();
     // A resumed run boots again, and keeps the consoles of both boots.
     let boot = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let first = folder.raw_file(&format!("boot-{boot}/console"))?;
     let logs = first.parent().unwrap_or(folder.path()).to_owned();
     let lab = Lab::up(scenario, spec, images, state, &logs).await?;
-    describe(folder, &lab, images).await?;
+    describe(folder, &lab, images, tools).await?;
     let gluster = match scenario.experiment {
         Experiment::Migration | Experiment::Layers => None,
         Experiment::Gluster => {
@@ -93,7 +95,7 @@ fn outcome(trial: Result<Measures, DriveError>) -> (Measures, Outcome) {
 }
 
 /// Writes into the manifest what the machines are.
-async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), DriveError> {
+async fn describe(folder: &RunFolder, lab: &Lab, images: &Images, tools: Value) -> Result<(), DriveError> {
     let mut machines = serde_json::Map::new();
     for node in lab.testbed.hosts.iter().chain(&lab.testbed.servers) {
         machines.insert(node.name().to_owned(), machine(node, lab.testbed.hypervisor.host().packages).await?);
@@ -111,8 +113,11 @@ async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), 
             }
         });
         manifest.images = json!({ "host": image(&images.host), "guest": image(&images.guest) });
-        manifest.tools = super::tools::here();
+        manifest.tools = tools;
     })?;
+    for (name, image) in [("host", &images.host), ("guest", &images.guest)] {
+        folder.packages(name, &image.packages())?;
+    }
     Ok(())
 }
 

@@ -287,7 +287,7 @@ fn run(run: &StoredRun) -> Run {
             ("Bench", format!("{}, revision {}", manifest.tool_version, or_unknown(&manifest.git_revision))),
         ]
         .into_iter()
-        .chain(asked_for(manifest))
+        .chain(provenance(manifest))
         .collect(),
         sections: [
             ("Hosts", &manifest.hosts),
@@ -305,9 +305,20 @@ fn run(run: &StoredRun) -> Run {
     }
 }
 
-/// What was asked for on the command line, of a run that noted it.
-fn asked_for(manifest: &Manifest) -> Vec<(&'static str, String)> {
+/// Which programs measured, of a run that noted it.
+fn provenance(manifest: &Manifest) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
+    if let Some(lock) = &manifest.cargo_lock {
+        facts.push(("Cargo.lock (SHA-256)", lock.clone()));
+    }
+    if !manifest.programs.is_empty() {
+        let each: Vec<_> =
+            manifest.programs.iter().map(|(name, digest)| format!("{name} {digest}")).collect();
+        facts.push(("Programs (SHA-256)", each.join(", ")));
+    }
+    if let Some(revision) = &manifest.scenario.git_revision {
+        facts.push(("Scenario's repository", format!("revision {revision}")));
+    }
     if let Some(asked) = manifest.accelerator_asked {
         facts.push(("Accelerator asked for", asked.to_string()));
     }
