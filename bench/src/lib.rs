@@ -25,6 +25,7 @@ pub mod observe;
 pub mod plan;
 mod program;
 pub mod progress;
+pub mod provenance;
 pub mod report;
 pub mod sample;
 pub mod scenario;

@@ -49,13 +49,6 @@ fn late(name: &str, limit: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, said)
 }
 
-/// The first line that a program writes, on either stream; none when it cannot be run or does not end soon.
-pub(crate) fn first_line(command: &mut Command) -> Option<String> {
-    let output = output(command.stdin(Stdio::null()), Duration::from_secs(30)).ok()?;
-    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-    String::from_utf8_lossy(&text).lines().next().map(|line| line.trim().to_owned())
-}
-
 /// Waits for a program's end; none when it has not come within the limit.
 ///
 /// # Errors
@@ -112,7 +105,6 @@ mod tests {
         let output = output(&mut sh("echo out; echo err >&2; exit 3"), LONG).unwrap();
         assert_eq!((output.stdout, output.stderr), (b"out\n".to_vec(), b"err\n".to_vec()));
         assert_eq!(output.status.code(), Some(3));
-        assert_eq!(first_line(&mut sh("echo one; echo two")).as_deref(), Some("one"));
     }
 
     #[test]

@@ -68,6 +68,68 @@ fn a_boot_sector_alone_is_not_hardware_virtualization() {
     assert!(evidence.contains("KVM internal error"), "{evidence}");
 }
 
+/// A QEMU that notes each boot in `boots`.
+fn plant_noting_qemu(home: &Path) {
+    plant_qemu(&home.join("bin"), "exit 1");
+    let file = home.join("bin/qemu-system-x86_64");
+    let script = std::fs::read_to_string(&file).unwrap();
+    let noting =
+        format!("#!/bin/sh\n[ \"$1\" = --version ] || echo boot >>'{}'\n", home.join("boots").display());
+    std::fs::write(&file, script.replacen("#!/bin/sh\n", &noting, 1)).unwrap();
+}
+
+#[test]
+fn in_user_namespaces_below_each_other_one_answer_holds() {
+    let test = "in_user_namespaces_below_each_other_one_answer_holds";
+    let below: Vec<&str> = "unshare --user --map-user=1000 --".split(' ').collect();
+    // Inside of one in which the user has a number, as outside of the bench's own, one in which the same user is root.
+    let root = ["unshare", "--user", "--map-root-user", "--"];
+    let chain = |words: &[&str]| {
+        let words: Vec<&str> = below.iter().chain(words).copied().collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdin(Stdio::null());
+        command
+    };
+    let possible = chain(&[&root[..], &["true"]].concat()).output();
+    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED doctor::{test}: no user namespaces here");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    plant_noting_qemu(home.path());
+    let boots = || std::fs::read_to_string(home.path().join("boots")).unwrap_or_default().lines().count();
+    let path = std::env::var("PATH").unwrap();
+    let ask = |words: &[&str]| {
+        let words = [words, &[env!("CARGO_BIN_EXE_bench"), "doctor", "--json"]].concat();
+        let mut command = chain(&words);
+        command.env("PATH", format!("{}:{path}", home.path().join("bin").display()));
+        let output = command.env("BENCH_CACHE", home.path().join("cache")).output().unwrap();
+        assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok(), "{output:?}");
+        boots()
+    };
+    let first = ask(&[]);
+    assert!(first > 0, "nothing was booted");
+    assert!(home.path().join("cache/virtualization.json").is_file());
+    assert_eq!(ask(&[]), first, "the answer is not kept");
+    assert_eq!(ask(&root), first, "it is not taken inside");
+}
+
+#[test]
+fn what_auto_takes_is_said_with_the_reason() {
+    let home = tempfile::tempdir().unwrap();
+    plant_noting_qemu(home.path());
+    let (report, ..) = doctor(home.path());
+    for hypervisor in ["kvm", "xen"] {
+        let auto = &report["auto"][hypervisor];
+        // The script boots no kernel. Where there is no kernel to boot, nothing is known.
+        assert_eq!(auto["accelerator"], "tcg", "{auto}");
+        assert!(!auto["why"].as_str().unwrap().is_empty(), "{auto}");
+    }
+    let how = report["possible"][1]["how"].as_str().unwrap();
+    let why = report["auto"]["xen"]["why"].as_str().unwrap();
+    assert!(how.contains(why) || how.contains("not before this is cured"), "{how}: {why}");
+}
+
 #[test]
 fn a_kernel_that_comes_up_is_and_the_answer_is_kept() {
     if skip("a_kernel_that_comes_up_is_and_the_answer_is_kept") {

@@ -18,7 +18,7 @@ use crate::{doctor, image};
 
 /// Boot hosts, migrate guests between them for real, and measure what recontextualization costs and gains.
 #[derive(Debug, Parser)]
-#[command(name = "bench", version, propagate_version = true)]
+#[command(name = "bench", version = crate::provenance::VERSION, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -1,8 +1,6 @@
 //! `bench check | run | resume | report | schema`: from a scenario to a report.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -18,10 +16,10 @@ use crate::drive::setup::{self, Programs};
 use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::plan::Plan;
-use crate::program;
 use crate::progress::human;
+use crate::provenance;
 use crate::report::Report;
-use crate::scenario::{GuestType, Scenario, TestbedKind};
+use crate::scenario::{AcceleratorChoice, GuestType, Scenario, TestbedKind};
 use crate::store::{About, RunFolder, StoredRun};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
@@ -46,12 +44,18 @@ pub(super) struct RunArguments {
     /// Where runs are kept
     #[arg(long, default_value = "results")]
     results: PathBuf,
+    /// What runs the hosts, whatever the scenario says; auto takes hardware virtualization where hosts come up with it
+    #[arg(long, value_enum)]
+    accelerator: Option<AcceleratorChoice>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ResumeArguments {
     /// The folder of the run
     run: PathBuf,
+    /// What runs the hosts of a run that was cut off before they were up; else it must be what they had
+    #[arg(long, value_enum)]
+    accelerator: Option<AcceleratorChoice>,
 }
 
 #[derive(Debug, Args)]
@@ -103,17 +107,29 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
         let files = if trial.file_operations { ", with file operations" } else { "" };
         outln!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
     }
-    let seconds: u64 =
-        drive::run::steps(&scenario, &plan.trials).iter().map(|step| step.expected.as_secs()).sum();
-    let about = human(Duration::from_secs(seconds));
-    let local = is_local(&scenario);
-    outln!("About {about} {}.", if local { "on this machine" } else { "on emulated hosts" });
-    let (trial, run) = drive::run::deadlines(&scenario, &plan.trials);
+    if is_local(&scenario) {
+        outln!("About {} on this machine.", about(&scenario, &plan, Accelerator::Tcg));
+    } else {
+        let emulated = format!("{} on emulated hosts", about(&scenario, &plan, Accelerator::Tcg));
+        let hardware = format!("{} with hardware virtualization", about(&scenario, &plan, Accelerator::Kvm));
+        match scenario.testbed.accelerator {
+            AcceleratorChoice::Auto => outln!("About {emulated}, {hardware}."),
+            AcceleratorChoice::Tcg => outln!("About {emulated}."),
+            AcceleratorChoice::Kvm => outln!("About {hardware}."),
+        }
+    }
+    let (trial, run) = drive::limits::of_plan(&scenario, &plan.trials);
     outln!("A trial is given up after {}; after {} no other begins.", human(trial), human(run));
-    if local {
+    if is_local(&scenario) {
         return local::check(&scenario);
     }
     Ok(Ended::Done)
+}
+
+/// About how long a run takes, for a person.
+fn about(scenario: &Scenario, plan: &Plan, accelerator: Accelerator) -> String {
+    let steps = drive::estimate::steps(scenario, &plan.trials, accelerator);
+    human(steps.iter().map(|step| step.expected).sum())
 }
 
 /// Whether it is known that the guest can migrate, before anything is built: true, or false for unknown.
@@ -160,16 +176,70 @@ pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {
 
 pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
     let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
+    boots_hosts(&scenario, arguments.accelerator)?;
+    let choice = arguments.accelerator.unwrap_or(scenario.testbed.accelerator);
     if !namespace::inside() {
-        ready(&scenario, &arguments.results)?;
+        ready(&scenario, choice, &arguments.results)?;
         return Err(namespace::enter().into());
     }
     let stoppable = Stoppable::begin()?;
     let plan = Plan::new(&scenario);
-    let about = About { git_revision: git_revision(&arguments.scenario) };
+    let about = About {
+        scenario_revision: provenance::revision_of(&arguments.scenario),
+        accelerator: arguments.accelerator,
+        ..origin(&scenario)?
+    };
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
     errln!("run {}", folder.path().display());
-    drive_and_report(folder, &scenario, &plan, &stoppable)
+    drive_and_report(folder, &scenario, &plan, choice, &stoppable)
+}
+
+/// Which programs measure a scenario: this one, and those beside it that are used.
+fn origin(scenario: &Scenario) -> anyhow::Result<About> {
+    let folder = programs()?;
+    let digests = if is_local(scenario) {
+        let ffs = folder.join("ffs");
+        let used = scenario.design.arms.iter().any(|arm| arm.is_ours());
+        provenance::digests(used.then_some(("ffs", ffs.as_path())))
+    } else {
+        provenance::digests(Programs::beside(&folder)?.named())
+    };
+    Ok(About {
+        git_revision: provenance::revision(),
+        cargo_lock: Some(provenance::lock()),
+        programs: digests?,
+        ..About::default()
+    })
+}
+
+/// Refuses an accelerator for a scenario without hosts.
+fn boots_hosts(scenario: &Scenario, asked: Option<AcceleratorChoice>) -> Result<(), output::Misuse> {
+    match asked {
+        Some(asked) if is_local(scenario) => Err(output::Misuse(format!(
+            "--accelerator {asked}: {} boots no hosts, it runs on this machine's own kernel; leave it out",
+            scenario.name()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What the hosts of a run that goes on are to run with: what they had, or, when they were never up, what was asked for.
+fn choice_of(run: &StoredRun, asked: Option<AcceleratorChoice>) -> Result<AcceleratorChoice, output::Misuse> {
+    boots_hosts(&run.scenario, asked)?;
+    let had = match run.manifest.accelerator.as_deref() {
+        Some("kvm") => AcceleratorChoice::Kvm,
+        Some("tcg") => AcceleratorChoice::Tcg,
+        _ => {
+            let before = run.manifest.accelerator_asked.unwrap_or(run.scenario.testbed.accelerator);
+            return Ok(asked.unwrap_or(before));
+        }
+    };
+    match asked {
+        Some(asked) if asked != had && asked != AcceleratorChoice::Auto => Err(output::Misuse(format!(
+            "--accelerator {asked}: the hosts of this run had the accelerator {had}; resume it with that, or start a new one with `bench run`"
+        ))),
+        _ => Ok(had),
+    }
 }
 
 pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
@@ -178,17 +248,18 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
         // The manifest, the checksums or the report could not be written at its end.
         return finish_and_report(&arguments.run, &stored);
     }
+    let choice = choice_of(&stored, arguments.accelerator)?;
     if !namespace::inside() {
-        ready(&stored.scenario, &arguments.run)?;
+        ready(&stored.scenario, choice, &arguments.run)?;
         return Err(namespace::enter().into());
     }
     let stoppable = Stoppable::begin()?;
     let folder = RunFolder::open(&arguments.run)?;
-    drive_and_report(folder, &stored.scenario, &stored.manifest.plan, &stoppable)
+    drive_and_report(folder, &stored.scenario, &stored.manifest.plan, choice, &stoppable)
 }
 
 /// Outside, before anything is started: can it be done here at all, and are the images there?
-fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
+fn ready(scenario: &Scenario, choice: AcceleratorChoice, results: &Path) -> anyhow::Result<()> {
     setup::supported(scenario)?;
     if is_local(scenario) {
         return local::ready(scenario, results);
@@ -210,10 +281,23 @@ fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
         Requirement::Memory(u64::from(spec) << 20),
         Requirement::Writable(results.to_owned()),
     ]);
-    doctor::require(&machine, &needed)?;
-    let images = images(scenario.testbed.hypervisor)?;
     let hypervisor = scenario.testbed.hypervisor;
+    needed.extend(hardware(hypervisor, choice));
+    doctor::require(&machine, &needed)?;
+    let images = images(hypervisor)?;
+    // What could not be tried without an image is tried now.
+    doctor::accelerator(hypervisor, choice)?;
     Ok(hypervisor.movable(scenario.guest.kind_on(hypervisor), &images.host)?)
+}
+
+/// What a choice needs of a machine, before anything is built.
+pub(super) fn hardware(hypervisor: Hypervisor, choice: AcceleratorChoice) -> Vec<Requirement> {
+    match choice {
+        AcceleratorChoice::Kvm => {
+            vec![Requirement::Accelerator { accelerator: Accelerator::Kvm, hypervisor }]
+        }
+        AcceleratorChoice::Auto | AcceleratorChoice::Tcg => Vec::new(),
+    }
 }
 
 /// The recipes of a testbed's images: hosts, then guests.
@@ -246,32 +330,27 @@ pub(super) fn images(hypervisor: Hypervisor) -> anyhow::Result<Images> {
     Ok(Images { host, guest })
 }
 
-/// What hosts run with; the probe's answer is remembered for this boot.
-pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
-    doctor::probe().accelerator_for(hypervisor)
-}
-
 /// Inside: the trials, then the report.
 fn drive_and_report(
     folder: RunFolder,
     scenario: &Scenario,
     plan: &Plan,
+    choice: AcceleratorChoice,
     stoppable: &Stoppable,
 ) -> anyhow::Result<Ended> {
     stoppable.says(format!("stopped; {}", kept(&folder)));
     if is_local(scenario) {
         local::run(&folder, scenario, plan, stoppable)?;
     } else {
-        let images = images(scenario.testbed.hypervisor)?;
-        let spec = setup::spec(
-            scenario,
-            accelerator(scenario.testbed.hypervisor),
-            &Programs::beside(&programs()?)?,
-        )?;
+        let hypervisor = scenario.testbed.hypervisor;
+        let images = images(hypervisor)?;
+        let accelerator = doctor::accelerator(hypervisor, choice)?;
+        let spec = setup::spec(scenario, accelerator, &Programs::beside(&programs()?)?)?;
         let state = namespace::private_folder()?;
         let trials = drive::run::run(&folder, scenario, plan, &spec, &images, &state);
         until_stopped(&folder, stoppable, trials)?;
     }
+    folder.update_manifest(|manifest| drive::tools::ended(&mut manifest.tools))?;
     let path = folder.finish()?;
     Ok(tell(&crate::report::report(&[&path], None)?))
 }
@@ -329,13 +408,47 @@ fn tell(report: &Report) -> Ended {
     Ended::Degraded
 }
 
-/// The revision of the checkout that a scenario file lies in, with `-dirty` when it has changes.
-fn git_revision(scenario: &Path) -> Option<String> {
-    let folder = scenario.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let mut git = std::process::Command::new("git");
-    git.arg("-C").arg(folder).args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]);
-    // It looks at every file of the checkout, which may be on a file system that does not answer.
-    let output = program::output(git.stdin(Stdio::null()), Duration::from_secs(60)).ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of a scenario with these lines under `[testbed]`, whose hosts had an accelerator.
+    fn run(testbed: &str, about: About, had: Option<&str>) -> StoredRun {
+        let root = tempfile::tempdir().unwrap();
+        let text = format!(
+            "title = 't'\nexperiment = 'migration'\n[testbed]\n{testbed}\n[design]\narms = ['plain']\nblocks = 1\nseed = 1\n"
+        );
+        let scenario = Scenario::parse("t.toml", &text, None).unwrap();
+        let run = RunFolder::create(root.path(), &scenario, &Plan::new(&scenario), about).unwrap();
+        run.update_manifest(|manifest| manifest.accelerator = had.map(str::to_owned)).unwrap();
+        StoredRun::read(run.path()).unwrap()
+    }
+
+    #[test]
+    fn a_resumed_run_has_the_accelerator_that_it_had() {
+        use AcceleratorChoice::{Auto, Kvm, Tcg};
+        let had =
+            |had, asked| choice_of(&run("", About::default(), had), asked).map_err(|error| error.to_string());
+        assert_eq!(had(Some("tcg"), None), Ok(Tcg));
+        assert_eq!(had(Some("kvm"), None), Ok(Kvm));
+        assert_eq!(had(Some("tcg"), Some(Tcg)), Ok(Tcg));
+        assert_eq!(had(Some("tcg"), Some(Auto)), Ok(Tcg), "whatever the machine can do by now");
+        for (was, asked) in [("tcg", Kvm), ("kvm", Tcg)] {
+            let told = had(Some(was), Some(asked)).unwrap_err();
+            assert!(told.contains(&format!("had the accelerator {was}")), "{told}");
+        }
+        // The hosts were never up.
+        assert_eq!(had(None, None), Ok(Auto));
+        assert_eq!(had(None, Some(Kvm)), Ok(Kvm));
+    }
+
+    #[test]
+    fn a_run_whose_hosts_were_never_up_goes_on_as_it_was_asked() {
+        use AcceleratorChoice::{Auto, Kvm, Tcg};
+        let asked = |accelerator| About { accelerator, ..About::default() };
+        let of = |about, now| choice_of(&run("accelerator = 'kvm'", about, None), now).unwrap();
+        assert_eq!(of(asked(None), None), Kvm);
+        assert_eq!(of(asked(Some(Tcg)), None), Tcg);
+        assert_eq!(of(asked(Some(Tcg)), Some(Auto)), Auto);
+    }
 }

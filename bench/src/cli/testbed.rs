@@ -28,8 +28,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Ended;
 use super::stop::Stoppable;
+use crate::doctor;
 use crate::drive::setup;
 use crate::image::Cache;
+use crate::scenario::AcceleratorChoice;
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
 
@@ -46,6 +48,9 @@ pub(super) enum Command {
         /// What runs guests on the hosts
         #[arg(long, value_enum, default_value = "kvm")]
         hypervisor: Hypervisor,
+        /// What runs the hosts; auto takes hardware virtualization where hosts come up with it
+        #[arg(long, value_enum, default_value = "auto")]
+        accelerator: AcceleratorChoice,
     },
     /// Open a shell on a machine, or run a command there
     Ssh {
@@ -92,10 +97,10 @@ impl Record {
 
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     match command {
-        Command::Up { hosts, servers, hypervisor } if namespace::inside() => {
-            hold(*hypervisor, hosts.get(), servers.get())
+        Command::Up { hosts, servers, hypervisor, accelerator } if namespace::inside() => {
+            hold(*hypervisor, *accelerator, hosts.get(), servers.get())
         }
-        Command::Up { hypervisor, .. } => up(*hypervisor),
+        Command::Up { hypervisor, accelerator, .. } => up(*hypervisor, *accelerator),
         Command::Ssh { machine, command } => ssh(machine, command),
         Command::Down => down(),
     }
@@ -155,12 +160,17 @@ fn claim(path: &Path) -> anyhow::Result<File> {
 }
 
 /// Outside: starts the process that holds the testbed, and shows what it says until it is ready.
-fn up(hypervisor: Hypervisor) -> anyhow::Result<Ended> {
+fn up(hypervisor: Hypervisor, choice: AcceleratorChoice) -> anyhow::Result<Ended> {
     let path = record_path()?;
     if let Some(record) = running(&path)? {
         bail!(record.refusal());
     }
+    let needed = super::run::hardware(hypervisor, choice);
+    if !needed.is_empty() {
+        doctor::require(&doctor::probe(), &needed)?;
+    }
     super::run::images(hypervisor)?;
+    doctor::accelerator(hypervisor, choice)?;
     let mut command = namespace::command(std::env::args_os().skip(1))?;
     let log = path.with_extension("log");
     let stderr = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
@@ -238,13 +248,18 @@ fn end_with_up() -> anyhow::Result<()> {
 }
 
 /// Inside: boots the machines, says so, and stays until it is killed.
-fn hold(hypervisor: Hypervisor, hosts: u64, servers: u64) -> anyhow::Result<Ended> {
+fn hold(
+    hypervisor: Hypervisor,
+    choice: AcceleratorChoice,
+    hosts: u64,
+    servers: u64,
+) -> anyhow::Result<Ended> {
     end_with_up()?;
     let stoppable = Stoppable::begin()?;
     let held = stoppable.until_stopped(async {
         let state = namespace::private_folder()?;
         let images = super::run::images(hypervisor)?;
-        let accelerator = super::run::accelerator(hypervisor);
+        let accelerator = doctor::accelerator(hypervisor, choice)?;
         let spec = setup::plain(hypervisor, accelerator, usize::try_from(hosts)?, usize::try_from(servers)?);
         let testbed = crate::testbed::up::up(&spec, &images, &state, state.path().as_ref()).await?;
         for node in testbed.hosts.iter().chain(&testbed.servers) {

@@ -62,7 +62,7 @@ fn what_a_run_has_seen_gives_its_values_again() {
     let root = tempfile::tempdir().unwrap();
     let scenario = Scenario::parse("dir/derive-test.toml", TEXT, None).unwrap();
     let plan = Plan::new(&scenario);
-    let about = About { git_revision: None };
+    let about = About::default();
     let folder = RunFolder::create(root.path(), &scenario, &plan, about).unwrap();
     // An attempt that is cut off, and done again after the run was opened again.
     trial(&folder, &scenario, &plan.trials[0], false);
@@ -98,7 +98,7 @@ fn a_stream_that_was_changed_is_refused_by_name() {
     let root = tempfile::tempdir().unwrap();
     let scenario = Scenario::parse("dir/derive-test.toml", TEXT, None).unwrap();
     let plan = Plan::new(&scenario);
-    let about = About { git_revision: None };
+    let about = About::default();
     let folder = RunFolder::create(root.path(), &scenario, &plan, about).unwrap();
     trial(&folder, &scenario, &plan.trials[0], true);
     let path = folder.path().to_owned();
@@ -118,7 +118,7 @@ fn runs_of_before_observations_have_nothing_to_derive() {
 fn stored(root: &std::path::Path) -> std::path::PathBuf {
     let scenario = Scenario::parse("dir/derive-test.toml", TEXT, None).unwrap();
     let plan = Plan::new(&scenario);
-    let folder = RunFolder::create(root, &scenario, &plan, About { git_revision: None }).unwrap();
+    let folder = RunFolder::create(root, &scenario, &plan, About::default()).unwrap();
     for one in &plan.trials {
         trial(&folder, &scenario, one, true);
     }

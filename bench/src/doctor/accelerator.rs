@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boot::{Boot, Kernel, QEMU, boot_kernel, boot_sector, boot_xen};
 use crate::image::{Cache, Recipe};
+use crate::scenario::Hypervisor;
 
 /// What QEMU runs guests with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,32 +69,48 @@ pub struct Virtualization {
     pub emulated: Boot,
 }
 
+/// What hosts run with when nobody chooses, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What `auto` takes.
+    pub accelerator: Accelerator,
+    /// Whether everything was tried that it follows from: nothing is known before a kernel was booted.
+    pub known: bool,
+    /// What was seen, or why nothing was.
+    pub why: String,
+}
+
 impl Virtualization {
-    pub(super) const fn accelerator(&self) -> Accelerator {
-        match (&self.hardware, &self.kernel) {
-            (Boot::Up { nested: Some(true), .. }, Boot::Up { .. }) => Accelerator::Kvm,
-            _ => Accelerator::Tcg,
+    /// What hosts with a hypervisor run with. That guests of a machine have nested virtualization does not say that Xen can use it.
+    pub fn answer(&self, hypervisor: Hypervisor) -> Answer {
+        let answer = |accelerator, known, why: String| Answer { accelerator, known, why };
+        let seen = |accelerator, why| answer(accelerator, true, why);
+        let unknown = |why: &str| answer(Accelerator::Tcg, false, why.to_owned());
+        let kernel = match (&self.hardware, &self.kernel) {
+            (Boot::Up { nested: Some(true), .. }, kernel @ Boot::Up { .. }) => kernel,
+            (Boot::Up { nested: Some(true), .. }, Boot::Untried { reason }) => return unknown(reason),
+            (Boot::Up { nested: Some(true), .. }, kernel) => {
+                return seen(Accelerator::Tcg, kernel.to_string());
+            }
+            (Boot::Up { .. }, _) => return seen(Accelerator::Tcg, NO_NESTED.into()),
+            (sector, _) => return seen(Accelerator::Tcg, sector.to_string()),
+        };
+        match (hypervisor, &self.xen) {
+            (Hypervisor::Kvm, _) => seen(Accelerator::Kvm, kernel.to_string()),
+            (Hypervisor::Xen, xen @ Boot::Up { nested: Some(true), .. }) => {
+                seen(Accelerator::Kvm, xen.to_string())
+            }
+            (Hypervisor::Xen, xen @ Boot::Up { .. }) => {
+                seen(Accelerator::Tcg, format!("{xen}, and Xen found no nested paging (HAP) for its guests"))
+            }
+            (Hypervisor::Xen, Boot::Untried { reason }) => unknown(reason),
+            (Hypervisor::Xen, xen) => seen(Accelerator::Tcg, xen.to_string()),
         }
-    }
-
-    /// The same for hosts with Xen. That guests of a machine have nested virtualization does not say that Xen can use it.
-    pub(super) const fn accelerator_for_xen(&self) -> Accelerator {
-        match (self.accelerator(), &self.xen) {
-            (Accelerator::Kvm, Boot::Up { nested: Some(true), .. }) => Accelerator::Kvm,
-            _ => Accelerator::Tcg,
-        }
-    }
-
-    /// Whether all was tried that [`Self::accelerator`] follows from.
-    pub(super) const fn known(&self) -> bool {
-        !matches!((&self.hardware, &self.kernel), (Boot::Up { nested: Some(true), .. }, Boot::Untried { .. }))
-    }
-
-    /// The same for hosts with Xen.
-    pub(super) const fn known_for_xen(&self) -> bool {
-        self.known() && !matches!((self.accelerator(), &self.xen), (Accelerator::Kvm, Boot::Untried { .. }))
     }
 }
+
+/// What is said where guests of a machine could have no guests.
+pub(super) const NO_NESTED: &str = "a guest's processor has neither VMX nor SVM";
 
 /// How long a boot sector may take with hardware virtualization, where it takes a tenth of a second.
 const SECTOR_LIMIT: Duration = Duration::from_secs(5);
@@ -109,8 +126,8 @@ const HARDWARE: [&str; 4] = ["-accel", "kvm", "-cpu", "host"];
 /// the machine was only busy, the answer is soon a better one.
 const HANG_HOLDS: Duration = Duration::from_secs(3600);
 
-/// Boots guests, or takes the answer of an earlier probe from `cache`: it holds for one kernel, QEMU, processor, user and
-/// `/dev/kvm`, until this machine is booted again.
+/// Boots guests, or takes the answer of an earlier probe from `cache`: it holds for one kernel, QEMU, processor and
+/// `/dev/kvm`, as far as it can be opened, until this machine is booted again.
 pub(super) fn probe(cache: &Path, qemu: &str, processor: &str, afresh: bool) -> Virtualization {
     probe_device(cache, qemu, processor, Path::new(KVM), afresh)
 }
@@ -123,7 +140,6 @@ fn probe_device(cache: &Path, qemu: &str, processor: &str, kvm: &Path, afresh: b
         linux: text("/proc/sys/kernel/version"),
         qemu: qemu.to_owned(),
         processor: processor.to_owned(),
-        user: user(),
         kvm: Device::look(kvm),
         kernel: kernel.as_ref().ok().map(|kernel| kernel.identity.clone()),
         xen: xen.as_ref().map(|(digest, _)| digest.clone()),
@@ -146,7 +162,8 @@ fn probe_device(cache: &Path, qemu: &str, processor: &str, kvm: &Path, afresh: b
     known.virtualization
 }
 
-/// What an answer holds for.
+/// What an answer holds for. Nothing in it may differ between this process and one in a user namespace below: the bench asks once outside of its
+/// own namespaces and again inside. Numbers of users do; whether `/dev/kvm` opens does not, and tells users apart.
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     boot_id: String,
@@ -155,8 +172,6 @@ struct Key {
     qemu: String,
     /// A virtual machine may have been moved to another processor.
     processor: String,
-    /// Another user may not be allowed to use `/dev/kvm`.
-    user: u64,
     /// What doctor advises changes it: another group, a module of the kernel, another mode.
     kvm: Device,
     kernel: Option<String>,
@@ -226,25 +241,6 @@ impl Known {
 fn uptime() -> u64 {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split(['.', ' ']).next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
-}
-
-/// This user's number outside the bench's own user namespace, in which it is 0.
-fn user() -> u64 {
-    let own = u64::from(nix::unistd::geteuid().as_raw());
-    outside(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default(), own)
-}
-
-/// The number of user `own` in the namespace above; lines have the first number here, the first there, and how many
-/// (`user_namespaces(7)`).
-fn outside(map: &str, own: u64) -> u64 {
-    map.lines()
-        .find_map(|line| {
-            let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().ok());
-            let (here, there, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
-            let nth = own.checked_sub(here).filter(|nth| *nth < count)?;
-            there.checked_add(nth)
-        })
-        .unwrap_or(own)
 }
 
 fn remember(path: &Path, known: &Known) -> std::io::Result<()> {
@@ -332,19 +328,12 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_the_same_inside_and_outside() {
-        assert_eq!(outside("         0       1000          1\n", 0), 1000);
-        assert_eq!(outside("0 1000 1\n1 100000 65536\n", 7), 100_006);
-        assert_eq!(outside("0 0 4294967295\n", 1000), 1000);
-        assert_eq!(outside("", 5), 5);
-    }
-
-    #[test]
     fn hardware_counts_only_when_kernels_boot_and_hosts_can_have_guests() {
         let hangs = Boot::Hangs { payload: "x".into(), limit_ms: 1 };
         let judge = |hardware: Boot, kernel: Boot| {
             let found = Virtualization { hardware, kernel, xen: untried(), emulated: up(Some(true)) };
-            (found.accelerator(), found.known())
+            let answer = found.answer(Hypervisor::Kvm);
+            (answer.accelerator, answer.known)
         };
         assert_eq!(judge(up(Some(true)), up(None)), (Accelerator::Kvm, true));
         assert_eq!(judge(up(Some(false)), up(None)), (Accelerator::Tcg, true));
@@ -359,12 +348,34 @@ mod tests {
         let judge = |xen: Boot| {
             let (hardware, kernel) = (up(Some(true)), up(None));
             let found = Virtualization { hardware, kernel, xen, emulated: up(Some(true)) };
-            (found.accelerator_for_xen(), found.known_for_xen())
+            let answer = found.answer(Hypervisor::Xen);
+            (answer.accelerator, answer.known)
         };
         assert_eq!(judge(up(Some(true))), (Accelerator::Kvm, true));
         assert_eq!(judge(up(Some(false))), (Accelerator::Tcg, true));
         assert_eq!(judge(Boot::Hangs { payload: "x".into(), limit_ms: 1 }), (Accelerator::Tcg, true));
         assert_eq!(judge(untried()), (Accelerator::Tcg, false));
+    }
+
+    #[test]
+    fn an_answer_says_what_it_follows_from() {
+        let hangs = || Boot::Hangs { payload: "Xen".into(), limit_ms: 30_000 };
+        let why = |hardware: Boot, kernel: Boot, xen: Boot| {
+            let found = Virtualization { hardware, kernel, xen, emulated: up(Some(true)) };
+            [Hypervisor::Kvm, Hypervisor::Xen].map(|hypervisor| found.answer(hypervisor).why)
+        };
+        let [kvm, xen] = why(up(Some(true)), up(None), hangs());
+        assert_eq!(kvm, "x came up in 1 ms");
+        assert_eq!(xen, "Xen had not come up after 30 s");
+        let [_, xen] = why(up(Some(true)), up(None), up(Some(false)));
+        assert!(xen.contains("came up") && xen.contains("no nested paging"), "{xen}");
+        for why in why(up(Some(false)), up(None), untried()) {
+            assert_eq!(why, NO_NESTED);
+        }
+        let closed = Boot::Impossible { reason: "/dev/kvm: closed".into() };
+        for why in why(closed, untried(), untried()) {
+            assert_eq!(why, "/dev/kvm: closed");
+        }
     }
 
     #[test]
@@ -433,7 +444,6 @@ mod tests {
                 linux: String::new(),
                 qemu: "QEMU 9".into(),
                 processor: String::new(),
-                user: 0,
                 kvm: Device { errno, file: None },
                 kernel: None,
                 xen: None,

@@ -6,6 +6,7 @@ use clap::Args;
 use ctx_io::{outln, output};
 
 use super::{Options, Report, Status, probe_with};
+use crate::scenario::Hypervisor;
 
 /// What can be asked of the doctor.
 #[derive(Debug, Args)]
@@ -32,9 +33,12 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 
 /// The report and what follows from it as one JSON object.
 pub fn json(report: &Report) -> String {
+    let auto = |hypervisor| report.auto(hypervisor);
+    let (kvm, xen) = (auto(Hypervisor::Kvm), auto(Hypervisor::Xen));
     let whole = serde_json::json!({
         // Nothing is said of it before a kernel was booted.
-        "accelerator": report.accelerator_known().then(|| report.accelerator()),
+        "accelerator": kvm.known.then_some(kvm.accelerator),
+        "auto": { "kvm": kvm, "xen": xen },
         "possible": report.possibilities(),
         "findings": report.findings,
         "facts": report.facts,
@@ -126,6 +130,7 @@ mod tests {
     fn json_names_the_accelerator_and_reads_back() {
         let value: serde_json::Value = serde_json::from_str(&json(&sample())).unwrap();
         assert_eq!(value["accelerator"], "tcg");
+        assert_eq!(value["auto"]["xen"]["why"], "x had not come up after 5 s");
         assert_eq!(value["findings"][1]["status"], "degraded");
         assert_eq!(value["possible"][0]["possible"], false);
     }

@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::Hypervisor;
+use crate::scenario::{AcceleratorChoice, Hypervisor};
 
-pub use accelerator::{Accelerator, Virtualization};
+pub use accelerator::{Accelerator, Answer, Virtualization};
 pub use boot::Boot;
 pub use requirement::{Lack, Machine, Requirement, Unmet, require};
 
@@ -139,41 +139,22 @@ pub const TESTBED_MEMORY: u64 = 8 << 30;
 pub const IMAGES_DISK: u64 = 4 << 30;
 
 impl Report {
-    /// What a nested testbed boots its hosts with. Hardware virtualization counts only when guests of hosts have it too.
-    pub const fn accelerator(&self) -> Accelerator {
-        self.virtualization.accelerator()
-    }
-
-    /// The same for hosts with a given hypervisor: Xen is booted to find out.
-    pub fn accelerator_for(&self, hypervisor: Hypervisor) -> Accelerator {
-        match hypervisor {
-            Hypervisor::Kvm => self.accelerator(),
-            Hypervisor::Xen => self.virtualization.accelerator_for_xen(),
-        }
-    }
-
-    /// Whether that is known: nothing is before a kernel was booted.
-    pub const fn accelerator_known(&self) -> bool {
-        self.virtualization.known()
+    /// What a nested testbed boots hosts with a hypervisor with when nobody chooses, and why. Hardware virtualization counts only
+    /// when guests of hosts have it too; Xen is booted to find out.
+    pub fn auto(&self, hypervisor: Hypervisor) -> Answer {
+        self.virtualization.answer(hypervisor)
     }
 
     /// How hosts with a hypervisor run, for a person.
     fn how(&self, hypervisor: Hypervisor) -> String {
-        let virtualization = &self.virtualization;
-        let known = match hypervisor {
-            Hypervisor::Kvm => virtualization.known(),
-            Hypervisor::Xen => virtualization.known_for_xen(),
-        };
-        if !known {
-            return "emulated, unless they come up with hardware virtualization: that is tried when their images are \
-                    built (`bench image build`)"
-                .into();
+        let Answer { accelerator, known, why } = self.auto(hypervisor);
+        if known {
+            return format!("{}; `--accelerator auto` takes {accelerator}: {why}", accelerator.describe());
         }
-        let how = self.accelerator_for(hypervisor).describe();
-        if hypervisor == Hypervisor::Xen && self.accelerator_for(hypervisor) != self.accelerator() {
-            return format!("{how}; with hardware virtualization, {}", virtualization.xen);
-        }
-        how.to_owned()
+        format!(
+            "emulated, unless they come up with hardware virtualization: that is tried when their images are built \
+             (`bench image build`); until then, {why}"
+        )
     }
 
     /// What was found about a subject.
@@ -237,6 +218,41 @@ pub fn probe() -> Report {
     probe_with(&Options::default())
 }
 
+/// What hosts with a hypervisor are to run with. Only guests are booted to find out, and only where the answer is not known from earlier.
+///
+/// # Errors
+/// [`Unmet`], when hardware virtualization is asked for and hosts cannot have it, or that cannot be known yet.
+pub fn accelerator(hypervisor: Hypervisor, choice: AcceleratorChoice) -> Result<Accelerator, Unmet> {
+    if choice == AcceleratorChoice::Tcg {
+        return Ok(Accelerator::Tcg);
+    }
+    let options = Options::default();
+    let cache = options.cache();
+    let facts = probes::facts(&cache);
+    let auto = accelerator::probe(&cache, &facts.qemu, &facts.processor, options.afresh).answer(hypervisor);
+    if choice == AcceleratorChoice::Kvm && auto.accelerator != Accelerator::Kvm {
+        return Err(Unmet { lacks: vec![requirement::no_hardware(hypervisor, &auto.why)] });
+    }
+    Ok(auto.accelerator)
+}
+
+/// First line of what a program ([`which`]) says on standard output, or else on standard error, where some say their version; nothing
+/// when it is not there, fails, or takes longer than 10 s.
+pub fn said(program: &str, arguments: &[&str]) -> Option<String> {
+    let mut command = std::process::Command::new(which(program)?);
+    probes::said(command.args(arguments)).filter(|line| !line.is_empty())
+}
+
+/// What a program says on standard output and then on standard error; nothing when it fails or takes longer than 10 s.
+pub(crate) fn succeeds(command: &mut std::process::Command) -> Option<String> {
+    probes::succeeds(command)
+}
+
+/// The file name of the libvirt client library that this program has loaded, which has its version.
+pub fn libvirt_library() -> Option<String> {
+    probes::libvirt_library()
+}
+
 /// How to probe.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -246,13 +262,17 @@ pub struct Options {
     pub cache: Option<PathBuf>,
 }
 
+impl Options {
+    /// The folder of the cache.
+    fn cache(&self) -> PathBuf {
+        let given = self.cache.clone().or_else(|| crate::image::Cache::location().ok());
+        given.unwrap_or_else(|| std::env::temp_dir().join("bench"))
+    }
+}
+
 /// [`probe`] with choices.
 pub fn probe_with(options: &Options) -> Report {
-    let cache = options
-        .cache
-        .clone()
-        .or_else(|| crate::image::Cache::location().ok())
-        .unwrap_or_else(|| std::env::temp_dir().join("bench"));
+    let cache = options.cache();
     let facts = probes::facts(&cache);
     let virtualization = accelerator::probe(&cache, &facts.qemu, &facts.processor, options.afresh);
     let findings = probes::findings(&facts, &virtualization);

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::accelerator::NO_NESTED;
 use super::requirement::{existing, size};
 use super::run;
 use super::{Boot, Facts, Finding, IMAGES_DISK, Status, Subject, TESTBED_MEMORY, Virtualization, which};
 use crate::image;
+use crate::scenario::Hypervisor;
 
 /// For programs that only print their version or make a namespace.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -117,14 +119,20 @@ fn nested(virtualization: &Virtualization) -> Finding {
         (_, _, Boot::Up { nested: Some(true), .. }) => {
             found(Status::Ok, "Xen in a guest can give guests of its own hardware virtualization")
         }
+        (Boot::Up { nested: Some(true), .. }, Boot::Up { .. }, xen) if !matches!(xen, Boot::Untried { .. }) => {
+            found(Status::Degraded, &virtualization.answer(Hypervisor::Xen).why).so(
+                "hosts with Xen are emulated (accelerator tcg); hosts with KVM run with hardware virtualization",
+                "use a machine on which Xen comes up as a guest, or another version of its hypervisor or QEMU",
+            )
+        }
         (Boot::Up { nested: Some(true), .. }, Boot::Up { .. }, _) => {
             found(Status::Unknown, "a guest's processor has VMX or SVM; no guest of a guest was booted").so(
                 "hosts run with it (accelerator kvm); a host whose guest does not come up ends a run",
-                "`bench run scenarios/smoke.toml` boots a guest of a guest",
+                "`bench run scenarios/smoke.toml` boots a guest of a guest; where it does not come up, `--accelerator tcg` emulates hosts",
             )
         }
         (Boot::Up { nested: Some(false), .. }, _, _) => {
-            found(Status::Degraded, "a guest's processor has neither VMX nor SVM").so(
+            found(Status::Degraded, NO_NESTED).so(
                 "hosts are emulated (accelerator tcg), although guests boot with hardware virtualization",
                 "load kvm_intel or kvm_amd with nested=1",
             )
@@ -245,10 +253,14 @@ fn fusermount() -> Result<(), String> {
     run(Command::new("fusermount3").args(["-u", "-z", "--"]).arg(folder.path()))
 }
 
+/// The file name of the library that this program has loaded, which has its version.
+pub(super) fn libvirt_library() -> Option<String> {
+    loaded_libvirt(&fs::read("/proc/self/maps").unwrap_or_default())
+}
+
 fn libvirt() -> Finding {
-    // The program is linked against it, so a program that runs has it; its file name has its version.
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    match loaded_libvirt(&maps).or_else(|| said(Command::new("virsh").arg("--version"))) {
+    // The program is linked against it, so a program that runs has it.
+    match libvirt_library().or_else(|| said(Command::new("virsh").arg("--version"))) {
         Some(version) => finding(Subject::Libvirt, Status::Ok, version),
         None => finding(Subject::Libvirt, Status::Missing, "the library libvirt.so is not there")
             .so("hosts cannot be talked to", format!("{SETUP} libvirt0")),
@@ -368,9 +380,14 @@ fn processors(facts: &Facts) -> Finding {
 }
 
 /// First line of what a program says, on either stream; nothing when it cannot be run.
-fn said(command: &mut Command) -> Option<String> {
+pub(super) fn said(command: &mut Command) -> Option<String> {
+    succeeds(command).map(|text| text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// What a program says, on standard output and then on standard error; nothing when it fails or takes longer than a version takes.
+pub(super) fn succeeds(command: &mut Command) -> Option<String> {
     let outcome = run::limited(command, LIMIT).ok()?;
-    outcome.success().then(|| outcome.output.lines().next().unwrap_or_default().trim().to_owned())
+    outcome.success().then_some(outcome.output)
 }
 
 /// `QEMU emulator version 10.0.2 (Debian …)` is `10.0.2`.
@@ -463,6 +480,24 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(judge(up, up).0.status, Status::Ok);
+    }
+
+    #[test]
+    fn why_hosts_with_xen_are_emulated_is_said() {
+        let up = |nested| Boot::Up { payload: "x".into(), took_ms: 1, nested };
+        let judge = |xen: Boot| {
+            let (hardware, kernel, emulated) = (up(Some(true)), up(None), up(Some(true)));
+            super::nested(&Virtualization { hardware, kernel, xen, emulated })
+        };
+        let stops = Boot::Fails { payload: "Xen with its first domain".into(), reason: "it panics".into() };
+        for (xen, why) in [(stops, "it panics"), (up(Some(false)), "no nested paging")] {
+            let found = judge(xen);
+            assert_eq!(found.status, Status::Degraded, "{found:?}");
+            assert!(found.evidence.contains(why), "{found:?}");
+            assert!(found.follows.contains("hosts with Xen are emulated"), "{found:?}");
+        }
+        assert_eq!(judge(up(Some(true))).status, Status::Ok);
+        assert_eq!(judge(Boot::Untried { reason: "no image".into() }).status, Status::Unknown);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Accelerator, Report, Status, Subject};
+use super::{Accelerator, Answer, Report, Status, Subject};
+use crate::scenario::Hypervisor;
 
 /// Something that a run needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +24,13 @@ pub enum Requirement {
     },
     /// What a probe looked at works, at least in its degraded form.
     Works(Subject),
-    /// A testbed would run with this.
-    Accelerator(Accelerator),
+    /// Hosts with this hypervisor can run with this accelerator, as far as that is known.
+    Accelerator {
+        /// The accelerator.
+        accelerator: Accelerator,
+        /// What runs guests on the hosts.
+        hypervisor: Hypervisor,
+    },
     /// So many bytes of memory are free.
     Memory(u64),
     /// So many processors may be used.
@@ -54,8 +60,8 @@ pub trait Machine {
     /// # Errors
     /// What is wrong, and what to do about it.
     fn works(&self, subject: Subject) -> Result<(), (String, String)>;
-    /// What a testbed would run with.
-    fn accelerator(&self) -> Accelerator;
+    /// What hosts with a hypervisor run with when nobody chooses, and why.
+    fn auto(&self, hypervisor: Hypervisor) -> Answer;
     /// Whether a program is on the path.
     fn has_program(&self, name: &str) -> bool;
     /// Bytes of free memory.
@@ -78,8 +84,8 @@ impl Machine for Report {
         }
     }
 
-    fn accelerator(&self) -> Accelerator {
-        Self::accelerator(self)
+    fn auto(&self, hypervisor: Hypervisor) -> Answer {
+        Self::auto(self, hypervisor)
     }
 
     fn has_program(&self, name: &str) -> bool {
@@ -188,16 +194,16 @@ fn lacking(machine: &impl Machine, requirement: &Requirement) -> Vec<Lack> {
             Ok(()) => Vec::new(),
             Err((what, remedy)) => vec![Lack { what, remedy }],
         },
-        Requirement::Accelerator(accelerator) => lack(
-            machine.accelerator() == *accelerator,
-            &|| {
-                format!(
-                    "it needs the accelerator {accelerator}, and a testbed here would run with {}",
-                    machine.accelerator()
-                )
-            },
-            "see what `bench doctor` says of hardware virtualization",
-        ),
+        // What emulates is QEMU itself, which has a probe of its own.
+        Requirement::Accelerator { accelerator: Accelerator::Tcg, .. } => Vec::new(),
+        Requirement::Accelerator { accelerator: Accelerator::Kvm, hypervisor } => {
+            let auto = machine.auto(*hypervisor);
+            if auto.known && auto.accelerator != Accelerator::Kvm {
+                vec![no_hardware(*hypervisor, &auto.why)]
+            } else {
+                Vec::new()
+            }
+        }
         Requirement::Memory(bytes) => lack(
             machine.memory() >= *bytes,
             &|| format!("{} of memory are needed and {} are free", size(*bytes), size(machine.memory())),
@@ -235,6 +241,16 @@ fn lacking(machine: &impl Machine, requirement: &Requirement) -> Vec<Lack> {
     }
 }
 
+/// Hosts with a hypervisor cannot have hardware virtualization.
+pub(super) fn no_hardware(hypervisor: Hypervisor, why: &str) -> Lack {
+    Lack {
+        what: format!("hosts with {hypervisor} cannot run with the accelerator kvm ({why})"),
+        remedy:
+            "choose the accelerator auto or tcg, or see what `bench doctor` says of hardware virtualization"
+                .into(),
+    }
+}
+
 /// Bytes for a person.
 pub(super) fn size(bytes: u64) -> String {
     let mebibytes = bytes as f64 / f64::from(1 << 20);
@@ -259,8 +275,9 @@ mod tests {
                 Ok(())
             }
         }
-        fn accelerator(&self) -> Accelerator {
-            Accelerator::Tcg
+        fn auto(&self, hypervisor: Hypervisor) -> Answer {
+            let known = hypervisor == Hypervisor::Kvm;
+            Answer { accelerator: Accelerator::Tcg, known, why: "the kernel hangs".into() }
         }
         fn has_program(&self, name: &str) -> bool {
             self.programs.contains(&name)
@@ -292,7 +309,10 @@ mod tests {
             Requirement::program("mke2fs", "e2fsprogs"),
             Requirement::Works(Subject::Fuse),
             Requirement::Works(Subject::Qemu),
-            Requirement::Accelerator(Accelerator::Kvm),
+            Requirement::Accelerator { accelerator: Accelerator::Kvm, hypervisor: Hypervisor::Kvm },
+            Requirement::Accelerator { accelerator: Accelerator::Tcg, hypervisor: Hypervisor::Kvm },
+            // It is not known yet, and tried when it can be.
+            Requirement::Accelerator { accelerator: Accelerator::Kvm, hypervisor: Hypervisor::Xen },
             Requirement::Processors(4),
             Requirement::Disk { path: "/var".into(), bytes: 2 << 30 },
             Requirement::Writable("/usr".into()),
@@ -302,7 +322,7 @@ mod tests {
           - the program `mke2fs` is missing: run ci/setup, or install the Debian package e2fsprogs
           - 8.0 GiB of memory are needed and 4.0 GiB are free: end other programs, or use a smaller scenario
           - FUSE: no /dev/fuse: modprobe fuse
-          - it needs the accelerator kvm, and a testbed here would run with tcg: see what `bench doctor` says of hardware virtualization
+          - hosts with kvm cannot run with the accelerator kvm (the kernel hangs): choose the accelerator auto or tcg, or see what `bench doctor` says of hardware virtualization
           - 4 processors are needed and 2 may be used: use a larger machine
           - 2.0 GiB are needed on the disk of /var and 1.0 GiB are free: make room (`bench image prune` frees old images), or choose another folder
           - /usr cannot be written: change its permissions, or choose another folder

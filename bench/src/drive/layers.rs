@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::estimate;
 use super::lab::DriveError;
 use super::limits::{self, LimitError, RunLimit};
 use crate::derive::measure::{Conditions, Measures};
-use crate::doctor;
+use crate::doctor::{self, Accelerator};
 use crate::metric;
 use crate::plan::{Plan, Trial};
 use crate::program;
-use crate::progress::{Progress, Step};
+use crate::progress::Progress;
 use crate::scenario::{Arm, Layers, Scenario};
 use crate::stats::{median, quantile};
 use crate::store::{Outcome, RunFolder};
@@ -81,32 +82,6 @@ fn storm_versions(layers: &Layers) -> u32 {
     u32::try_from(changes).unwrap_or(u32::MAX).saturating_add(1)
 }
 
-/// The steps of a run with about how long each takes.
-pub fn steps(scenario: &Scenario, layers: &Layers, trials: &[Trial]) -> Vec<Step> {
-    let mut steps = vec![Step::new("write the layers", 3)];
-    for trial in trials {
-        let which = if trial.is_warmup() {
-            "warm-up".to_owned()
-        } else {
-            format!("block {} of {}", trial.block, scenario.design.blocks)
-        };
-        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds(layers, trial.arm)));
-    }
-    steps
-}
-
-/// About how long a trial of an arm takes.
-pub(super) fn seconds(layers: &Layers, arm: Arm) -> u64 {
-    let storm = layers.storm.micros() / 1_000_000;
-    match arm {
-        Arm::Overlayfs => 2,
-        Arm::Native => 2 + storm,
-        Arm::UnionfsFuse => 5 + u64::from(layers.many_looked_up) / 8000,
-        Arm::FuseOverlayfs => 3 + u64::from(layers.many_looked_up) / 50_000,
-        _ => 5 + storm + u64::from(layers.many_looked_up) / 50_000,
-    }
-}
-
 /// What every trial uses.
 struct Bench<'a> {
     layers: &'a Layers,
@@ -132,9 +107,8 @@ pub async fn run(
     let layers = scenario.layers.clone().unwrap_or_default();
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
-    let steps = steps(scenario, &layers, &left);
-    let run_limit = RunLimit::begin(&scenario.design, &steps, plan.trials.len());
-    let progress = Progress::new(steps);
+    let run_limit = RunLimit::begin(scenario, &left, plan.trials.len());
+    let progress = Progress::new(estimate::steps(scenario, &left, Accelerator::Tcg));
     progress.begin();
     let shape = Shape {
         files: layers.files,
@@ -156,7 +130,7 @@ pub async fn run(
         progress.begin();
         folder.trial_started(trial)?;
         let mut values = Measures::default();
-        let limit = limits::of_trial(scenario, Duration::from_secs(seconds(&layers, trial.arm)));
+        let limit = limits::of(scenario, trial);
         let measured = limits::trial(limit, lab.trial(trial, &mut values)).await;
         let cut_off = limits::was_cut_off(&measured);
         let outcome = super::run::outcome(measured, &mut values);

@@ -6,7 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::estimate;
 use super::lab::DriveError;
+use crate::doctor::Accelerator;
+use crate::plan::Trial;
 use crate::progress::{Step, human};
 use crate::scenario::{Design, Scenario, Time};
 
@@ -70,6 +73,17 @@ pub fn of_trial(scenario: &Scenario, expected: Duration) -> Duration {
     )
 }
 
+/// The deadline of a trial of a scenario.
+pub fn of(scenario: &Scenario, trial: &Trial) -> Duration {
+    of_trial(scenario, Duration::from_secs(estimate::trial(scenario, trial, Accelerator::Tcg)))
+}
+
+/// The deadlines of a plan's trials, of the one that may take longest, and of its run.
+pub fn of_plan(scenario: &Scenario, trials: &[Trial]) -> (Duration, Duration) {
+    let longest = trials.iter().map(|trial| of(scenario, trial)).max().unwrap_or_default();
+    (longest, of_run(&scenario.design, &estimate::steps(scenario, trials, Accelerator::Tcg)))
+}
+
 /// The deadline of a run of these steps: the scenario's, or ten times the estimate and one hour.
 pub fn of_run(design: &Design, steps: &[Step]) -> Duration {
     let expected: Duration = steps.iter().map(|step| step.expected).sum();
@@ -119,9 +133,9 @@ pub struct RunLimit {
 }
 
 impl RunLimit {
-    /// A run of these steps that begins now; its plan has `all` trials.
-    pub fn begin(design: &Design, steps: &[Step], all: usize) -> RunLimit {
-        RunLimit { limit: of_run(design, steps), began: Instant::now(), all }
+    /// A run of these trials that begins now; its plan has `all`.
+    pub fn begin(scenario: &Scenario, trials: &[Trial], all: usize) -> RunLimit {
+        RunLimit { limit: of_plan(scenario, trials).1, began: Instant::now(), all }
     }
 
     /// Whether another trial may begin, of `left` that have not been done.
@@ -192,7 +206,7 @@ mod tests {
     #[test]
     fn a_run_begins_no_trial_after_its_deadline() {
         let asked = scenario("run_deadline = \"10 min\"");
-        let run = RunLimit::begin(&asked.design, &[], 12);
+        let run = RunLimit::begin(&asked, &[], 12);
         assert!(run.allows_after(Duration::from_secs(599), 4).is_ok());
         let error = run.allows_after(Duration::from_secs(600), 4).unwrap_err().to_string();
         let said =

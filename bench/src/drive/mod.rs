@@ -3,6 +3,7 @@
 //! [`run`] goes through the plan; [`migration`] and [`gluster`] each are one trial, read from top to
 //! bottom; [`lab`] is what they work with, made by [`setup`] from the scenario.
 
+pub mod estimate;
 pub mod gluster;
 pub mod guest;
 pub mod lab;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::estimate;
 use super::gluster::GlusterLab;
 use super::lab::{DriveError, Lab};
 use super::limits::{self, RunLimit};
@@ -13,7 +14,7 @@ use crate::exec::Exec;
 use crate::metric;
 use crate::observe::trace::Recorder;
 use crate::plan::{Plan, Trial};
-use crate::progress::{Progress, Step};
+use crate::progress::Progress;
 use crate::scenario::{Experiment, Scenario};
 use crate::store::{Outcome, RunFolder};
 use crate::testbed::node::Node;
@@ -25,47 +26,6 @@ pub(super) const FAILURES_IN_A_ROW: usize = 3;
 
 /// How long it may take to end a guest, boot another one, and start the file servers anew.
 const RESTORE: Duration = Duration::from_secs(1200);
-
-/// The steps of a run, with how long each takes on an emulated machine of two cores.
-pub fn steps(scenario: &Scenario, trials: &[Trial]) -> Vec<Step> {
-    if let Some(layers) = &scenario.layers {
-        return super::layers::steps(scenario, layers, trials);
-    }
-    let host = scenario.testbed.hypervisor.host();
-    let mut steps = vec![Step::new("boot hosts and guest", host.boot_seconds)];
-    if scenario.experiment == Experiment::Gluster {
-        steps.push(Step::new("start servers, shape and measure links", 65));
-    }
-    for trial in trials {
-        let which = if trial.is_warmup() {
-            "warm-up".to_owned()
-        } else {
-            format!("block {} of {}", trial.block, scenario.design.blocks)
-        };
-        steps.push(Step::new(format!("{which}, {}", trial.arm), seconds(scenario, trial)));
-    }
-    steps
-}
-
-/// How long a trial may take, and the run of these trials, as the scenario says or as follows from the estimate. Of the
-/// trials, the one that may take longest.
-pub fn deadlines(scenario: &Scenario, trials: &[Trial]) -> (Duration, Duration) {
-    let expected = |trial: &Trial| match &scenario.layers {
-        Some(layers) => super::layers::seconds(layers, trial.arm),
-        None => seconds(scenario, trial),
-    };
-    let longest = Duration::from_secs(trials.iter().map(expected).max().unwrap_or_default());
-    (limits::of_trial(scenario, longest), limits::of_run(&scenario.design, &steps(scenario, trials)))
-}
-
-/// How long a trial takes there.
-fn seconds(scenario: &Scenario, trial: &Trial) -> u64 {
-    match scenario.experiment {
-        Experiment::Migration | Experiment::Layers => 20,
-        Experiment::Gluster if trial.file_operations => 560,
-        Experiment::Gluster => 140,
-    }
-}
 
 /// Does the trials of the plan that have not ended yet.
 ///
@@ -83,16 +43,17 @@ pub async fn run(
 ) -> Result<(), DriveError> {
     let done = folder.completed_trials();
     let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
-    let steps = steps(scenario, &left);
-    let run_limit = RunLimit::begin(&scenario.design, &steps, plan.trials.len());
-    let progress = Progress::new(steps);
+    let run_limit = RunLimit::begin(scenario, &left, plan.trials.len());
+    let progress = Progress::new(estimate::steps(scenario, &left, spec.accelerator));
+    // Before the hosts load this machine.
+    let tools = super::tools::here();
     progress.begin();
     // A resumed run boots again, and keeps the consoles of both boots.
     let boot = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let first = folder.raw_file(&format!("boot-{boot}/console"))?;
     let logs = first.parent().unwrap_or(folder.path()).to_owned();
     let lab = Lab::up(scenario, spec, images, state, &logs).await?;
-    describe(folder, &lab, images).await?;
+    describe(folder, &lab, images, tools).await?;
     let gluster = match scenario.experiment {
         Experiment::Migration | Experiment::Layers => None,
         Experiment::Gluster => {
@@ -111,7 +72,7 @@ pub async fn run(
         folder.trial_started(trial)?;
         let recorder = Recorder::new(folder, trial);
         let mut values = Measures::default();
-        let limit = limits::of_trial(scenario, Duration::from_secs(seconds(scenario, trial)));
+        let limit = limits::of(scenario, trial);
         let done = match &gluster {
             None => limits::trial(limit, migration::trial(&lab, trial, &recorder)).await,
             Some(gluster) => {
@@ -140,8 +101,9 @@ pub async fn run(
             limits::restored(RESTORE, restore(&lab, gluster.as_ref())).await?;
         }
     }
-    progress.finish();
+    progress.begin();
     lab.testbed.down().await;
+    progress.finish();
     ended
 }
 
@@ -163,7 +125,7 @@ pub(super) fn outcome(done: Result<(), DriveError>, values: &mut Measures) -> Ou
 }
 
 /// Writes into the manifest what the machines are.
-async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), DriveError> {
+async fn describe(folder: &RunFolder, lab: &Lab, images: &Images, tools: Value) -> Result<(), DriveError> {
     let mut machines = serde_json::Map::new();
     for node in lab.testbed.hosts.iter().chain(&lab.testbed.servers) {
         machines.insert(node.name().to_owned(), machine(node, lab.testbed.hypervisor.host().packages).await?);
@@ -181,8 +143,11 @@ async fn describe(folder: &RunFolder, lab: &Lab, images: &Images) -> Result<(), 
             }
         });
         manifest.images = json!({ "host": image(&images.host), "guest": image(&images.guest) });
-        manifest.tools = super::tools::here();
+        manifest.tools = tools;
     })?;
+    for (name, image) in [("host", &images.host), ("guest", &images.guest)] {
+        folder.packages(name, &image.packages())?;
+    }
     Ok(())
 }
 

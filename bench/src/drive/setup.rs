@@ -59,6 +59,11 @@ impl Programs {
         };
         Ok(Programs { ctx: program("ctx")?, ffs: program("ffs")?, probe: program("bench-probe")? })
     }
+
+    /// All of them, with their names.
+    pub fn named(&self) -> [(&'static str, &Path); 3] {
+        [("ctx", self.ctx.as_path()), ("ffs", self.ffs.as_path()), ("bench-probe", self.probe.as_path())]
+    }
 }
 
 /// What a scenario may ask for and this bench does not do yet.

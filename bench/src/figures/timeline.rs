@@ -21,6 +21,8 @@ const HEAD: i32 = 116;
 const FOOT: i32 = 84;
 /// What is shown before the call and after the last moment, in seconds.
 const ROOM: f64 = 0.5;
+/// A program that sends nothing for so long does not run, in nanoseconds.
+const SILENT: u64 = 500_000_000;
 /// What comes later than this after the migration is not of it, in nanoseconds.
 const LATER: u64 = 60_000_000_000;
 
@@ -77,8 +79,9 @@ pub fn timeline(trace: &Trace, trial: &str, context: &Context) -> Option<Timelin
         })
     };
     let returned = trace.first(|what| matches!(what, What::MigrateReturned { .. }).then_some(()))?.0;
-    let stopped = life(source, "suspended").map(|(at, ())| at);
     let switched = life(destination, "resumed").map(|(at, ())| at);
+    // Xen's libvirt does not tell when the guest stops.
+    let stopped = life(source, "suspended").map(|(at, ())| at).or_else(|| last_sign(trace, switched?));
     let record = trace
         .first(|what| match what {
             What::Recontextualized { host, record } if host == destination => Some(record),
@@ -115,7 +118,7 @@ pub fn timeline(trace: &Trace, trial: &str, context: &Context) -> Option<Timelin
     ];
     let mut caption = vec![
         "One trial, on the bench's clock; 0 is the migrate call. Strokes in it: another pass over memory. When the guest stops and \
-         runs is by libvirt's news of it, which may be late."
+         runs is by libvirt's news of it, which may be late; where it does not tell, a guest stops with its last sign of life."
             .to_owned(),
     ];
     if let Some((_, record)) = record
@@ -143,8 +146,10 @@ pub fn timeline(trace: &Trace, trial: &str, context: &Context) -> Option<Timelin
     if contents.len() > 1 {
         let spans = contents
             .iter()
-            .zip([SKY, BLUE].into_iter().cycle())
-            .map(|((content, from, to), colour)| span(seconds(*from), seconds(*to), content.clone(), colour))
+            .map(|(content, from, to)| {
+                let colour = if *content == contents[0].0 { SKY } else { BLUE };
+                span(seconds(*from), seconds(*to), content.clone(), colour)
+            })
             .collect();
         lanes.push(lane("A program reads", spans, Vec::new()));
     }
@@ -154,13 +159,21 @@ pub fn timeline(trace: &Trace, trial: &str, context: &Context) -> Option<Timelin
     Some(Timeline { title: format!("A live migration, {trial}"), lanes, moments, end, caption })
 }
 
-/// What a program in the guest read, one after the other, each from the first beat with it to the last.
+/// When the guest last showed before a moment that it lives.
+fn last_sign(trace: &Trace, before: u64) -> Option<u64> {
+    let signs = trace.beats.iter().map(|beat| beat.at_ns).chain(trace.pings.iter().map(|ping| ping.at_ns));
+    signs.filter(|at| *at < before).max()
+}
+
+/// What a program in the guest read, one after the other, each from the first beat with it to the last; in pieces where the
+/// program was silent.
 fn contents(trace: &Trace, from: u64, to: u64) -> Vec<(String, u64, u64)> {
     let mut found: Vec<(String, u64, u64)> = Vec::new();
     for beat in trace.beats.iter().filter(|beat| (from..=to).contains(&beat.at_ns)) {
         let Some(content) = beat.content() else { continue };
         match found.last_mut() {
-            Some((last, _, until)) if last == content => *until = beat.at_ns,
+            Some((last, _, until)) if last == content && beat.at_ns - *until < SILENT => *until = beat.at_ns,
+            // A program that does not run reads nothing.
             _ => found.push((content.to_owned(), beat.at_ns, beat.at_ns)),
         }
     }
@@ -298,6 +311,15 @@ mod tests {
         assert_eq!(made.moments, [(7.38, "runs there".to_owned()), (8.5, "new content".to_owned())]);
         let read: Vec<_> = lane("A program reads").spans.iter().map(|span| span.label.as_str()).collect();
         assert_eq!(read, ["remote", "local"]);
+        // A pause of 450 ms is none in which the program did not run.
+        let mut longer = trace();
+        longer.beats.retain(|beat| !(7_900_000_000..8_500_000_000).contains(&beat.at_ns));
+        let longer = timeline(&longer, "recontext", &context()).unwrap();
+        let reads = &longer.lanes.last().unwrap().spans;
+        assert_eq!(
+            reads.iter().map(|span| span.label.as_str()).collect::<Vec<_>>(),
+            ["remote", "remote", "local"]
+        );
         let phases = &lane("Recontextualizer").spans;
         assert_eq!((phases[0].label.as_str(), phases[1].label.as_str()), ("attach", "acknowledge"));
         assert!((phases[0].to - phases[0].from - 0.5).abs() < 1e-9);
@@ -317,8 +339,13 @@ mod tests {
         let mut plain = trace();
         plain.observations.retain(|seen| !matches!(seen.what, What::Recontextualized { .. }));
         plain.beats.clear();
+        // No news that the guest stopped, as with Xen: it did with its last sign of life, an answer at 7950 ms.
+        plain
+            .observations
+            .retain(|seen| !matches!(&seen.what, What::Lifecycle { change, .. } if change == "suspended"));
         let made = timeline(&plain, "plain", &context()).unwrap();
         assert_eq!(made.lanes.len(), 4);
+        assert!((made.lanes[1].spans[0].to - 6.95).abs() < 1e-9, "{:?}", made.lanes[1]);
         assert_eq!(made.moments.len(), 1);
         assert!(svg(&Drawing::Timeline(made)).unwrap().contains("Migrate call"));
         plain.observations.clear();

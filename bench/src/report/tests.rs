@@ -101,6 +101,74 @@ fn the_page_stands_alone_and_says_what_matters() {
 }
 
 #[test]
+fn which_programs_measured_is_said_of_runs_that_noted_it() {
+    let root = tempfile::tempdir().unwrap();
+    let what = scenario("smoke.toml", None);
+    let plan = crate::plan::Plan::new(&what);
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let about = store::About {
+        git_revision: Some("0123456789ab-dirty".into()),
+        scenario_revision: Some("ba9876543210".into()),
+        cargo_lock: Some("c0ffee".into()),
+        programs: ["bench", "ffs"].map(|name| (name.to_owned(), digest.to_owned())).into(),
+        accelerator: Some(crate::scenario::AcceleratorChoice::Kvm),
+    };
+    let environment = |about| {
+        let run = store::RunFolder::create(root.path(), &what, &plan, about).unwrap();
+        let html = fs::read_to_string(report(&[run.path()], None).unwrap().html).unwrap();
+        html[html.find("<h2>Environment</h2>").unwrap()..].to_owned()
+    };
+    let html = environment(about);
+    for needed in [
+        "revision 0123456789ab-dirty<",
+        &format!("bench {digest}, ffs {digest}"),
+        "Cargo.lock (SHA-256)</dt><dd>c0ffee<",
+        "repository</dt><dd>revision ba9876543210<",
+        "Accelerator asked for</dt><dd>kvm<",
+    ] {
+        assert!(html.contains(needed), "{needed}: {html}");
+    }
+    let html = environment(store::About::default());
+    assert!(html.contains("revision unknown<"), "{html}");
+    for absent in ["Cargo.lock", "Programs", "repository", "asked for"] {
+        assert!(!html.contains(absent), "{absent}: {html}");
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_environment_of_a_reference_run_is_reported_with_the_same_bytes() {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/reference");
+    let all = fs::read_dir(reference).unwrap().map(|entry| entry.unwrap().path());
+    let runs: Vec<PathBuf> = all.filter(|path| path.join(store::MANIFEST).is_file()).collect();
+    assert!(runs.len() >= 6, "{runs:?}");
+    let environment = |folder: &Path| {
+        let html = fs::read_to_string(folder.join(store::REPORT)).unwrap();
+        html[html.find("<h2>Environment</h2>").unwrap()..].to_owned()
+    };
+    for path in runs {
+        let root = tempfile::tempdir().unwrap();
+        let again = root.path().join("run");
+        copy(&path, &again);
+        let made = report(&[&again], None).unwrap();
+        assert_eq!(made.changed, Vec::<String>::new(), "{}", path.display());
+        assert!(environment(&again) == environment(&path), "{}", path.display());
+    }
+}
+
+#[test]
 fn a_gain_is_said_with_its_blocks() {
     let root = tempfile::tempdir().unwrap();
     let path = Machine::new("kvm", "kvm", 1.0).run(root.path(), &scenario("paper/gluster-kvm.toml", None));

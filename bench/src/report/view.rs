@@ -18,7 +18,7 @@ use crate::{
     metric,
     scenario::{Scenario, TestbedKind},
     stats::{Analysis, Interval, Warning, analysis},
-    store::StoredRun,
+    store::{Manifest, StoredRun},
 };
 
 #[derive(Debug, Serialize)]
@@ -292,7 +292,7 @@ fn run(run: &StoredRun) -> Run {
         scenario: manifest.scenario.name.clone(),
         profile: manifest.scenario.profile.clone().unwrap_or_else(|| "full".into()),
         text: manifest.scenario.text.clone(),
-        facts: vec![
+        facts: [
             ("Started", manifest.started_utc.clone()),
             ("Ended", manifest.ended_utc.clone().unwrap_or_else(|| "not yet, or cut off".into())),
             ("Trials", format!("{ended} of {} ended", manifest.plan.trials.len())),
@@ -303,7 +303,10 @@ fn run(run: &StoredRun) -> Run {
             ("Seed", manifest.seed.to_string()),
             ("Scenario (SHA-256)", manifest.scenario.sha256.clone()),
             ("Bench", format!("{}, revision {}", manifest.tool_version, or_unknown(&manifest.git_revision))),
-        ],
+        ]
+        .into_iter()
+        .chain(provenance(manifest))
+        .collect(),
         sections: [
             ("Hosts", &manifest.hosts),
             ("Guests", &manifest.guests),
@@ -318,6 +321,26 @@ fn run(run: &StoredRun) -> Run {
         .collect(),
         order: order.join(", "),
     }
+}
+
+/// Which programs measured, of a run that noted it.
+fn provenance(manifest: &Manifest) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if let Some(lock) = &manifest.cargo_lock {
+        facts.push(("Cargo.lock (SHA-256)", lock.clone()));
+    }
+    if !manifest.programs.is_empty() {
+        let each: Vec<_> =
+            manifest.programs.iter().map(|(name, digest)| format!("{name} {digest}")).collect();
+        facts.push(("Programs (SHA-256)", each.join(", ")));
+    }
+    if let Some(revision) = &manifest.scenario.git_revision {
+        facts.push(("Scenario's repository", format!("revision {revision}")));
+    }
+    if let Some(asked) = manifest.accelerator_asked {
+        facts.push(("Accelerator asked for", asked.to_string()));
+    }
+    facts
 }
 
 fn hypervisor(scenario: &Scenario) -> String {

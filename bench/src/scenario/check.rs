@@ -1,8 +1,8 @@
 //! What the fields of a scenario mean together, beyond their types.
 
 use super::{
-    Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy, TestbedKind, Time,
-    layers,
+    AcceleratorChoice, Arm, Bonnie, Class, Experiment, GuestType, Hypervisor, Scenario, Size, Strategy,
+    TestbedKind, Time, layers,
     overlay::{Fault, Table, place},
 };
 use crate::figures::FigureId;
@@ -197,6 +197,11 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         (TestbedKind::Inventory, None) => {
             let help = "add inventory = \"hosts.toml\", or set kind = \"nested\"";
             return at.fail(&["testbed", "kind"], None, "an inventory testbed needs its file", help);
+        }
+        (TestbedKind::Inventory, _) if testbed.accelerator != AcceleratorChoice::Auto => {
+            let help = "remove it, or set kind = \"nested\"";
+            let message = "given hosts run with what they run with, and the bench chooses no accelerator";
+            return at.fail(&["testbed", "accelerator"], None, message, help);
         }
         (TestbedKind::Nested, Some(_)) => {
             let help = "remove it, or set kind = \"inventory\"";

@@ -68,9 +68,16 @@ pub(super) fn check(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Faul
         let help = "set [testbed] kind = \"local\": an emulated machine would drown microseconds";
         return at.fail(path, None, "experiment \"layers\" runs on this machine's own kernel", help);
     }
-    for field in
-        ["hypervisor", "hosts", "host_vcpus", "inventory", "dilation", "emulated_dilation", "file_dilation"]
-    {
+    for field in [
+        "hypervisor",
+        "accelerator",
+        "hosts",
+        "host_vcpus",
+        "inventory",
+        "dilation",
+        "emulated_dilation",
+        "file_dilation",
+    ] {
         if at.says("testbed", Some(field)) {
             let message = format!("a local testbed has no {field}");
             let help = "remove it: a local testbed is this machine's own kernel, without hosts and links";

@@ -100,6 +100,9 @@ pub struct Testbed {
     pub kind: TestbedKind,
     /// The hosts' hypervisor: "kvm" or "xen".
     pub hypervisor: Hypervisor,
+    /// What runs the hosts: "kvm" (hardware virtualization), "tcg" (emulation) or "auto" (hardware virtualization where hosts come up with
+    /// it); `--accelerator` goes before it.
+    pub accelerator: AcceleratorChoice,
     /// Number of hosts, at least 2.
     #[schemars(range(min = 2, max = 16))]
     pub hosts: u32,
@@ -126,6 +129,7 @@ impl Default for Testbed {
         Self {
             kind: TestbedKind::Nested,
             hypervisor: Hypervisor::Kvm,
+            accelerator: AcceleratorChoice::Auto,
             hosts: 2,
             host_vcpus: 1,
             inventory: None,
@@ -168,6 +172,21 @@ pub enum Hypervisor {
     Kvm,
     /// Xen.
     Xen,
+}
+
+/// What runs the hosts.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorChoice {
+    /// Hardware virtualization where hosts come up with it, else emulation.
+    #[default]
+    Auto,
+    /// Hardware virtualization, or nothing.
+    Kvm,
+    /// Emulation, whatever the machine can do.
+    Tcg,
 }
 
 /// The virtual machine that migrates.
@@ -452,6 +471,7 @@ macro_rules! names {
 names!(Experiment { Migration => "migration", Gluster => "gluster", Layers => "layers" });
 names!(TestbedKind { Nested => "nested", Inventory => "inventory", Local => "local" });
 names!(Hypervisor { Kvm => "kvm", Xen => "xen" });
+names!(AcceleratorChoice { Auto => "auto", Kvm => "kvm", Tcg => "tcg" });
 names!(GuestType { Hvm => "hvm", Pvh => "pvh", Pv => "pv" });
 names!(Arm {
     Plain => "plain",

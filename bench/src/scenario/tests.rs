@@ -259,6 +259,22 @@ fn xen_can_be_asked_for() {
 }
 
 #[test]
+fn what_runs_the_hosts_can_be_chosen_where_the_bench_boots_them() {
+    let with = |testbed: &str| format!("{MIGRATION}[testbed]\n{testbed}");
+    let of = |testbed: &str| Scenario::parse("t.toml", &with(testbed), None).unwrap().testbed.accelerator;
+    assert_eq!(of(""), AcceleratorChoice::Auto);
+    for choice in [AcceleratorChoice::Auto, AcceleratorChoice::Kvm, AcceleratorChoice::Tcg] {
+        assert_eq!(of(&format!("accelerator = \"{choice}\"")), choice);
+    }
+    let told = error(&with("accelerator = \"xen\""));
+    assert!(told.contains("auto") && told.contains("tcg"), "{told}");
+    let told = error(&with("kind = \"inventory\"\ninventory = \"hosts.toml\"\naccelerator = \"kvm\""));
+    assert!(told.contains("chooses no accelerator"), "{told}");
+    let told = error(&LAYERS.replace("\"local\"", "\"local\"\naccelerator = \"tcg\""));
+    assert!(told.contains("a local testbed has no accelerator"), "{told}");
+}
+
+#[test]
 fn the_committed_schema_is_current() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schema/scenario.schema.json");
     let now = format!("{}\n", serde_json::to_string_pretty(&schema()).unwrap());

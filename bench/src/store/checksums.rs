@@ -40,7 +40,8 @@ impl Mismatch {
     }
 }
 
-fn digest(path: &Path) -> Result<String, StoreError> {
+/// SHA-256 of a file, in hex.
+pub(crate) fn digest(path: &Path) -> Result<String, StoreError> {
     // In pieces: raw output may be large.
     let (mut file, mut hasher, mut piece) =
         (fs::File::open(path).doing("read", path)?, Sha256::new(), vec![0; 1 << 16]);

@@ -10,7 +10,12 @@ use super::{
     error::{Doing as _, StoreError},
     file::write_whole,
 };
-use crate::{plan::Plan, scenario::Scenario, workload::layers::peer::Notes};
+use crate::{
+    plan::Plan,
+    provenance::Digests,
+    scenario::{AcceleratorChoice, Scenario},
+    workload::layers::peer::Notes,
+};
 
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -18,8 +23,17 @@ const FORMAT: u32 = 1;
 /// What the store cannot know by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct About {
-    /// Git revision of the bench, with `-dirty` when it had changes; none outside of a checkout.
+    /// Git revision of the source that the bench is built from, with `-dirty` when that was not as committed; none when it was built outside of
+    /// a checkout.
     pub git_revision: Option<String>,
+    /// Git revision of the repository that has the scenario's file; none when no repository has it.
+    pub scenario_revision: Option<String>,
+    /// SHA-256 of the `Cargo.lock` that the bench is built with.
+    pub cargo_lock: Option<String>,
+    /// SHA-256 of the bench and of the programs under test, by name.
+    pub programs: Digests,
+    /// What runs the hosts as the command line asks for it; none where it says nothing.
+    pub accelerator: Option<AcceleratorChoice>,
 }
 
 /// What was asked, and on what it was measured.
@@ -40,12 +54,22 @@ pub struct Manifest {
     pub plan: Plan,
     /// Version of the bench.
     pub tool_version: String,
-    /// Its git revision, when known.
+    /// Git revision of the source that it is built from, with `-dirty` when that was not as committed; none when it was built outside of a
+    /// checkout. Runs that have no `programs` have the revision of the scenario's folder here.
     pub git_revision: Option<String>,
+    /// SHA-256 of the `Cargo.lock` that it is built with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cargo_lock: Option<String>,
+    /// SHA-256 of the bench and of the programs under test, by name: those with which the run began.
+    #[serde(default, skip_serializing_if = "Digests::is_empty")]
+    pub programs: Digests,
     /// Start of the run, UTC.
     pub started_utc: String,
     /// End of the run, UTC; none while it runs or when it was cut off.
     pub ended_utc: Option<String>,
+    /// What runs the hosts as the command line asked for it; none where it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator_asked: Option<AcceleratorChoice>,
     /// Accelerator of the hosts as QMP reported it: `kvm` or `tcg`; none before they are up.
     pub accelerator: Option<String>,
     /// Dilation of the links; none before it is chosen.
@@ -56,7 +80,7 @@ pub struct Manifest {
     /// The guests.
     #[serde(default)]
     pub guests: Value,
-    /// Versions of the tools that were used.
+    /// Versions of the tools that were used, and the machine: its kernel, processor, memory, and load before and after the run.
     #[serde(default)]
     pub tools: Value,
     /// The links as asked and as measured.
@@ -85,6 +109,9 @@ pub struct StoredScenario {
     pub profile: Option<String>,
     /// SHA-256 of the text.
     pub sha256: String,
+    /// Git revision of the repository that has its file, with `-dirty` when the file was not as committed; none when no repository has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git_revision: Option<String>,
     /// The file word for word.
     pub text: String,
 }
@@ -105,12 +132,16 @@ impl Manifest {
                 title: scenario.title.clone(),
                 profile: scenario.source.profile.clone(),
                 sha256: scenario.source.sha256.clone(),
+                git_revision: about.scenario_revision,
                 text: scenario.source.text.clone(),
             },
             seed: scenario.design.seed,
             plan: plan.clone(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             git_revision: about.git_revision,
+            cargo_lock: about.cargo_lock,
+            programs: about.programs,
+            accelerator_asked: about.accelerator,
             started_utc,
             ended_utc: None,
             accelerator: None,

@@ -7,6 +7,7 @@
 //!   samples.csv        every value, one row each: a function of events.jsonl
 //!   streams/           what came all the time while a trial ran: heartbeats, answers to pings
 //!   raw/               output of tools as it came
+//!   packages/          packages of the images, as dpkg inside says them: host.tsv, guest.tsv
 //!   figures/           fig*.svg, fig*.png: functions of samples.csv and manifest.json
 //!   report.html        the same
 //!   checksums.sha256   of every file above, in the format of sha256sum
@@ -50,14 +51,14 @@ use std::{
     sync::Mutex,
 };
 
-pub(crate) use checksums::refresh;
 pub use checksums::{Mismatch, verify};
-use ctx_io::durable;
+pub(crate) use checksums::{digest, refresh};
+use ctx_io::{bounded, durable};
 use error::Doing;
 pub use error::StoreError;
 pub use event::{Event, Log, kind, read_log};
 pub(crate) use file::write_whole;
-pub use manifest::{About, Manifest};
+pub use manifest::{About, Manifest, StoredScenario};
 pub(crate) use samples::write as write_samples;
 pub use samples::{read_samples, samples_of};
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,7 @@ pub(crate) const FIGURES: &str = "figures";
 pub(crate) const REPORT: &str = "report.html";
 const RAW: &str = "raw";
 const STREAMS: &str = "streams";
+const PACKAGES: &str = "packages";
 
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -335,6 +337,24 @@ impl RunFolder {
             sha256: hex(&Sha256::digest(bytes)),
         };
         self.event(kind::STREAM, &payload)
+    }
+
+    /// Keeps the list of an image's packages as `packages/IMAGE.tsv`. The list of another image of that name, with which the
+    /// run began before it was resumed, stays: the new one gets a number.
+    ///
+    /// # Errors
+    /// The list cannot be read, or the copy not written.
+    pub fn packages(&self, image: &str, list: &Path) -> Result<(), StoreError> {
+        let bytes = bounded::read(list, bounded::STATE).doing("read", list)?;
+        let folder = self.path.join(PACKAGES);
+        fs::create_dir_all(&folder).doing("make the folder", &folder)?;
+        let mut path = folder.join(format!("{image}.tsv"));
+        let mut attempt = 2;
+        while path.exists() && bounded::read(&path, bounded::STATE).doing("read", &path)? != bytes {
+            path = folder.join(format!("{image}.{attempt}.tsv"));
+            attempt += 1;
+        }
+        write_whole(&path, &bytes)
     }
 
     fn write_samples(&self) -> Result<(), StoreError> {

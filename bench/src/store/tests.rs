@@ -29,8 +29,8 @@ fn sample(trial: &Trial, value: f64) -> Sample {
 
 fn new(root: &Path) -> RunFolder {
     let scenario = scenario();
-    RunFolder::create(root, &scenario, &Plan::new(&scenario), About { git_revision: Some("abc".into()) })
-        .unwrap()
+    let about = About { git_revision: Some("abc".into()), ..About::default() };
+    RunFolder::create(root, &scenario, &Plan::new(&scenario), about).unwrap()
 }
 
 /// Every trial of the plan that is still to do, one sample each.
@@ -83,6 +83,76 @@ fn a_run_is_stored_and_read_back() {
         ]
     );
     assert!(matches!(RunFolder::open(&path), Err(StoreError::Finished { .. })));
+}
+
+#[test]
+fn packages_of_images_are_kept_with_the_run_and_never_replaced() {
+    let root = tempfile::tempdir().unwrap();
+    let run = new(root.path());
+    let list = root.path().join("list");
+    let keep = |text: &str| {
+        fs::write(&list, text).unwrap();
+        run.packages("guest", &list).unwrap();
+    };
+    keep("bash\t5.2\tamd64\n");
+    keep("bash\t5.2\tamd64\n");
+    // Resumed with an image that was built again.
+    keep("bash\t5.3\tamd64\n");
+    keep("bash\t5.2\tamd64\n");
+    assert!(run.packages("host", &root.path().join("none")).is_err());
+    go_on(&run);
+    let path = run.finish().unwrap();
+    let read = |name: &str| fs::read_to_string(path.join("packages").join(name)).unwrap();
+    assert_eq!(
+        (read("guest.tsv"), read("guest.2.tsv")),
+        ("bash\t5.2\tamd64\n".into(), "bash\t5.3\tamd64\n".into())
+    );
+    assert_eq!(fs::read_dir(path.join("packages")).unwrap().count(), 2);
+    assert_eq!(verify(&path).unwrap(), []);
+    fs::write(path.join("packages/guest.tsv"), "").unwrap();
+    assert_eq!(verify(&path).unwrap(), [Mismatch::Changed("packages/guest.tsv".into())]);
+}
+
+#[test]
+fn a_manifest_says_which_programs_measured_and_an_older_one_says_what_it_said() {
+    let root = tempfile::tempdir().unwrap();
+    let scenario = scenario();
+    let about = About {
+        git_revision: Some("abc".into()),
+        scenario_revision: Some("def-dirty".into()),
+        cargo_lock: Some("l".into()),
+        programs: [("bench".to_owned(), "b".to_owned())].into(),
+        accelerator: Some(crate::scenario::AcceleratorChoice::Tcg),
+    };
+    let run = RunFolder::create(root.path(), &scenario, &Plan::new(&scenario), about).unwrap();
+    let read = Manifest::read(run.path()).unwrap();
+    assert_eq!(read, run.manifest());
+    let value = serde_json::to_value(&read).unwrap();
+    for (at, expected) in [
+        ("/git_revision", "abc"),
+        ("/scenario/git_revision", "def-dirty"),
+        ("/cargo_lock", "l"),
+        ("/programs/bench", "b"),
+        ("/accelerator_asked", "tcg"),
+    ] {
+        assert_eq!(value.pointer(at).unwrap(), expected, "{at}");
+    }
+    // The stored runs of versions that noted none of these are read, and written again with the same bytes.
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/reference");
+    let runs = fs::read_dir(reference).unwrap().map(|entry| entry.unwrap().path());
+    let runs: Vec<_> = runs.filter(|path| path.join(MANIFEST).is_file()).collect();
+    assert!(runs.len() >= 6, "{runs:?}");
+    for path in runs {
+        let manifest = Manifest::read(&path).unwrap();
+        if !manifest.programs.is_empty() {
+            continue;
+        }
+        let copy = tempfile::tempdir().unwrap();
+        manifest.write(copy.path()).unwrap();
+        let (old, new) =
+            (fs::read(path.join(MANIFEST)).unwrap(), fs::read(copy.path().join(MANIFEST)).unwrap());
+        assert!(old == new, "{}", path.display());
+    }
 }
 
 #[test]

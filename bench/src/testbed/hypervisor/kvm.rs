@@ -19,8 +19,6 @@ pub(super) const HOST: Host = Host {
     emulated_cpu: "max,-la57",
     console: "ttyS0",
     memory_mib: 1024,
-    boot_seconds: 60,
-    migration_seconds: 20,
     hook: None,
     refusals: None,
     packages: &["libvirt-daemon", "qemu-system-x86"],

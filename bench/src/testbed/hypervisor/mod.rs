@@ -33,10 +33,6 @@ pub struct Host {
     pub console: &'static str,
     /// Memory besides their guests', in MiB.
     pub memory_mib: u32,
-    /// How long hosts and a guest take to boot, emulated on two cores, in seconds.
-    pub boot_seconds: u64,
-    /// How long a trial with a migration and the way back takes there, in seconds.
-    pub migration_seconds: u64,
     /// Where libvirt looks for a hook of its driver; none where a migration needs none of ours, since an image
     /// that is missing at the destination is left behind.
     pub hook: Option<&'static str>,

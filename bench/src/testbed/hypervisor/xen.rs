@@ -16,8 +16,6 @@ pub(super) const HOST: Host = Host {
     emulated_cpu: "qemu64,+svm,+npt,-rdtscp,+sse4.1,+sse4.2,+ssse3,+popcnt,+cx16,+lahf_lm,+nx,+pdpe1gb",
     console: "hvc0",
     memory_mib: 1024 + XEN_MIB,
-    boot_seconds: 110,
-    migration_seconds: 110,
     hook: Some("/etc/libvirt/hooks/libxl.d/50-ctx"),
     refusals: Some(
         "grep -v 'No such process\\|Non-existant\\|[Uu]nable to destroy\\|Destruction' /var/log/libvirt/libxl/libxl-driver.log | tail -n 3",
