@@ -17,7 +17,9 @@ use crate::plan::Plan;
 use crate::progress::human;
 use crate::report::Report;
 use crate::scenario::{GuestType, Scenario, TestbedKind};
-use crate::store::{About, RunFolder, StoredRun};
+use crate::store::{
+    About, Environment, Manifest, OtherEnvironment, RunFolder, StoredRun, StoredScenario, differences,
+};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
 use crate::testbed::up::Images;
@@ -154,10 +156,16 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
         return Err(namespace::enter().into());
     }
     let plan = Plan::new(&scenario);
-    let about = About { git_revision: git_revision(&arguments.scenario) };
+    let about = about(Some(&arguments.scenario));
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
     errln!("run {}", folder.path().display());
-    drive_and_report(folder, &scenario, &plan)
+    let hosts = Hosts::find(&scenario)?;
+    drive_and_report(folder, &scenario, &plan, hosts.as_ref())
+}
+
+/// What the store cannot know by itself. A run that goes on has no scenario file.
+fn about(scenario: Option<&Path>) -> About {
+    About { git_revision: scenario.and_then(git_revision) }
 }
 
 pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
@@ -166,12 +174,98 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
         // The manifest, the checksums or the report could not be written at its end.
         return finish_and_report(&arguments.run, &stored);
     }
+    let scenario = as_asked(&stored)?;
     if !namespace::inside() {
-        ready(&stored.scenario, &arguments.run)?;
+        // What is known without an image or a probe, so that neither is made for a run that is then refused.
+        same_environment(&stored, &scenario, known(&scenario)?)?;
+        ready(&scenario, &arguments.run)?;
         return Err(namespace::enter().into());
     }
-    let folder = RunFolder::open(&arguments.run)?;
-    drive_and_report(folder, &stored.scenario, &stored.manifest.plan)
+    let hosts = Hosts::find(&scenario)?;
+    let environment = match &hosts {
+        None => local::environment(&scenario)?,
+        Some(hosts) => hosts.environment(),
+    };
+    same_environment(&stored, &scenario, environment)?;
+    drive_and_report(open(&arguments.run)?, &scenario, &stored.manifest.plan, hosts.as_ref())
+}
+
+/// The scenario of a run that goes on. One that an earlier version took and this one refuses is not gone on with.
+fn as_asked(stored: &StoredRun) -> anyhow::Result<Scenario> {
+    let StoredScenario { name, text, profile, .. } = &stored.manifest.scenario;
+    Scenario::parse(&format!("{name}.toml"), text, profile.as_deref()).map_err(|error| {
+        anyhow::anyhow!(
+            "{}\n{} cannot go on: correct the scenario and begin a new run with `bench run`",
+            error.render(),
+            stored.path.display()
+        )
+    })
+}
+
+/// Refuses to go on with a run that was begun in another environment.
+fn same_environment(
+    stored: &StoredRun,
+    scenario: &Scenario,
+    environment: Environment,
+) -> Result<(), OtherEnvironment> {
+    let differences = differences(&stored.manifest, &Manifest::here(scenario, about(None), environment));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(OtherEnvironment { run: stored.path.clone(), differences })
+}
+
+/// Opens a run to go on with it, and says when its log had a torn line.
+fn open(path: &Path) -> anyhow::Result<RunFolder> {
+    let folder = RunFolder::open(path)?;
+    if let Some(torn) = folder.torn() {
+        errln!("{torn}; it is cut off");
+    }
+    Ok(folder)
+}
+
+/// What is known of the environment before an image is built or a machine probed.
+fn known(scenario: &Scenario) -> anyhow::Result<Environment> {
+    if is_local(scenario) {
+        return local::environment(scenario);
+    }
+    let cache = Cache::open()?;
+    let images = recipes(scenario.testbed.hypervisor)?.map(|recipe| match cache.find(&recipe.digest()) {
+        Ok(Some(image)) => Ok(serde_json::json!(image.manifest)),
+        // One that is built again has other bytes.
+        Ok(None) => Ok(serde_json::json!({ "digest": "not in the cache" })),
+        Err(error) => Err(error),
+    });
+    let [host, guest] = images;
+    let images = serde_json::json!({ "host": host?, "guest": guest? });
+    Ok(Environment { tools: drive::tools::here(), images, ..Environment::default() })
+}
+
+/// What hosts are booted with.
+struct Hosts {
+    images: Images,
+    accelerator: Accelerator,
+}
+
+impl Hosts {
+    /// Those of a scenario; none for one that runs on this machine's own kernel. Images are built when they are not in the cache.
+    fn find(scenario: &Scenario) -> anyhow::Result<Option<Self>> {
+        if is_local(scenario) {
+            return Ok(None);
+        }
+        let hypervisor = scenario.testbed.hypervisor;
+        Ok(Some(Self { images: images(hypervisor)?, accelerator: accelerator(hypervisor) }))
+    }
+
+    /// What is known of the environment before anything is booted.
+    fn environment(&self) -> Environment {
+        Environment {
+            accelerator: Some(self.accelerator.name().to_owned()),
+            tools: drive::tools::here(),
+            images: self.images.describe(),
+            ..Environment::default()
+        }
+    }
 }
 
 /// Outside, before anything is started: can it be done here at all, and are the images there?
@@ -239,18 +333,19 @@ pub(super) fn accelerator(hypervisor: Hypervisor) -> Accelerator {
 }
 
 /// Inside: the trials, then the report.
-fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyhow::Result<Ended> {
-    if is_local(scenario) {
-        local::run(&folder, scenario, plan)?;
-    } else {
-        let images = images(scenario.testbed.hypervisor)?;
-        let spec = setup::spec(
-            scenario,
-            accelerator(scenario.testbed.hypervisor),
-            &Programs::beside(&programs()?)?,
-        )?;
-        let state = namespace::private_folder()?;
-        until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, &images, &state))?;
+fn drive_and_report(
+    folder: RunFolder,
+    scenario: &Scenario,
+    plan: &Plan,
+    hosts: Option<&Hosts>,
+) -> anyhow::Result<Ended> {
+    match hosts {
+        None => local::run(&folder, scenario, plan)?,
+        Some(Hosts { images, accelerator }) => {
+            let spec = setup::spec(scenario, *accelerator, &Programs::beside(&programs()?)?)?;
+            let state = namespace::private_folder()?;
+            until_stopped(&folder, drive::run::run(&folder, scenario, plan, &spec, images, &state))?;
+        }
     }
     let path = folder.finish()?;
     Ok(tell(&crate::report::report(&[&path], None)?))
@@ -259,7 +354,7 @@ fn drive_and_report(folder: RunFolder, scenario: &Scenario, plan: &Plan) -> anyh
 /// What comes after the last trial, as far as it is missing.
 fn finish_and_report(path: &Path, stored: &StoredRun) -> anyhow::Result<Ended> {
     if !stored.is_finished() {
-        RunFolder::open(path)?.finish()?;
+        open(path)?.finish()?;
     }
     Ok(tell(&crate::report::report(&[path], None)?))
 }
@@ -269,22 +364,38 @@ fn is_local(scenario: &Scenario) -> bool {
     scenario.testbed.kind == TestbedKind::Local
 }
 
+/// A run that ended before its last trial. What it has measured is in its folder.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{reason}{}what was measured is kept: `bench resume {}` goes on from there",
+    // A console stands on lines of its own.
+    if reason.contains('\n') { "\n" } else { "; " },
+    run.display()
+)]
+struct Interrupted {
+    /// Why.
+    reason: String,
+    /// The run's folder.
+    run: PathBuf,
+}
+
 /// Does the trials until they are done or somebody stops them.
+///
+/// # Errors
+/// [`Interrupted`].
 pub(super) fn until_stopped(
     folder: &RunFolder,
     trials: impl Future<Output = Result<(), DriveError>>,
 ) -> anyhow::Result<()> {
+    let interrupted =
+        |reason: &str| Interrupted { reason: reason.trim_end().to_owned(), run: folder.path().to_owned() };
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let stopped = format!(
-            "stopped; what was measured is kept: `bench resume {}` goes on with it",
-            folder.path().display()
-        );
         tokio::select! {
-            done = trials => Ok(done?),
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(stopped)),
-            _ = terminate.recv() => Err(anyhow::anyhow!(stopped)),
+            done = trials => Ok(done.map_err(|error| interrupted(&output::reason(&error)))?),
+            _ = tokio::signal::ctrl_c() => Err(interrupted("stopped").into()),
+            _ = terminate.recv() => Err(interrupted("stopped").into()),
         }
     })
 }
@@ -293,6 +404,9 @@ pub(super) fn until_stopped(
 fn tell(report: &Report) -> Ended {
     for sentence in &report.summary {
         outln!("{sentence}");
+    }
+    for torn in &report.torn {
+        errln!("{torn}; it is left out");
     }
     for file in &report.changed {
         errln!("changed since the run: {file}");
@@ -316,4 +430,28 @@ fn git_revision(scenario: &Path) -> Option<String> {
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_stops_says_how_to_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let text =
+            "title = 't'\nexperiment = 'migration'\n[design]\narms = ['plain']\nblocks = 1\nseed = 1\n";
+        let scenario = Scenario::parse("t.toml", text, None).unwrap();
+        let folder =
+            RunFolder::create(root.path(), &scenario, &Plan::new(&scenario), About::default()).unwrap();
+        let error = DriveError::Workload("3 trials in a row failed, the last because: no route".into());
+        let told = until_stopped(&folder, std::future::ready(Err(error))).unwrap_err().to_string();
+        let run = folder.path().display();
+        let expected = format!(
+            "3 trials in a row failed, the last because: no route; what was measured is kept: `bench resume {run}` \
+             goes on from there"
+        );
+        assert_eq!(told, expected);
+        assert!(until_stopped(&folder, std::future::ready(Ok(()))).is_ok());
+    }
 }

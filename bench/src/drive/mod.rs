@@ -10,6 +10,7 @@ pub mod gluster;
 pub mod guest;
 pub mod lab;
 pub mod layers;
+mod links;
 pub mod measure;
 pub mod migration;
 pub mod pings;

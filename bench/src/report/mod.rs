@@ -20,7 +20,7 @@ use crate::{
     figures::{self, Context, FigureError, FigureId},
     scenario::Experiment,
     stats::{Analysis, analyse},
-    store::{self, StoreError, StoredRun},
+    store::{self, StoreError, StoredRun, Torn},
 };
 
 static TEMPLATE: &str = include_str!("../../templates/report.html");
@@ -64,6 +64,8 @@ pub struct Report {
     pub invalid: usize,
     /// Files of the runs that are not as their checksums say.
     pub changed: Vec<String>,
+    /// Last lines of logs that were left out, since the run was cut off in the middle of them.
+    pub torn: Vec<Torn>,
 }
 
 /// Makes the report of one run in its own folder, or of several in `folder`.
@@ -121,7 +123,8 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
     if own {
         store::refresh(folder, &derived)?;
     }
-    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed })
+    let torn = stored.iter().filter_map(|run| run.torn.clone()).collect();
+    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed, torn })
 }
 
 /// A figure in both formats.
