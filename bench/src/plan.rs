@@ -9,6 +9,8 @@
 //! own order by nature ([`Trial::phases`]); what is compared, `before` with `after`, is paired
 //! within the trial. In experiment `layers` it is one file system, mounted and probed.
 
+use std::collections::BTreeSet;
+
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -77,6 +79,16 @@ impl Plan {
             .collect();
         Self { trials }
     }
+
+    /// The trials that a run does from here, when those in `ended` have. The warm-up is among them even if it has ended: what
+    /// it had warmed is gone with the process that did it. None when no trial is left.
+    pub fn left(&self, ended: &BTreeSet<u32>) -> Vec<Trial> {
+        let is_left = |trial: &&Trial| !ended.contains(&trial.order);
+        if !self.trials.iter().any(|trial| is_left(&trial)) {
+            return Vec::new();
+        }
+        self.trials.iter().filter(|trial| trial.is_warmup() || is_left(trial)).cloned().collect()
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +146,24 @@ mod tests {
             prop_assert_eq!(plan.trials.iter().filter(|t| t.is_warmup()).count(), 2 * warmup as usize);
             prop_assert_eq!(&plan, &Plan::new(&scenario(blocks, warmup, seed)));
         }
+    }
+
+    #[test]
+    fn a_resumed_run_warms_up_again_and_does_what_is_left() {
+        let plan = Plan::new(&scenario(2, 1, 7));
+        let orders = |ended: &[u32]| -> Vec<u32> {
+            plan.left(&ended.iter().copied().collect()).iter().map(|trial| trial.order).collect()
+        };
+        assert_eq!(orders(&[]), [0, 1, 2, 3, 4, 5]);
+        // Cut off within the warm-up, after it, and within what counts.
+        assert_eq!(orders(&[0]), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(orders(&[0, 1]), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(orders(&[0, 1, 2, 3, 4]), [0, 1, 5]);
+        // Nothing is left to warm up for.
+        assert_eq!(orders(&[0, 1, 2, 3, 4, 5]), [0; 0]);
+        let cold = Plan::new(&scenario(2, 0, 7));
+        let orders: Vec<u32> = cold.left(&BTreeSet::from([0])).iter().map(|trial| trial.order).collect();
+        assert_eq!(orders, [1, 2, 3]);
     }
 
     #[test]

@@ -13,8 +13,9 @@ use crate::doctor::{self, Requirement, Subject};
 use crate::drive;
 use crate::plan::Plan;
 use crate::scenario::{Arm, Scenario};
-use crate::store::RunFolder;
+use crate::store::{Environment, RunFolder};
 use crate::testbed::namespace;
+use crate::workload::layers::peer::Note;
 use crate::workload::layers::task::Task;
 
 #[derive(Debug, Args)]
@@ -73,6 +74,24 @@ pub(super) fn ready(scenario: &Scenario, results: &Path) -> anyhow::Result<()> {
     let mut needed = needs(scenario);
     needed.push(Requirement::Writable(results.to_owned()));
     Ok(doctor::require(&doctor::probe(), &needed)?)
+}
+
+/// What is compared before a run goes on: this machine's kernel and processor, and the file systems' versions.
+pub(super) fn environment(scenario: &Scenario) -> anyhow::Result<Environment> {
+    let (ffs, linux) = (programs()?.join("ffs"), drive::layers::linux());
+    let note = |arm: &Arm| {
+        let (version, absent) = drive::layers::look(*arm, &ffs, &linux);
+        (arm.name().to_owned(), Note { version, absent, ..Note::default() })
+    };
+    let mut tools = drive::tools::here();
+    // It boots nothing here.
+    tools["qemu"] = serde_json::Value::Null;
+    Ok(Environment {
+        accelerator: Some(drive::layers::NONE.to_owned()),
+        tools,
+        peers: scenario.design.arms.iter().map(note).collect(),
+        ..Environment::default()
+    })
 }
 
 /// Inside: the trials.

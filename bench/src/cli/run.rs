@@ -20,7 +20,9 @@ use crate::progress::human;
 use crate::provenance;
 use crate::report::Report;
 use crate::scenario::{AcceleratorChoice, GuestType, Scenario, TestbedKind};
-use crate::store::{About, RunFolder, StoredRun};
+use crate::store::{
+    About, Environment, Manifest, OtherEnvironment, RunFolder, StoredRun, StoredScenario, differences,
+};
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
 use crate::testbed::up::Images;
@@ -191,7 +193,8 @@ pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<Ended> {
     };
     let folder = RunFolder::create(&arguments.results, &scenario, &plan, about)?;
     errln!("run {}", folder.path().display());
-    drive_and_report(folder, &scenario, &plan, choice, &stoppable)
+    let hosts = Hosts::find(&scenario, choice)?;
+    drive_and_report(folder, &scenario, &plan, hosts.as_ref(), &stoppable)
 }
 
 /// Which programs measure a scenario: this one, and those beside it that are used.
@@ -248,14 +251,98 @@ pub(super) fn resume(arguments: &ResumeArguments) -> anyhow::Result<Ended> {
         // The manifest, the checksums or the report could not be written at its end.
         return finish_and_report(&arguments.run, &stored);
     }
+    let scenario = as_asked(&stored)?;
     let choice = choice_of(&stored, arguments.accelerator)?;
     if !namespace::inside() {
-        ready(&stored.scenario, choice, &arguments.run)?;
+        // What is known without an image or a probe, so that neither is made for a run that is then refused.
+        same_environment(&stored, &scenario, known(&scenario)?)?;
+        ready(&scenario, choice, &arguments.run)?;
         return Err(namespace::enter().into());
     }
     let stoppable = Stoppable::begin()?;
-    let folder = RunFolder::open(&arguments.run)?;
-    drive_and_report(folder, &stored.scenario, &stored.manifest.plan, choice, &stoppable)
+    let hosts = Hosts::find(&scenario, choice)?;
+    let environment = match &hosts {
+        None => local::environment(&scenario)?,
+        Some(hosts) => hosts.environment(),
+    };
+    same_environment(&stored, &scenario, environment)?;
+    drive_and_report(open(&arguments.run)?, &scenario, &stored.manifest.plan, hosts.as_ref(), &stoppable)
+}
+
+/// The scenario of a run that goes on. One that an earlier version took and this one refuses is not gone on with.
+fn as_asked(stored: &StoredRun) -> anyhow::Result<Scenario> {
+    let StoredScenario { name, text, profile, .. } = &stored.manifest.scenario;
+    Scenario::parse(&format!("{name}.toml"), text, profile.as_deref()).map_err(|error| {
+        anyhow::anyhow!(
+            "{}\n{} cannot go on: correct the scenario and begin a new run with `bench run`",
+            error.render(),
+            stored.path.display()
+        )
+    })
+}
+
+/// Refuses to go on with a run that was begun in another environment.
+fn same_environment(stored: &StoredRun, scenario: &Scenario, environment: Environment) -> anyhow::Result<()> {
+    let differences =
+        differences(&stored.manifest, &Manifest::here(scenario, origin(scenario)?, environment));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(OtherEnvironment { run: stored.path.clone(), differences }.into())
+}
+
+/// Opens a run to go on with it, and says when its log had a torn line.
+fn open(path: &Path) -> anyhow::Result<RunFolder> {
+    let folder = RunFolder::open(path)?;
+    if let Some(torn) = folder.torn() {
+        errln!("{torn}; it is cut off");
+    }
+    Ok(folder)
+}
+
+/// What is known of the environment before an image is built or a machine probed.
+fn known(scenario: &Scenario) -> anyhow::Result<Environment> {
+    if is_local(scenario) {
+        return local::environment(scenario);
+    }
+    let cache = Cache::open()?;
+    let images = recipes(scenario.testbed.hypervisor)?.map(|recipe| match cache.find(&recipe.digest()) {
+        Ok(Some(image)) => Ok(serde_json::json!(image.manifest)),
+        // One that is built again has other bytes.
+        Ok(None) => Ok(serde_json::json!({ "digest": "not in the cache" })),
+        Err(error) => Err(error),
+    });
+    let [host, guest] = images;
+    let images = serde_json::json!({ "host": host?, "guest": guest? });
+    Ok(Environment { tools: drive::tools::here(), images, ..Environment::default() })
+}
+
+/// What hosts are booted with.
+struct Hosts {
+    images: Images,
+    accelerator: Accelerator,
+}
+
+impl Hosts {
+    /// Those of a scenario; none for one that runs on this machine's own kernel. Images are built when they are not in the cache.
+    fn find(scenario: &Scenario, choice: AcceleratorChoice) -> anyhow::Result<Option<Self>> {
+        if is_local(scenario) {
+            return Ok(None);
+        }
+        let hypervisor = scenario.testbed.hypervisor;
+        let images = images(hypervisor)?;
+        Ok(Some(Self { images, accelerator: doctor::accelerator(hypervisor, choice)? }))
+    }
+
+    /// What is known of the environment before anything is booted.
+    fn environment(&self) -> Environment {
+        Environment {
+            accelerator: Some(self.accelerator.name().to_owned()),
+            tools: drive::tools::here(),
+            images: self.images.describe(),
+            ..Environment::default()
+        }
+    }
 }
 
 /// Outside, before anything is started: can it be done here at all, and are the images there?
@@ -335,20 +422,18 @@ fn drive_and_report(
     folder: RunFolder,
     scenario: &Scenario,
     plan: &Plan,
-    choice: AcceleratorChoice,
+    hosts: Option<&Hosts>,
     stoppable: &Stoppable,
 ) -> anyhow::Result<Ended> {
-    stoppable.says(format!("stopped; {}", kept(&folder)));
-    if is_local(scenario) {
-        local::run(&folder, scenario, plan, stoppable)?;
-    } else {
-        let hypervisor = scenario.testbed.hypervisor;
-        let images = images(hypervisor)?;
-        let accelerator = doctor::accelerator(hypervisor, choice)?;
-        let spec = setup::spec(scenario, accelerator, &Programs::beside(&programs()?)?)?;
-        let state = namespace::private_folder()?;
-        let trials = drive::run::run(&folder, scenario, plan, &spec, &images, &state);
-        until_stopped(&folder, stoppable, trials)?;
+    stoppable.says(Interrupted::new("stopped", &folder).to_string());
+    match hosts {
+        None => local::run(&folder, scenario, plan, stoppable)?,
+        Some(Hosts { images, accelerator }) => {
+            let spec = setup::spec(scenario, *accelerator, &Programs::beside(&programs()?)?)?;
+            let state = namespace::private_folder()?;
+            let trials = drive::run::run(&folder, scenario, plan, &spec, images, &state);
+            until_stopped(&folder, stoppable, trials)?;
+        }
     }
     folder.update_manifest(|manifest| drive::tools::ended(&mut manifest.tools))?;
     let path = folder.finish()?;
@@ -358,7 +443,7 @@ fn drive_and_report(
 /// What comes after the last trial, as far as it is missing.
 fn finish_and_report(path: &Path, stored: &StoredRun) -> anyhow::Result<Ended> {
     if !stored.is_finished() {
-        RunFolder::open(path)?.finish()?;
+        open(path)?.finish()?;
     }
     Ok(tell(&crate::report::report(&[path], None)?))
 }
@@ -368,12 +453,31 @@ fn is_local(scenario: &Scenario) -> bool {
     scenario.testbed.kind == TestbedKind::Local
 }
 
-/// What is said of a run that ended before its plan did.
-fn kept(folder: &RunFolder) -> String {
-    format!("what was measured is kept: `bench resume {}` goes on with it", folder.path().display())
+/// A run that ended before its last trial. What it has measured is in its folder.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{reason}{}what was measured is kept: `bench resume {}` goes on from there",
+    // A console stands on lines of its own.
+    if reason.contains('\n') { "\n" } else { "; " },
+    run.display()
+)]
+struct Interrupted {
+    /// Why.
+    reason: String,
+    /// The run's folder.
+    run: PathBuf,
+}
+
+impl Interrupted {
+    fn new(reason: &str, folder: &RunFolder) -> Self {
+        Self { reason: reason.trim_end().to_owned(), run: folder.path().to_owned() }
+    }
 }
 
 /// Does the trials until they are done or somebody stops them.
+///
+/// # Errors
+/// [`Interrupted`].
 pub(super) fn until_stopped(
     folder: &RunFolder,
     stoppable: &Stoppable,
@@ -381,8 +485,7 @@ pub(super) fn until_stopped(
 ) -> anyhow::Result<()> {
     match stoppable.until_stopped(trials) {
         Some(Ok(())) => Ok(()),
-        // On a line of its own: an error may end with a machine's console.
-        Some(Err(error)) => Err(anyhow::anyhow!("{}\n{}", output::reason(&error), kept(folder))),
+        Some(Err(error)) => Err(Interrupted::new(&output::reason(&error), folder).into()),
         None => Err(anyhow::anyhow!(stoppable.said())),
     }
 }
@@ -391,6 +494,9 @@ pub(super) fn until_stopped(
 fn tell(report: &Report) -> Ended {
     for sentence in &report.summary {
         outln!("{sentence}");
+    }
+    for torn in &report.torn {
+        errln!("{torn}; it is left out");
     }
     for file in &report.changed {
         errln!("changed since the run: {file}");
@@ -450,5 +556,26 @@ mod tests {
         assert_eq!(of(asked(None), None), Kvm);
         assert_eq!(of(asked(Some(Tcg)), None), Tcg);
         assert_eq!(of(asked(Some(Tcg)), Some(Auto)), Auto);
+    }
+
+    #[test]
+    fn a_run_that_stops_says_how_to_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let text =
+            "title = 't'\nexperiment = 'migration'\n[design]\narms = ['plain']\nblocks = 1\nseed = 1\n";
+        let scenario = Scenario::parse("t.toml", text, None).unwrap();
+        let folder =
+            RunFolder::create(root.path(), &scenario, &Plan::new(&scenario), About::default()).unwrap();
+        let error = DriveError::Workload("3 trials in a row failed, the last because: no route".into());
+        let stoppable = Stoppable::begin().unwrap();
+        let told =
+            until_stopped(&folder, &stoppable, std::future::ready(Err(error))).unwrap_err().to_string();
+        let run = folder.path().display();
+        let expected = format!(
+            "3 trials in a row failed, the last because: no route; what was measured is kept: `bench resume {run}` \
+             goes on from there"
+        );
+        assert_eq!(told, expected);
+        assert!(until_stopped(&folder, &stoppable, std::future::ready(Ok(()))).is_ok());
     }
 }

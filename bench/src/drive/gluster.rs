@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::lab::{DriveError, Lab, VISIBLE};
+use super::links;
 use super::recontextualizer::Recontextualizer;
 use super::setup::{CONTEXT_MOUNT, SERVER_FILE};
 use crate::derive::measure::Measures;
@@ -22,7 +23,7 @@ use crate::metric;
 use crate::observe::clock;
 use crate::observe::trace::{Recorder, What};
 use crate::plan::Trial;
-use crate::scenario::{self, Arm, Scenario};
+use crate::scenario::{self, Scenario};
 use crate::shape::{self, Asked, Calibration, Counters, Link, Shape, Tolerance};
 use crate::store::RunFolder;
 use crate::testbed::address::Network;
@@ -182,24 +183,20 @@ impl GlusterLab {
         let share = lab.scenario.network.as_ref().map_or(0.3, |network| network.tolerance.fraction());
         let tolerance = Tolerance { round_trip: share, rate: share, ..Tolerance::default() };
         let calibration = Calibration::of(&asked, &between, tolerance);
-        let qdiscs = self.qdiscs(lab).await?;
-        folder.update_manifest(|manifest| {
-            manifest.links = json!({
+        let verdict = calibration.verdict();
+        let measured = links::Measured {
+            paths: [("remote", &shaped[0]), ("local", &shaped[1]), ("server-server", &between)],
+            links: json!({
                 "asked": { "remote": self.block.far, "local": self.block.near, "dilation": self.block.dilation },
                 "unshaped": { "remote": unshaped[0], "local": unshaped[1], "server-server": between },
                 "shaped": { "remote": shaped[0], "local": shaped[1] },
                 "checks": calibration,
-            });
-            manifest.qdiscs = qdiscs;
-        })?;
-        let trial = Trial { block: 0, arm: Arm::Recontext, order: 0, file_operations: false };
-        let mut measures = Measures::default();
-        for (name, path) in [("remote", &shaped[0]), ("local", &shaped[1]), ("server-server", &between)] {
-            measures.add(metric::LINK_RTT, name, path.ping.median, "ms");
-            measures.add(metric::LINK_RATE, name, path.rate() / 1e6, "Mbit/s");
-        }
-        folder.samples(&measures.samples(&trial, &lab.conditions))?;
-        calibration.verdict().map_err(|refusal| {
+            }),
+            qdiscs: self.qdiscs(lab).await?,
+            refused: verdict.as_ref().err().map(ToString::to_string),
+        };
+        links::write(folder, &lab.conditions, measured)?;
+        verdict.map_err(|refusal| {
             let undilated = lab.scenario.network.iter().flat_map(|n| [link(&n.remote), link(&n.local)]);
             let links: Vec<Link> = undilated.collect();
             let fits = shape::choose_dilation(&unshaped[Site::Local as usize], &links).ok();
@@ -292,8 +289,6 @@ impl GlusterLab {
         let Some(asked) = &lab.scenario.bonnie else {
             return Err(DriveError::Workload("the scenario has no [bonnie]".into()));
         };
-        let mib = |size: scenario::Size| u32::try_from(size.mib().max(1)).unwrap_or(u32::MAX);
-        let per_char = asked.per_char;
         let name = format!("block{}-{phase}", trial.block);
         let run = |throughput, files| Run {
             directory: format!("{}/bonnie", client().mount),
@@ -302,13 +297,7 @@ impl GlusterLab {
             files,
             seed: u32::try_from(lab.scenario.design.seed & 0x7fff_ffff).unwrap_or(1).max(1),
         };
-        let throughput = Throughput {
-            file_mib: mib(asked.size),
-            chunk_kib: u32::try_from(asked.chunk.kib()).unwrap_or(u32::MAX),
-            seeks: asked.seeks,
-            per_char_mib: (per_char.bytes() > 0).then(|| mib(per_char)),
-        };
-        let mut runs = vec![(run(Some(throughput), None), &self.block, "throughput")];
+        let mut runs = vec![(run(Some(throughput(asked)), None), &self.block, "throughput")];
         // Figure 7 compares before with after; at home nothing is compared, and each takes minutes.
         if trial.file_operations && phase != metric::PHASE_HOME {
             runs.push((run(None, Some(asked.files)), &self.files, "files"));
@@ -376,6 +365,78 @@ async fn start(servers: [&Ssh; 2]) -> Result<(), DriveError> {
     Ok(())
 }
 
+/// What Bonnie++ is told. Nothing is rounded: the scenario's check takes whole units only.
+fn throughput(asked: &scenario::Bonnie) -> Throughput {
+    let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    Throughput {
+        file_mib: number(asked.size.mib()),
+        chunk_kib: number(asked.chunk.kib()),
+        seeks: asked.seeks,
+        per_char_mib: (asked.per_char.bytes() > 0).then(|| number(asked.per_char.mib())),
+    }
+}
+
 fn workload(error: impl std::fmt::Display) -> DriveError {
     DriveError::Workload(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::scenario::Size;
+
+    const TEXT: &str = "title = \"t\"\nexperiment = \"gluster\"\n\
+        [design]\narms = [\"recontext\"]\nblocks = 1\nseed = 1\n\
+        [network.remote]\nrate = \"25 Mbit/s\"\ndelay = \"10 ms\"\n\
+        [network.local]\nrate = \"500 Mbit/s\"\ndelay = \"1.02 ms\"\n";
+
+    proptest! {
+        /// Any size, whole or not: what is not refused is told to Bonnie++ as it is.
+        #[test]
+        fn bonnie_is_told_what_the_scenario_says(
+            size in (1_u64..64, 0..4_u64), per_char in (0_u64..4, 0..4_u64), chunk in 6_u32..22,
+        ) {
+            let bytes = |(mib, quarters): (u64, u64)| Size::from_bytes((mib << 20) + quarters * (256 << 10));
+            let (size, per_char, chunk) = (bytes(size), bytes(per_char), Size::from_bytes(1 << chunk));
+            let text = format!(
+                "{TEXT}[bonnie]\nsize = \"{size}\"\nper_char = \"{per_char}\"\nchunk = \"{chunk}\"\n"
+            );
+            let mib = 1 << 20;
+            let good = size.bytes() % mib == 0 && per_char.bytes() % mib == 0 && per_char <= size
+                && (1 << 10..=mib).contains(&chunk.bytes());
+            let read = Scenario::parse("t.toml", &text, None);
+            prop_assert_eq!(read.is_ok(), good, "{}", text);
+            if let Ok(scenario) = read {
+                let told = throughput(&scenario.bonnie.unwrap());
+                prop_assert_eq!(u64::from(told.file_mib) * mib, size.bytes());
+                prop_assert_eq!(u64::from(told.chunk_kib) << 10, chunk.bytes());
+                prop_assert_eq!(u64::from(told.per_char_mib.unwrap_or(0)) * mib, per_char.bytes());
+                prop_assert_ne!(told.per_char_mib, Some(0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_paper_s_scenarios_say_what_bonnie_is_told() {
+        for text in [
+            include_str!("../../../scenarios/paper/gluster-kvm.toml"),
+            include_str!("../../../scenarios/paper/gluster-xen.toml"),
+        ] {
+            for (profile, words) in [(None, "-s 8:64k:100 -r 4 -f 1"), (Some("quick"), "-s 6:64k:30 -r 3 -f")]
+            {
+                let scenario = Scenario::parse("t.toml", text, profile).unwrap();
+                let run = Run {
+                    directory: "/d".into(),
+                    name: "n".into(),
+                    throughput: Some(throughput(&scenario.bonnie.unwrap())),
+                    files: None,
+                    seed: 1,
+                };
+                let command = run.command().unwrap();
+                assert!(command.contains(&format!(" {words} -n ")), "{command}");
+            }
+        }
+    }
 }

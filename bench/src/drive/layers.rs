@@ -18,7 +18,7 @@ use crate::program;
 use crate::progress::Progress;
 use crate::scenario::{Arm, Layers, Scenario};
 use crate::stats::{median, quantile};
-use crate::store::{Outcome, RunFolder};
+use crate::store::{Environment, Outcome, RunFolder};
 use crate::workload::layers::mounted::{self, MountError, Mounted};
 use crate::workload::layers::peer::{self, Note, Notes, Place};
 use crate::workload::layers::swap::{Control, Version};
@@ -92,7 +92,7 @@ struct Bench<'a> {
     folder: &'a RunFolder,
 }
 
-/// Does the trials of the plan that have not ended yet, inside the bench's namespaces. `state` is an empty folder in memory.
+/// Does the trials of the plan that have not ended yet, after a warm-up, inside the bench's namespaces. `state` is an empty folder in memory.
 ///
 /// # Errors
 /// The layers or the run's folder cannot be written, three trials in a row fail, the run's deadline has passed, or what a trial
@@ -105,8 +105,10 @@ pub async fn run(
     state: &Path,
 ) -> Result<(), DriveError> {
     let layers = scenario.layers.clone().unwrap_or_default();
-    let done = folder.completed_trials();
-    let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
+    let left = plan.left(&folder.completed_trials());
+    if left.is_empty() {
+        return Ok(());
+    }
     let run_limit = RunLimit::begin(scenario, &left, plan.trials.len());
     let progress = Progress::new(estimate::steps(scenario, &left, Accelerator::Tcg));
     progress.begin();
@@ -191,7 +193,7 @@ pub fn linux() -> String {
 }
 
 impl Bench<'_> {
-    /// Writes into the manifest what the machine and the file systems are.
+    /// Writes down what the machine and the file systems are.
     fn describe(&self, arms: &[Arm]) -> Result<(), DriveError> {
         let mut notes = Notes::new();
         let named = Place {
@@ -212,16 +214,13 @@ impl Bench<'_> {
             }
             notes.insert(arm.name().to_owned(), Note { version, command, absent, cannot });
         }
-        self.folder.update_manifest(|manifest| {
-            manifest.accelerator = Some(NONE.to_owned());
-            manifest.dilation = Some(1.0);
-            manifest.tools = super::tools::here();
-            for (arm, mut note) in notes {
-                // A resumed run keeps what the trials before have found.
-                let found = manifest.peers.remove(&arm).map(|before| before.cannot).unwrap_or_default();
-                note.cannot.extend(found);
-                manifest.peers.insert(arm, note);
-            }
+        // A resumed run keeps its notes, with what the trials before have found.
+        self.folder.environment(Environment {
+            accelerator: Some(NONE.to_owned()),
+            dilation: Some(1.0),
+            tools: super::tools::here(),
+            peers: notes,
+            ..Environment::default()
         })?;
         Ok(())
     }

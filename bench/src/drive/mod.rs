@@ -10,6 +10,7 @@ pub mod lab;
 pub mod layers;
 pub mod libvirt;
 pub mod limits;
+mod links;
 pub mod migration;
 pub mod news;
 pub mod recontextualizer;

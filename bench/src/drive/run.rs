@@ -13,13 +13,14 @@ use crate::derive::{self, measure::Measures};
 use crate::exec::Exec;
 use crate::metric;
 use crate::observe::trace::Recorder;
-use crate::plan::{Plan, Trial};
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::scenario::{Experiment, Scenario};
-use crate::store::{Outcome, RunFolder};
+use crate::store::{Environment, Outcome, RunFolder};
 use crate::testbed::node::Node;
 use crate::testbed::plain::Private;
 use crate::testbed::up::{Images, Spec};
+use crate::workload::layers::peer::Notes;
 
 /// A run stops when this many trials in a row fail: something is broken that more trials do not mend.
 pub(super) const FAILURES_IN_A_ROW: usize = 3;
@@ -27,7 +28,7 @@ pub(super) const FAILURES_IN_A_ROW: usize = 3;
 /// How long it may take to end a guest, boot another one, and start the file servers anew.
 const RESTORE: Duration = Duration::from_secs(1200);
 
-/// Does the trials of the plan that have not ended yet.
+/// Does the trials of the plan that have not ended yet, after a warm-up. When none is left, nothing is booted.
 ///
 /// # Errors
 /// When the testbed does not come up, a link is not as asked, the folder cannot be written, several trials in a row fail, the
@@ -41,8 +42,10 @@ pub async fn run(
     images: &Images,
     state: &Private,
 ) -> Result<(), DriveError> {
-    let done = folder.completed_trials();
-    let left: Vec<Trial> = plan.trials.iter().filter(|t| !done.contains(&t.order)).cloned().collect();
+    let left = plan.left(&folder.completed_trials());
+    if left.is_empty() {
+        return Ok(());
+    }
     let run_limit = RunLimit::begin(scenario, &left, plan.trials.len());
     let progress = Progress::new(estimate::steps(scenario, &left, spec.accelerator));
     // Before the hosts load this machine.
@@ -124,26 +127,26 @@ pub(super) fn outcome(done: Result<(), DriveError>, values: &mut Measures) -> Ou
     Outcome::Failed { reason }
 }
 
-/// Writes into the manifest what the machines are.
+/// Writes down what the machines are.
 async fn describe(folder: &RunFolder, lab: &Lab, images: &Images, tools: Value) -> Result<(), DriveError> {
     let mut machines = serde_json::Map::new();
     for node in lab.testbed.hosts.iter().chain(&lab.testbed.servers) {
         machines.insert(node.name().to_owned(), machine(node, lab.testbed.hypervisor.host().packages).await?);
     }
-    let image = |image: &crate::image::Image| serde_json::to_value(&image.manifest).unwrap_or(Value::Null);
-    folder.update_manifest(|manifest| {
-        manifest.accelerator = Some(lab.conditions.accelerator.to_owned());
-        manifest.dilation = Some(lab.conditions.dilation);
-        manifest.hosts = Value::Object(machines);
-        manifest.guests = json!({
+    folder.environment(Environment {
+        accelerator: Some(lab.conditions.accelerator.to_owned()),
+        dilation: Some(lab.conditions.dilation),
+        hosts: Value::Object(machines),
+        guests: json!({
             lab.testbed.guest.name.clone(): {
                 "memory_mib": lab.testbed.guest.memory_mib,
                 "vcpus": lab.testbed.guest.vcpus,
                 "kernel_command_line": lab.testbed.guest_append,
             }
-        });
-        manifest.images = json!({ "host": image(&images.host), "guest": image(&images.guest) });
-        manifest.tools = tools;
+        }),
+        images: images.describe(),
+        tools,
+        peers: Notes::new(),
     })?;
     for (name, image) in [("host", &images.host), ("guest", &images.guest)] {
         folder.packages(name, &image.packages())?;

@@ -27,7 +27,7 @@ use crate::{
     observe::trace::Trace,
     scenario::Experiment,
     stats::{Analysis, analyse},
-    store::{self, StoreError, StoredRun},
+    store::{self, StoreError, StoredRun, Torn},
 };
 
 static TEMPLATE: &str = include_str!("../../templates/report.html");
@@ -78,6 +78,8 @@ pub struct Report {
     pub changed: Vec<String>,
     /// Values that do not follow from what the run has seen, as this bench derives them.
     pub otherwise: Vec<String>,
+    /// Last lines of logs that were left out, since the run was cut off in the middle of them.
+    pub torn: Vec<Torn>,
 }
 
 /// Makes the report of one run in its own folder, or of several in `folder`.
@@ -153,7 +155,8 @@ pub fn report_with(
     if own {
         store::refresh(folder, &derived)?;
     }
-    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed, otherwise })
+    let torn = stored.iter().filter_map(|run| run.torn.clone()).collect();
+    Ok(Report { html: path, summary, invalid: analysis.unused.len(), changed, otherwise, torn })
 }
 
 /// A figure in both formats.

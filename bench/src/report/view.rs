@@ -277,7 +277,7 @@ fn invalid(analysis: &Analysis) -> Vec<Invalid> {
 fn run(run: &StoredRun) -> Run {
     let manifest = &run.manifest;
     let or_unknown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
-    let ended = run.events.iter().filter(|e| e.kind == crate::store::kind::TRIAL_ENDED).count();
+    let ended = crate::store::ended_trials(&run.events).len();
     let resumed = run.events.iter().filter(|e| e.kind == crate::store::kind::RUN_RESUMED).count();
     let dilations = {
         let mut all: Vec<f64> = run.samples.iter().map(|s| s.dilation).chain(manifest.dilation).collect();

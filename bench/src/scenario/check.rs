@@ -9,7 +9,7 @@ use crate::figures::FigureId;
 
 /// Refuses what cannot be measured; gives `[bonnie]` its defaults where the experiment needs it.
 pub(super) fn check(scenario: &mut Scenario, table: &Table<'_>) -> Result<(), Fault> {
-    let at = At { table };
+    let at = At::of(table);
     if scenario.title.trim().is_empty() {
         return at.fail(&["title"], None, "the title is empty", "say in one line what is measured");
     }
@@ -42,7 +42,11 @@ pub(super) struct At<'a, 'b> {
     table: &'a Table<'b>,
 }
 
-impl At<'_, '_> {
+impl<'a, 'b> At<'a, 'b> {
+    pub(super) const fn of(table: &'a Table<'b>) -> Self {
+        Self { table }
+    }
+
     pub(super) fn fail(
         &self,
         path: &[&str],
@@ -225,7 +229,7 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         return at.fail(&["guest", "vcpus"], None, &message, "use 1 to 64");
     }
     guest_type(scenario, at)?;
-    // QEMU takes whole milliseconds, and at most 2000 s.
+    // QEMU takes at most 2000 s.
     let migration = &scenario.migration;
     let times = [
         ("max_downtime", migration.max_downtime, Time::from_millis(1), Time::from_secs(2000), "300 ms"),
@@ -309,10 +313,9 @@ fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         }
     }
     let bonnie = scenario.bonnie.get_or_insert_with(Bonnie::default);
-    let mib = Size::from_mib(1).bytes();
     let most = Size::from_mib(1 << 20);
-    if bonnie.size.bytes() == 0 || !bonnie.size.bytes().is_multiple_of(mib) || bonnie.size > most {
-        let message = format!("Bonnie++ takes whole MiB, from 1 MiB to {most}, not {}", bonnie.size);
+    if bonnie.size.bytes() == 0 || bonnie.size > most {
+        let message = format!("Bonnie++ takes files of 1 MiB to {most}, not {}", bonnie.size);
         return at.fail(&["bonnie", "size"], None, &message, "use for example \"8 MiB\"");
     }
     if bonnie.per_char > bonnie.size {
@@ -323,9 +326,9 @@ fn gluster(scenario: &mut Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         let message = format!("seeks = {} is outside 1 to 1000000", bonnie.seeks);
         return at.fail(&["bonnie", "seeks"], None, &message, "100 are usual on a slow link");
     }
-    let chunk = bonnie.chunk.bytes();
-    if !chunk.is_power_of_two() || !(256..=mib).contains(&chunk) || bonnie.chunk > bonnie.size {
-        let message = format!("Bonnie++ takes chunks of 256 B to 1 MiB in powers of 2, not {}", bonnie.chunk);
+    let whole = bonnie.chunk.bytes().is_power_of_two();
+    if !whole || bonnie.chunk > bonnie.size || bonnie.chunk > Size::from_mib(1) {
+        let message = format!("Bonnie++ takes chunks of 1 KiB to 1 MiB in powers of 2, not {}", bonnie.chunk);
         return at.fail(&["bonnie", "chunk"], None, &message, "use for example \"64 KiB\"");
     }
     if bonnie.files > 1000 {

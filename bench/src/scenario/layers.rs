@@ -26,7 +26,7 @@ pub struct Layers {
     /// Changed entries that the kernel has cached when a layer is swapped.
     #[schemars(range(min = 10, max = 100_000))]
     pub cached: u32,
-    /// How long readers look for mixed and torn content while layers change.
+    /// How long readers look for mixed and torn content while layers change: a time in which whole changes happen.
     pub storm: Time,
     /// Changes a second while they look.
     #[schemars(range(min = 1, max = 1000))]

@@ -1,14 +1,15 @@
 //! A scenario: what a person asks the bench to measure, as a TOML file.
 //!
 //! Reading goes in three steps, and each error points into the file: the syntax, the fields and
-//! their types (`toml` and serde), then what the fields mean together (`check`). A profile, such
-//! as `quick`, is a table `[profile.quick.…]` laid over the others before the second step. All
+//! their types (`toml` and serde), then what the fields mean together (`check`) and that no tool would round
+//! them (`exact`). A profile, such as `quick`, is a table `[profile.quick.…]` laid over the others before the second step. All
 //! profiles of a file are read whichever is asked for, so that a mistake in one is found at once.
 //!
 //! Nothing here touches a machine: whether a testbed can do what is asked is the testbed's to say.
 
 mod check;
 mod error;
+mod exact;
 mod layers;
 mod overlay;
 mod quantity;
@@ -193,7 +194,7 @@ pub enum AcceleratorChoice {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
-    /// Its memory, at least 64 MiB.
+    /// Its memory, at least 64 MiB, in whole MiB.
     pub memory: Size,
     /// Its virtual CPUs, at least 1.
     #[schemars(range(min = 1, max = 64))]
@@ -341,9 +342,9 @@ pub enum Class {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Migration {
-    /// Limit on the time for which the guest is stopped; 300 ms is QEMU's own default.
+    /// Limit on the time for which the guest is stopped, in whole milliseconds; 300 ms is QEMU's own default.
     pub max_downtime: Time,
-    /// After this long a migration is given up; the sample is invalid.
+    /// After this long, in whole milliseconds, a migration is given up; the sample is invalid.
     pub timeout: Time,
     /// Whether QEMU may slow the guest down so that the migration ends.
     pub auto_converge: bool,
@@ -376,7 +377,7 @@ const fn thirty_percent() -> Percent {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
-    /// Data rate in each direction.
+    /// Data rate in each direction, in whole bytes a second before dilation: a multiple of 8 bit/s.
     pub rate: Rate,
     /// What the link adds to a round trip, half of it in each direction.
     pub delay: Time,
@@ -424,12 +425,12 @@ pub enum Distribution {
 pub struct Bonnie {
     /// Size of the file, in whole MiB (`-s`).
     pub size: Size,
-    /// Size of a read or write (`-s SIZE:CHUNK`).
+    /// Size of a read or write (`-s SIZE:CHUNK`): a power of 2 from 1 KiB to 1 MiB.
     pub chunk: Size,
     /// Number of seeks (`-s SIZE:CHUNK:SEEKS`); Bonnie++'s own 8192 outlast everything on a slow link.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub seeks: u32,
-    /// Bytes of the per-character tests (`-f SIZE`); "0 B" skips them (`-f`).
+    /// Size of the per-character tests, in whole MiB (`-f SIZE`); "0 B" skips them (`-f`).
     pub per_char: Size,
     /// Files of the file operations, in 1024 (`-n`); 0 skips them.
     #[schemars(range(max = 1000))]
@@ -539,6 +540,23 @@ impl Scenario {
     /// # Errors
     /// As [`Scenario::load`], except for reading.
     pub fn parse(file: &str, text: &str, profile: Option<&str>) -> Result<Self, ScenarioError> {
+        Self::read(file, text, profile, exact::check)
+    }
+
+    /// The same for a run that was done: also with values that an earlier version took and a tool then rounded.
+    ///
+    /// # Errors
+    /// As [`Scenario::parse`].
+    pub fn parse_stored(file: &str, text: &str, profile: Option<&str>) -> Result<Self, ScenarioError> {
+        Self::read(file, text, profile, |_, _| Ok(()))
+    }
+
+    fn read(
+        file: &str,
+        text: &str,
+        profile: Option<&str>,
+        exact: impl Fn(&Self, &overlay::Table<'_>) -> Result<(), overlay::Fault>,
+    ) -> Result<Self, ScenarioError> {
         let profile = profile.filter(|name| *name != "full");
         let name = Path::new(file).file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         let fail = |span, message: String, help: String| ScenarioError::at(file, text, span, message, help);
@@ -564,7 +582,9 @@ impl Scenario {
         for one in std::iter::once(None).chain(layers.profiles().map(Some)) {
             let table = layers.over(one);
             let mut scenario = overlay::read(&table).map_err(|f| fail(f.span, f.message, f.help))?;
-            check::check(&mut scenario, &table).map_err(|f| fail(f.span, f.message, f.help))?;
+            check::check(&mut scenario, &table)
+                .and_then(|()| exact(&scenario, &table))
+                .map_err(|f| fail(f.span, f.message, f.help))?;
             if one == profile {
                 chosen = Some(scenario);
             }

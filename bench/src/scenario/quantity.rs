@@ -312,7 +312,12 @@ impl Time {
         Duration::from_nanos(self.0)
     }
 
-    /// In whole microseconds, the unit that tc reads, rounded down.
+    /// In nanoseconds.
+    pub const fn nanos(self) -> u64 {
+        self.0
+    }
+
+    /// In whole microseconds, rounded down.
     pub const fn micros(self) -> u64 {
         self.0 / 1000
     }

@@ -207,6 +207,90 @@ fn a_local_testbed_is_for_layers_and_has_no_hosts() {
     insta::assert_snapshot!("layers_of_migration", error(&format!("{MIGRATION}[layers]\nswaps = 10")));
 }
 
+/// A scenario says what is done.
+#[test]
+fn what_a_tool_would_round_is_refused_at_its_place() {
+    #[track_caller]
+    fn refused(text: &str, value: &str, message: &str, help: &str) {
+        let error = Scenario::parse("dir/test.toml", text, None).expect_err("an error");
+        let before = &text[..text.find(value).unwrap()];
+        let line = before.matches('\n').count() + 1;
+        let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
+        assert_eq!(error.place(), format!("dir/test.toml:{line}:{column}"));
+        assert_eq!((error.message(), error.help()), (message, help));
+    }
+    let set = |table: &str, line: &str| format!("{GOOD}[{table}]\n{line}\n");
+    refused(
+        &set("bonnie", "per_char = \"64 KiB\""),
+        "\"64 KiB\"",
+        "Bonnie++ takes whole MiB, and 64 KiB would be rounded",
+        "use \"1 MiB\"",
+    );
+    refused(
+        &set("bonnie", "size = \"8200 KiB\""),
+        "\"8200 KiB\"",
+        "Bonnie++ takes whole MiB, and 8200 KiB would be rounded",
+        "use \"8 MiB\" or \"9 MiB\"",
+    );
+    refused(
+        &set("bonnie", "chunk = \"256 B\""),
+        "\"256 B\"",
+        "the bench tells Bonnie++ whole KiB, and 256 B would be rounded",
+        "use \"1 KiB\"",
+    );
+    refused(
+        &set("guest", "memory = \"300 MB\""),
+        "\"300 MB\"",
+        "libvirt is told memory in whole MiB, and 300 MB would be rounded",
+        "use \"286 MiB\" or \"287 MiB\"",
+    );
+    refused(
+        &set("migration", "max_downtime = \"1500 us\""),
+        "\"1500 us\"",
+        "QEMU takes whole milliseconds, and 1.5 ms would be rounded",
+        "use \"1 ms\" or \"2 ms\"",
+    );
+    refused(
+        &set("migration", "timeout = \"2.0005 s\""),
+        "\"2.0005 s\"",
+        "the bench waits for whole milliseconds, and 2.0005 s would be rounded",
+        "use \"2 s\" or \"2.001 s\"",
+    );
+    refused(
+        &GOOD.replace("\"25 Mbit/s\"", "\"25000001 bit/s\""),
+        "\"25000001 bit/s\"",
+        "netem takes whole bytes a second, and 25.000001 Mbit/s would be rounded",
+        "use \"25 Mbit/s\" or \"25.000008 Mbit/s\"",
+    );
+    refused(
+        &GOOD.replace("\"1.02 ms\"", "\"1020001 ns\""),
+        "\"1020001 ns\"",
+        "half of a delay is in each direction, in whole nanoseconds, and 1.020001 ms would be rounded",
+        "use \"1.02 ms\" or \"1.020002 ms\"",
+    );
+    refused(
+        &format!("{LAYERS}[layers]\nstorm = \"500 ms\"\nstorm_rate = 3\n"),
+        "\"500 ms\"",
+        "500 ms are no whole number of changes at 3 a second",
+        "use storm = \"1 s\"",
+    );
+    // In a profile, too.
+    refused(
+        &set("profile.quick.bonnie", "per_char = \"1.5 MiB\""),
+        "\"1.5 MiB\"",
+        "Bonnie++ takes whole MiB, and 1536 KiB would be rounded",
+        "use \"1 MiB\" or \"2 MiB\"",
+    );
+}
+
+#[test]
+fn a_stored_run_is_read_whatever_its_tools_rounded() {
+    let text = format!("{GOOD}[bonnie]\nper_char = \"64 KiB\"\nchunk = \"256 B\"\n");
+    assert!(Scenario::parse("t.toml", &text, None).is_err());
+    let stored = Scenario::parse_stored("t.toml", &text, None).unwrap();
+    assert_eq!(stored.bonnie.unwrap().per_char.to_string(), "64 KiB");
+}
+
 #[test]
 fn deadlines_and_processors_are_checked() {
     let design = |more: &str| MIGRATION.replace("seed = 1", &format!("seed = 1\n{more}"));

@@ -25,7 +25,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The run has ended.
-    #[error("the run in {} is finished; start a new one with `bench run`", path.display())]
+    #[error("the run in {path} is finished: `bench report {path}` draws its report again, `bench run` starts a new one", path = path.display())]
     Finished {
         /// The folder.
         path: PathBuf,

@@ -1,8 +1,12 @@
-//! Lines of `events.jsonl`: written with a checksum, read until the first torn one.
+//! Lines of `events.jsonl`: written with a checksum, read up to a torn last one.
+//!
+//! A line is written with its newline by one call. So a program that is killed in the middle leaves a last line without a
+//! newline, and nothing else: a line that has one and is bad was changed afterwards, wherever it stands.
 
 use std::{
     collections::BTreeSet,
-    path::Path,
+    fmt,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -31,6 +35,8 @@ pub mod kind {
     pub const OBSERVED: &str = "observed";
     /// A stream of a trial was written; the payload has `order`, `name`, `file`, `rows` and `sha256`.
     pub const STREAM: &str = "stream";
+    /// The machines are up; the payload is what they are. One for each boot of the run.
+    pub const ENVIRONMENT: &str = "environment";
 }
 
 /// Something that happened.
@@ -91,40 +97,56 @@ pub struct Log {
     pub events: Vec<Event>,
     /// Bytes of the lines that are whole; what follows is a torn one.
     pub whole_bytes: u64,
-    /// Whether the last line is torn.
-    pub torn: bool,
+    /// The torn last line, if there is one.
+    pub torn: Option<Torn>,
+}
+
+/// The last line of a log whose writer was killed while it wrote it: it has no newline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// The log.
+    pub path: PathBuf,
+    /// Number of the line, from 1.
+    pub line: usize,
+    /// How much of it was written, in bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Torn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, line, bytes } = self;
+        write!(f, "{}:{line}: the run was cut off in the middle of this line ({bytes} bytes)", path.display())
+    }
 }
 
 /// Reads a log up to its torn last line, if it has one.
 ///
 /// # Errors
-/// It cannot be read, or a line that is not the last is bad: then with its number.
+/// It cannot be read, or a line that ends with a newline is bad: then with its number.
 pub fn read_log(path: &Path) -> Result<Log, StoreError> {
     let bytes = ctx_io::bounded::read(path, ctx_io::bounded::LOG).doing("read", path)?;
-    let mut log = Log { events: Vec::new(), whole_bytes: 0, torn: false };
+    let mut log = Log { events: Vec::new(), whole_bytes: 0, torn: None };
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), line: index + 1, what };
-        let parsed = match line.strip_suffix(b"\n") {
-            None => Err("it has no end".to_owned()),
-            Some(line) => std::str::from_utf8(line)
-                .map_err(|error| format!("it is not text: {error}"))
-                .and_then(Event::from_line),
+        let Some(text) = line.strip_suffix(b"\n") else {
+            log.torn = Some(Torn { path: path.to_owned(), line: index + 1, bytes: line.len() as u64 });
+            break;
         };
-        match parsed {
-            Ok(event) if event.seq == index as u64 => {
-                log.events.push(event);
-                log.whole_bytes += line.len() as u64;
-            }
-            Ok(event) => return Err(damaged(format!("event {} stands where {index} should", event.seq))),
-            Err(_) if log.whole_bytes + line.len() as u64 == bytes.len() as u64 => log.torn = true,
-            Err(what) => return Err(damaged(what)),
+        let event = std::str::from_utf8(text)
+            .map_err(|error| format!("it is not text: {error}"))
+            .and_then(Event::from_line)
+            .map_err(damaged)?;
+        if event.seq != index as u64 {
+            return Err(damaged(format!("event {} stands where {index} should", event.seq)));
         }
+        log.events.push(event);
+        log.whole_bytes += line.len() as u64;
     }
     Ok(log)
 }
 
-/// Positions in the plan of the trials that ended.
-pub(super) fn ended_trials(events: &[Event]) -> BTreeSet<u32> {
+/// Positions in the plan of the trials that ended; one that was done again is there once.
+pub(crate) fn ended_trials(events: &[Event]) -> BTreeSet<u32> {
     events
         .iter()
         .filter(|event| event.kind == kind::TRIAL_ENDED)

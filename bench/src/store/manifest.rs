@@ -4,16 +4,18 @@ use std::{io::ErrorKind, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{
-    MANIFEST,
+    Environment, MANIFEST,
     error::{Doing as _, StoreError},
+    event::Now,
     file::write_whole,
 };
 use crate::{
     plan::Plan,
     provenance::Digests,
-    scenario::{AcceleratorChoice, Scenario},
+    scenario::{AcceleratorChoice, Scenario, hex},
     workload::layers::peer::Notes,
 };
 
@@ -156,6 +158,34 @@ impl Manifest {
         }
     }
 
+    /// The manifest that a run would have which began here and now, without a name: for [`super::differences`].
+    pub fn here(scenario: &Scenario, about: About, environment: Environment) -> Self {
+        let mut manifest = Self::new(String::new(), scenario, &Plan::new(scenario), about, Now::read().utc());
+        manifest.keep(environment);
+        manifest
+    }
+
+    /// Takes from an environment what is not said yet, and leaves the rest as it is.
+    pub(super) fn keep(&mut self, environment: Environment) {
+        let Environment { accelerator, dilation, hosts, guests, tools, images, peers } = environment;
+        self.accelerator = self.accelerator.take().or(accelerator);
+        self.dilation = self.dilation.or(dilation);
+        let sections = [
+            (&mut self.hosts, hosts),
+            (&mut self.guests, guests),
+            (&mut self.tools, tools),
+            (&mut self.images, images),
+        ];
+        for (section, new) in sections {
+            if section.is_null() {
+                *section = new;
+            }
+        }
+        for (arm, note) in peers {
+            self.peers.entry(arm).or_insert(note);
+        }
+    }
+
     /// Reads the manifest of a run's folder.
     ///
     /// # Errors
@@ -185,19 +215,20 @@ impl Manifest {
         serde_json::from_str(&text).map_err(damaged)
     }
 
-    /// The scenario, read again with its profile.
+    /// The scenario as it was done, read again with its profile. What an earlier version accepted and a tool then rounded
+    /// is read as it stands ([`Scenario::parse_stored`]).
     ///
     /// # Errors
     /// Its text was changed, or this version reads it differently.
     pub fn scenario(&self) -> Result<Scenario, StoreError> {
-        let stored = &self.scenario;
-        Scenario::parse(&format!("{}.toml", stored.name), &stored.text, stored.profile.as_deref()).map_err(
-            |error| StoreError::Damaged {
-                path: MANIFEST.into(),
-                line: 1,
-                what: format!("its scenario cannot be read: {error}"),
-            },
-        )
+        let StoredScenario { name, text, profile, sha256, .. } = &self.scenario;
+        let damaged = |what| StoreError::Damaged { path: MANIFEST.into(), line: 1, what };
+        let actual = hex(&Sha256::digest(text.as_bytes()));
+        if actual != *sha256 {
+            return Err(damaged(format!("its scenario has the SHA-256 {actual} and should have {sha256}")));
+        }
+        Scenario::parse_stored(&format!("{name}.toml"), text, profile.as_deref())
+            .map_err(|error| damaged(format!("its scenario cannot be read: {error}")))
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<(), StoreError> {

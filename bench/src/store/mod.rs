@@ -22,8 +22,9 @@
 //! counts from 0 without gaps. `t_mono_ns` is `CLOCK_MONOTONIC` and comparable within one boot of the
 //! machine. `crc32` (IEEE, eight hex digits) covers the line's bytes before `,"crc32"`. Lines
 //! are written whole and with one call, so a killed program leaves at most one torn line at the
-//! end, which a reader leaves out and a resumed run cuts off. A bad line anywhere else means that
-//! the file was changed: the reader names it and stops. The log is synced to disk when a trial ends.
+//! end, without a newline, which a reader leaves out and a resumed run cuts off; both say so. A bad line
+//! with a newline means that the file was changed: the reader names it and stops. The log is synced to disk
+//! when a trial ends.
 //!
 //! **Observations.** What a trial saw stands in events of kind `observed`, and in streams: one file
 //! `streams/trial-ORDER/NAME.csv.gz` each, written when the trial ends, with an event that has its SHA-256. All have the
@@ -34,9 +35,14 @@
 //! did not end was cut off: it is done again, and what it had measured stays, marked invalid with
 //! the reason. Events outside trials (the links before anything counts) stand for themselves.
 //!
+//! **Resuming.** A run is of one environment: another one is refused ([`differences`]), and what the
+//! manifest says is never replaced. Each boot adds an event `environment`. The warm-up is done again after
+//! it; links are verified again, and their samples stay those of the first time.
+//!
 //! JSON lines and CSV, and no database: they are still read in twenty years, by `grep` if need be.
 
 mod checksums;
+mod environment;
 mod error;
 mod event;
 mod file;
@@ -54,9 +60,11 @@ use std::{
 pub use checksums::{Mismatch, verify};
 pub(crate) use checksums::{digest, refresh};
 use ctx_io::{bounded, durable};
+pub use environment::{Difference, Environment, OtherEnvironment, differences};
 use error::Doing;
 pub use error::StoreError;
-pub use event::{Event, Log, kind, read_log};
+pub(crate) use event::ended_trials;
+pub use event::{Event, Log, Torn, kind, read_log};
 pub(crate) use file::write_whole;
 pub use manifest::{About, Manifest, StoredScenario};
 pub(crate) use samples::write as write_samples;
@@ -98,6 +106,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// What was cut off the log when it was opened.
+    torn: Option<Torn>,
     inner: Mutex<Inner>,
 }
 
@@ -170,17 +180,24 @@ impl RunFolder {
         }
         let events = path.join(EVENTS);
         let log = OpenOptions::new().read(true).append(true).open(&events).doing("open", &events)?;
-        let folder = Self::locked(path.to_owned(), log, manifest)?;
+        let mut folder = Self::locked(path.to_owned(), log, manifest)?;
         {
             // Read under the lock: nobody appends any more.
-            let mut inner = folder.inner();
             let read = read_log(&events)?;
-            inner.log.set_len(read.whole_bytes).doing("cut off the torn last line of", &events)?;
+            let mut inner = folder.inner();
+            if read.torn.is_some() {
+                inner.log.set_len(read.whole_bytes).doing("cut off the torn last line of", &events)?;
+            }
             inner.bytes = read.whole_bytes;
             inner.events = read.events;
+            drop(inner);
+            folder.torn = read.torn;
         }
-        folder
-            .event(kind::RUN_RESUMED, &serde_json::json!({"trials_done": folder.completed_trials().len()}))?;
+        let resumed = serde_json::json!({
+            "trials_done": folder.completed_trials().len(),
+            "torn_bytes": folder.torn.as_ref().map_or(0, |torn| torn.bytes),
+        });
+        folder.event(kind::RUN_RESUMED, &resumed)?;
         folder.write_samples()?;
         Ok(folder)
     }
@@ -193,7 +210,11 @@ impl RunFolder {
                 return Err(source).doing("lock", &path.join(EVENTS));
             }
         }
-        Ok(Self { path, inner: Mutex::new(Inner { log, bytes: 0, events: Vec::new(), manifest }) })
+        Ok(Self {
+            path,
+            torn: None,
+            inner: Mutex::new(Inner { log, bytes: 0, events: Vec::new(), manifest }),
+        })
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -204,6 +225,11 @@ impl RunFolder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The torn last line that was cut off the log when the folder was opened.
+    pub fn torn(&self) -> Option<&Torn> {
+        self.torn.as_ref()
     }
 
     /// The run's name.
@@ -224,6 +250,16 @@ impl RunFolder {
         let mut inner = self.inner();
         change(&mut inner.manifest);
         inner.manifest.write(&self.path)
+    }
+
+    /// Writes down on what the trials from here on are done: as an event each time, and in the manifest what it does
+    /// not say yet. A resumed run replaces nothing that was said when it began.
+    ///
+    /// # Errors
+    /// The log or the manifest cannot be written.
+    pub fn environment(&self, environment: Environment) -> Result<(), StoreError> {
+        self.event(kind::ENVIRONMENT, &environment)?;
+        self.update_manifest(|manifest| manifest.keep(environment))
     }
 
     /// Appends an event.
@@ -289,6 +325,15 @@ impl RunFolder {
     /// Positions in the plan of the trials that ended, which a resumed run leaves out.
     pub fn completed_trials(&self) -> BTreeSet<u32> {
         event::ended_trials(&self.inner().events)
+    }
+
+    /// Whether there is a sample of a metric that may be used, of this or an earlier process.
+    ///
+    /// # Errors
+    /// An event of kind `samples` holds something else.
+    pub fn has_valid(&self, metric: &str) -> Result<bool, StoreError> {
+        let samples = samples_of(&self.inner().events)?;
+        Ok(samples.iter().any(|sample| sample.valid && sample.metric == metric))
     }
 
     /// A path under `raw/` for a tool's output, e.g. `block-3/bonnie-before.csv`. One that is taken
@@ -413,6 +458,8 @@ pub struct StoredRun {
     pub events: Vec<Event>,
     /// Every value; those of trials that were cut off are invalid.
     pub samples: Vec<Sample>,
+    /// The log's last line, when the run was cut off in the middle of it: it is left out.
+    pub torn: Option<Torn>,
 }
 
 impl StoredRun {
@@ -423,9 +470,9 @@ impl StoredRun {
     pub fn read(path: &Path) -> Result<Self, StoreError> {
         let manifest = Manifest::read(path)?;
         let scenario = manifest.scenario()?;
-        let events = read_log(&path.join(EVENTS))?.events;
+        let Log { events, torn, .. } = read_log(&path.join(EVENTS))?;
         let samples = samples_of(&events)?;
-        Ok(Self { path: path.to_owned(), manifest, scenario, events, samples })
+        Ok(Self { path: path.to_owned(), manifest, scenario, events, samples, torn })
     }
 
     /// The stream of which an event tells.

@@ -277,7 +277,7 @@ fn a_full_disk_leaves_whole_lines() {
         let error = (0..100).find_map(|_| run.event("note", &big).err()).expect("a full disk").to_string();
         assert!(error.contains("free some space, then go on with `bench resume RUN`"), "{error}");
         let log = read_log(&run.path().join(EVENTS)).unwrap();
-        assert!(!log.torn && log.events.len() > 10);
+        assert!(log.torn.is_none() && log.events.len() > 10);
         // And it goes on when there is space again.
         mount(None::<&str>, root.path(), None::<&str>, MsFlags::MS_REMOUNT, Some("size=4m")).unwrap();
         go_on(&run);
@@ -316,22 +316,143 @@ fn a_log_cut_at_any_byte_is_read_up_to_its_last_whole_line() {
         let log = read_log(&cut).unwrap();
         assert_eq!(log.events, events[..log.events.len()]);
         let lines = whole[..length].split(|byte| *byte == b'\n').count() - 1;
-        assert_eq!((log.events.len(), log.torn), (lines, log.whole_bytes < length as u64), "cut at {length}");
+        let rest = length as u64 - log.whole_bytes;
+        let torn = (rest > 0).then(|| Torn { path: cut.clone(), line: lines + 1, bytes: rest });
+        assert_eq!((log.events.len(), log.torn), (lines, torn), "cut at {length}");
     }
 }
 
 #[test]
-fn any_changed_byte_before_the_last_line_is_found() {
+fn any_changed_byte_of_a_whole_line_is_damage() {
     let root = tempfile::tempdir().unwrap();
     let run = new(root.path());
     go_on(&run);
     let mut bytes = fs::read(run.path().join(EVENTS)).unwrap();
-    let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap();
     let changed = root.path().join("changed.jsonl");
-    for at in 0..last {
+    let newline = bytes.len() - 1;
+    for at in 0..newline {
         bytes[at] ^= 1;
         fs::write(&changed, &bytes).unwrap();
         assert!(matches!(read_log(&changed), Err(StoreError::Damaged { .. })), "byte {at}");
         bytes[at] ^= 1;
     }
+    // Without its newline the last line is torn.
+    bytes[newline] ^= 1;
+    fs::write(&changed, &bytes).unwrap();
+    assert!(read_log(&changed).unwrap().torn.is_some());
+}
+
+/// A run that was cut off, and its log.
+fn cut_off(root: &Path) -> (PathBuf, PathBuf) {
+    let run = new(root);
+    go_on(&run);
+    (run.path().to_owned(), run.path().join(EVENTS))
+}
+
+#[test]
+fn a_whole_last_line_with_a_wrong_checksum_is_refused_and_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let (run, log) = cut_off(root.path());
+    let text = fs::read_to_string(&log)
+        .unwrap()
+        .replace("\"order\":3,\"outcome\":\"completed\"", "\"order\":2,\"outcome\":\"completed\"");
+    fs::write(&log, &text).unwrap();
+    // run_started and three lines a trial.
+    let place = format!("{}:13: its checksum is ", log.display());
+    for error in [StoredRun::read(&run).unwrap_err(), RunFolder::open(&run).unwrap_err()] {
+        let error = error.to_string();
+        assert!(error.starts_with(&place) && error.contains("restore it from a copy"), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&log).unwrap(), text);
+}
+
+#[test]
+fn a_torn_last_line_is_told_by_whoever_reads_it_and_cut_off_by_who_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let (run, log) = cut_off(root.path());
+    let whole = fs::read(&log).unwrap();
+    let (torn, bytes) = (
+        whole.len() - 5,
+        whole.len() - 5 - whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() - 1,
+    );
+    fs::write(&log, &whole[..torn]).unwrap();
+    let told =
+        format!("{}:13: the run was cut off in the middle of this line ({bytes} bytes)", log.display());
+    assert_eq!(StoredRun::read(&run).unwrap().torn.unwrap().to_string(), told);
+    let folder = RunFolder::open(&run).unwrap();
+    assert_eq!(folder.torn().unwrap().to_string(), told);
+    drop(folder);
+    let stored = StoredRun::read(&run).unwrap();
+    let last = stored.events.last().unwrap();
+    assert_eq!(
+        (last.kind.as_str(), last.payload["torn_bytes"].as_u64()),
+        (kind::RUN_RESUMED, Some(bytes as u64))
+    );
+    assert_eq!(stored.torn, None);
+    assert!(RunFolder::open(&run).unwrap().torn().is_none());
+}
+
+#[test]
+fn a_boot_adds_an_event_and_replaces_nothing_in_the_manifest() {
+    use serde_json::json;
+
+    use crate::workload::layers::peer::{Note, Notes};
+    let root = tempfile::tempdir().unwrap();
+    let run = new(root.path());
+    let environment = |name: &str| Environment {
+        accelerator: Some(name.into()),
+        dilation: Some(name.len() as f64),
+        hosts: json!({ "a": name }),
+        guests: json!({ "guest": name }),
+        tools: json!({ "kernel": name }),
+        images: json!({ "host": name }),
+        peers: Notes::from([("ffs".into(), Note { version: name.into(), ..Note::default() })]),
+    };
+    // What was found while trials ran.
+    run.environment(environment("tcg")).unwrap();
+    run.update_manifest(|manifest| {
+        manifest.peers.get_mut("ffs").unwrap().cannot.insert("swap_event".into(), "no event came".into());
+    })
+    .unwrap();
+    let path = run.path().to_owned();
+    drop(run);
+    let before = fs::read(path.join(MANIFEST)).unwrap();
+    let run = RunFolder::open(&path).unwrap();
+    run.environment(environment("other")).unwrap();
+    assert_eq!(fs::read(path.join(MANIFEST)).unwrap(), before);
+    let stored = StoredRun::read(&path).unwrap();
+    let boots: Vec<_> = stored.events.iter().filter(|event| event.kind == kind::ENVIRONMENT).collect();
+    let told: Vec<_> =
+        boots.iter().map(|boot| (&boot.payload["accelerator"], &boot.payload["peers"])).collect();
+    assert_eq!(told, [(&json!("tcg"), &json!({"ffs": "tcg"})), (&json!("other"), &json!({"ffs": "other"}))]);
+    // What a manifest does not say yet is filled in: the run was stopped before its first boot.
+    let run = new(root.path());
+    run.environment(environment("kvm")).unwrap();
+    assert_eq!(run.manifest().accelerator.as_deref(), Some("kvm"));
+}
+
+#[test]
+fn a_scenario_that_was_changed_in_the_manifest_is_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let run = new(root.path());
+    let path = run.path().join(MANIFEST);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("blocks = 2", "blocks = 3")).unwrap();
+    let error = StoredRun::read(run.path()).unwrap_err().to_string();
+    assert!(error.contains("its scenario has the SHA-256"), "{error}");
+}
+
+/// Also those whose scenarios an earlier version took and this one refuses.
+#[test]
+fn the_reference_runs_are_read() {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/reference");
+    let mut read = 0;
+    for entry in fs::read_dir(reference).unwrap() {
+        let run = entry.unwrap().path();
+        if run.join(MANIFEST).exists() {
+            StoredRun::read(&run).unwrap();
+            read += 1;
+        }
+    }
+    assert!(read >= 5, "{read}");
 }

@@ -57,6 +57,13 @@ pub struct Images {
     pub guest: Image,
 }
 
+impl Images {
+    /// What is known of them, for a run's manifest.
+    pub fn describe(&self) -> serde_json::Value {
+        serde_json::json!({ "host": self.host.manifest, "guest": self.guest.manifest })
+    }
+}
+
 /// Why a testbed did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum UpError {
