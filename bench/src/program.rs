@@ -127,8 +127,8 @@ mod tests {
 
     #[test]
     fn what_is_asked_to_end_ends_also_if_it_will_not() {
-        for script in ["exec sleep 600", "trap '' TERM; echo ready; while :; do sleep 1; done"] {
-            let mut child = sh(script).spawn().unwrap();
+        for script in ["exec sleep 600", "trap '' TERM; while :; do sleep 1; done"] {
+            let mut child = sh(script).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             assert!(ended_within(&mut child, SOON).unwrap().is_none());
             assert!(end(&mut child, SOON).unwrap(), "{script}");
             assert!(ended_within(&mut child, SOON).unwrap().is_some());

@@ -133,8 +133,7 @@ fn deadlines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         if let Some(time) = time
             && !(least..=most).contains(&time)
         {
-            let message =
-                format!("with {name} = \"{time}\" nothing is measured, or nothing is ever given up");
+            let message = format!("{name} = \"{time}\" gives up everything, or nothing");
             let help = format!(
                 "use \"{least}\" to \"{most}\", or remove it: by default it follows from the estimate"
             );
@@ -153,11 +152,10 @@ fn deadlines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         && scenario.experiment != Experiment::Layers
         && trial <= scenario.migration.timeout
     {
-        let message = format!(
-            "with trial_deadline = \"{trial}\" no migration comes to its own timeout of \"{}\"",
-            scenario.migration.timeout
-        );
-        let help = "use more than migration.timeout, or set that to less";
+        let timeout = scenario.migration.timeout;
+        let message =
+            format!("trial_deadline = \"{trial}\" is no longer than migration.timeout, \"{timeout}\"");
+        let help = "use more, or set migration.timeout to less";
         return at.fail(&["design", "trial_deadline"], None, &message, help);
     }
     Ok(())

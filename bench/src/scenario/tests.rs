@@ -308,9 +308,13 @@ fn deadlines_and_processors_are_checked() {
         (
             design("trial_deadline = \"0 s\""),
             "trial_deadline",
-            "with trial_deadline = \"0 s\" nothing is measured",
+            "trial_deadline = \"0 s\" gives up everything, or nothing",
         ),
-        (design("run_deadline = \"900 h\""), "run_deadline", "or nothing is ever given up"),
+        (
+            design("run_deadline = \"900 h\""),
+            "run_deadline",
+            "run_deadline = \"900 h\" gives up everything, or nothing",
+        ),
         (design("run_deadline = 5"), "run_deadline", "a time as a text with its unit"),
         (
             design("trial_deadline = \"2 h\"\nrun_deadline = \"1 h\""),
@@ -320,7 +324,7 @@ fn deadlines_and_processors_are_checked() {
         (
             design("trial_deadline = \"5 min\""),
             "trial_deadline",
-            "no migration comes to its own timeout of \"5 min\"",
+            "is no longer than migration.timeout, \"5 min\"",
         ),
         (format!("{MIGRATION}[testbed]\nhost_vcpus = 0"), "host_vcpus", "0 virtual processors a host"),
         (format!("{MIGRATION}[testbed]\nhost_vcpus = 17"), "host_vcpus", "17 virtual processors a host"),
