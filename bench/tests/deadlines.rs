@@ -104,7 +104,7 @@ fn a_run_that_passes_its_deadline_begins_no_other_trial_and_says_how_to_go_on() 
     let told = said(&first);
     assert!(told.contains("the run has passed its deadline of 1 s ([design] run_deadline) with "), "{told}");
     let resume =
-        format!("what was measured is kept: `bench resume {}` goes on with it", home.results().display());
+        format!("what was measured is kept: `bench resume {}` goes on from there", home.results().display());
     assert!(told.contains(&resume), "{told}");
     let done = home.ended().len();
     // On a busy machine the deadline may pass before the first trial; the second cannot begin, since one takes two seconds.

@@ -81,7 +81,7 @@ fn plant_noting_qemu(home: &Path) {
 #[test]
 fn in_user_namespaces_below_each_other_one_answer_holds() {
     let test = "in_user_namespaces_below_each_other_one_answer_holds";
-    let below: Vec<&str> = "unshare --user --map-user=1000 --".split(' ').collect();
+    let below: Vec<&str> = "unshare --user --map-user=1000 --map-group=1000 --".split(' ').collect();
     // Inside of one in which the user has a number, as outside of the bench's own, one in which the same user is root.
     let root = ["unshare", "--user", "--map-root-user", "--"];
     let chain = |words: &[&str]| {

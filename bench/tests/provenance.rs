@@ -70,6 +70,9 @@ fn a_run_has_the_revision_of_the_bench_and_digests_of_its_programs() {
     assert_eq!(manifest.programs["bench"], digest(program));
     let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.lock");
     assert_eq!(manifest.cargo_lock, Some(digest(lock)));
+    let tools = &manifest.tools;
+    assert!(tools["libvirt"].as_str().unwrap().starts_with("libvirt.so"), "{tools}");
+    assert_eq!(tools["ssh"].is_string(), bench::doctor::which("ssh").is_some(), "{tools}");
     for load in ["load_average", "load_average_after"] {
         assert_eq!(manifest.tools[load].as_str().unwrap().split(' ').count(), 5, "{}", manifest.tools);
     }

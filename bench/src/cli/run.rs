@@ -282,13 +282,22 @@ fn as_asked(stored: &StoredRun) -> anyhow::Result<Scenario> {
 }
 
 /// Refuses to go on with a run that was begun in another environment.
-fn same_environment(stored: &StoredRun, scenario: &Scenario, environment: Environment) -> anyhow::Result<()> {
-    let differences =
-        differences(&stored.manifest, &Manifest::here(scenario, origin(scenario)?, environment));
+fn same_environment(
+    stored: &StoredRun,
+    scenario: &Scenario,
+    environment: Environment,
+) -> Result<(), OtherEnvironment> {
+    // That a program is missing is told when it is needed.
+    let about = origin(scenario).unwrap_or_else(|_| About {
+        git_revision: provenance::revision(),
+        cargo_lock: Some(provenance::lock()),
+        ..About::default()
+    });
+    let differences = differences(&stored.manifest, &Manifest::here(scenario, about, environment));
     if differences.is_empty() {
         return Ok(());
     }
-    Err(OtherEnvironment { run: stored.path.clone(), differences }.into())
+    Err(OtherEnvironment { run: stored.path.clone(), differences })
 }
 
 /// Opens a run to go on with it, and says when its log had a torn line.

@@ -202,7 +202,7 @@ fn machines(scenario: &Scenario, at: &At<'_, '_>) -> Result<(), Fault> {
         }
         (TestbedKind::Inventory, _) if testbed.accelerator != AcceleratorChoice::Auto => {
             let help = "remove it, or set kind = \"nested\"";
-            let message = "given hosts run with what they run with, and the bench chooses no accelerator";
+            let message = "hosts of an inventory are not booted: they have their accelerator";
             return at.fail(&["testbed", "accelerator"], None, message, help);
         }
         (TestbedKind::Nested, Some(_)) => {

@@ -357,7 +357,7 @@ fn what_runs_the_hosts_can_be_chosen_where_the_bench_boots_them() {
     let told = error(&with("accelerator = \"xen\""));
     assert!(told.contains("auto") && told.contains("tcg"), "{told}");
     let told = error(&with("kind = \"inventory\"\ninventory = \"hosts.toml\"\naccelerator = \"kvm\""));
-    assert!(told.contains("chooses no accelerator"), "{told}");
+    assert!(told.contains("they have their accelerator"), "{told}");
     let told = error(&LAYERS.replace("\"local\"", "\"local\"\naccelerator = \"tcg\""));
     assert!(told.contains("a local testbed has no accelerator"), "{told}");
 }
