@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`scenario`] is what a person writes, [`plan`] the trials in the order drawn from its seed,
-//! [`drive`] does them on a [`testbed`], [`observe`] dates what is seen and [`store`] keeps it, [`derive`] makes values of it,
+//! [`drive`] does them on a [`testbed`], [`observe`] dates what is seen and [`store`] keeps it, [`mod@derive`] makes values of it,
 //! and everything after that is a pure function of the stored files.
 
 pub mod cli;

@@ -191,6 +191,11 @@ pub(super) fn width(text: &str, em: f64) -> i32 {
     font.layout_box(text).map_or(0, |((left, _), (right, _))| (right - left + 15) / 16)
 }
 
+/// A number of things as a factor of pixels.
+pub(super) fn pixels(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(0)
+}
+
 /// Breaks a text into lines no wider than `limit`, at spaces.
 pub(super) fn wrap(text: &str, em: f64, limit: i32) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -252,7 +257,7 @@ impl Layout {
         let caption =
             chart.caption.iter().flat_map(|line| wrap(line, SMALL, right - MARGIN)).collect::<Vec<_>>();
 
-        let lines = |count: usize| i32::try_from(count).unwrap_or(0) * LINE;
+        let lines = |count: usize| pixels(count) * LINE;
         let top = MARGIN + 44 + lines(legend.len()) + 36;
         let bottom = top + PLOT_HEIGHT;
         let label_lines = labels.iter().map(Vec::len).max().unwrap_or(0);
@@ -315,12 +320,7 @@ impl<B: DrawingBackend> Page<'_, B> {
         }
         // The axis over the feet of the bars.
         self.line((layout.left, layout.bottom), (layout.right, layout.bottom), INK, 2)?;
-        let first =
-            layout.height - MARGIN / 2 - LINE * i32::try_from(layout.caption.len()).map_err(failed)?;
-        for (line, text) in (1..).zip(&layout.caption) {
-            self.text(text, SMALL, SOFT, HPos::Left, (MARGIN, first + line * LINE - 10))?;
-        }
-        Ok(())
+        self.caption(&layout.caption, layout.height)
     }
 
     fn legend(&self, chart: &Chart, layout: &Layout) -> Result<(), FigureError> {
@@ -433,6 +433,15 @@ impl<B: DrawingBackend> Page<'_, B> {
     fn style(&self, em: f64, colour: Colour, across: HPos) -> TextStyle<'static> {
         let font = (FAMILY, self.format.size(self.em(em))).into_font();
         font.color(&rgb(colour)).pos(Pos::new(across, VPos::Bottom))
+    }
+
+    /// Sentences at the foot of a figure of some height, already in lines.
+    pub(super) fn caption(&self, lines: &[String], height: i32) -> Result<(), FigureError> {
+        let first = height - MARGIN / 2 - LINE * pixels(lines.len());
+        for (line, text) in (1..).zip(lines) {
+            self.text(text, SMALL, SOFT, HPos::Left, (MARGIN, first + line * LINE - 10))?;
+        }
+        Ok(())
     }
 
     /// A text whose baseline is at `y`.

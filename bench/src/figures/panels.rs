@@ -7,7 +7,8 @@ use plotters::{prelude::DrawingBackend, style::text_anchor::HPos};
 use super::{
     chart::Colour,
     draw::{
-        FigureError, GRID, INK, LINE, MARGIN, PAPER, Page, Picture, SMALL, SOFT, TITLE, WIDTH, width, wrap,
+        FigureError, GRID, INK, LINE, MARGIN, PAPER, Page, Picture, SMALL, SOFT, TITLE, WIDTH, pixels, width,
+        wrap,
     },
 };
 
@@ -128,10 +129,6 @@ pub(super) struct Laid<'a> {
     caption: Vec<String>,
 }
 
-fn pixels(count: usize) -> i32 {
-    i32::try_from(count).unwrap_or(0)
-}
-
 impl<'a> Laid<'a> {
     pub(super) fn new(panels: &'a Panels) -> Self {
         let names = panels.rows.iter().map(|(name, _)| width(name, SMALL)).max().unwrap_or(0);
@@ -233,11 +230,7 @@ impl Picture for Laid<'_> {
             }
             self.panel(page, panel, (self.left + column * self.step, top))?;
         }
-        let first = self.height() - MARGIN / 2 - LINE * pixels(self.caption.len());
-        for (line, text) in (1..).zip(&self.caption) {
-            page.text(text, SMALL, SOFT, HPos::Left, (MARGIN, first + line * LINE - 10))?;
-        }
-        Ok(())
+        page.caption(&self.caption, self.height())
     }
 }
 

@@ -6,7 +6,9 @@ use super::{
     Context,
     bars::{BLUE, GREEN, ORANGE, PURPLE, SAND, SKY},
     chart::{Colour, three_digits, tick_label, ticks},
-    draw::{FigureError, GRID, INK, LINE, MARGIN, Page, Picture, SMALL, SOFT, TITLE, WIDTH, width, wrap},
+    draw::{
+        FigureError, GRID, INK, LINE, MARGIN, Page, Picture, SMALL, SOFT, TITLE, WIDTH, pixels, width, wrap,
+    },
 };
 use crate::observe::clock::Reading;
 use crate::observe::trace::{Trace, What};
@@ -200,10 +202,6 @@ pub(super) struct Laid<'a> {
     caption: Vec<String>,
 }
 
-fn pixels(count: usize) -> i32 {
-    i32::try_from(count).unwrap_or(0)
-}
-
 impl<'a> Laid<'a> {
     pub(super) fn new(timeline: &'a Timeline) -> Self {
         let names = timeline.lanes.iter().map(|lane| width(&lane.label, SMALL)).max().unwrap_or(0);
@@ -273,11 +271,7 @@ impl Picture for Laid<'_> {
             self.lane(page, lane, HEAD + LANE * pixels(top))?;
         }
         page.line((self.left, bottom), (WIDTH - MARGIN, bottom), INK, 2)?;
-        let first = self.height() - MARGIN / 2 - LINE * pixels(self.caption.len());
-        for (line, text) in (1..).zip(&self.caption) {
-            page.text(text, SMALL, SOFT, HPos::Left, (MARGIN, first + line * LINE - 10))?;
-        }
-        Ok(())
+        page.caption(&self.caption, self.height())
     }
 }
 
