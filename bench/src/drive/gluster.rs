@@ -424,7 +424,7 @@ mod tests {
             include_str!("../../../scenarios/paper/gluster-kvm.toml"),
             include_str!("../../../scenarios/paper/gluster-xen.toml"),
         ] {
-            for (profile, words) in [(None, "-s 8:64k:100 -r 4 -f 1"), (Some("quick"), "-s 6:64k:30 -r 3 -f")]
+            for (profile, words) in [(None, "-s 8:64k:100 -r 4 -f1"), (Some("quick"), "-s 6:64k:30 -r 3 -f")]
             {
                 let scenario = Scenario::parse("t.toml", text, profile).unwrap();
                 let run = Run {

@@ -99,7 +99,8 @@ impl Throughput {
         let per_char = match per_char_mib {
             None => " -f".into(),
             Some(0) => return Err(RunError::Zero("size for per-character tests")),
-            Some(mib) => format!(" -f {mib}"),
+            // Its value is optional, so it has to be part of the same word.
+            Some(mib) => format!(" -f{mib}"),
         };
         Ok(format!(" -s {file_mib}:{chunk_kib}k:{seeks} -r {memory}{per_char}"))
     }
@@ -348,7 +349,10 @@ timeout -k 10 {seconds} {command}
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
+    use crate::{doctor, program};
 
     /// Through a remote server under emulation, dilation 5: direct I/O, `-f`, no file operations.
     const REMOTE: &str = "1.98,2.00a,m1,1,1795353489,8M,,100,5,,,576,0,313,0,,,385,0,8.7,1,,,,,,,,,,,,,,,,,,,224ms,394ms,,173ms,883ms,,,,,,";
@@ -379,7 +383,55 @@ mod tests {
         assert_eq!(files.command().unwrap(), format!("{common} -s 0 -n 1 -z 7"));
         let sizes = Throughput { per_char_mib: Some(1), ..run.throughput.unwrap() };
         let both = Run { throughput: Some(sizes), files: Some(2), ..run };
-        assert_eq!(both.command().unwrap(), format!("{common} -s 4:64k:30 -r 2 -f 1 -n 2 -z 7"));
+        assert_eq!(both.command().unwrap(), format!("{common} -s 4:64k:30 -r 2 -f1 -n 2 -z 7"));
+    }
+
+    /// All that a scenario can ask for, on this machine.
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn bonnie_itself_takes_the_commands_and_does_what_they_say() {
+        if !nix::unistd::Uid::effective().is_root() || doctor::which("bonnie++").is_none() {
+            eprintln!(
+                "SKIPPED workload::bonnie::bonnie_itself_takes_the_commands_and_does_what_they_say: needs root and bonnie++"
+            );
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().to_str().unwrap().to_owned();
+        let sizes = |per_char_mib| Throughput { file_mib: 2, chunk_kib: 64, seeks: 1, per_char_mib };
+        for (throughput, files) in [
+            (Some(sizes(None)), None),
+            (Some(sizes(Some(1))), None),
+            (None, Some(1)),
+            (Some(sizes(Some(2))), Some(1)),
+        ] {
+            let run = Run { directory: directory.clone(), throughput, files, ..example() };
+            let command = run.command().unwrap();
+            let mut shell = std::process::Command::new("sh");
+            let output =
+                program::output(shell.args(["-c", &command]).stdin(Stdio::null()), Duration::from_secs(120))
+                    .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{command}: {output:?}");
+            let found = Bonnie::parse(&said).unwrap_or_else(|error| panic!("{command}: {error}: {said}"));
+            let blocks = throughput.is_some();
+            let per_char = throughput.is_some_and(|sizes| sizes.per_char_mib.is_some());
+            assert_eq!(
+                (found.putc.is_some(), found.getc.is_some()),
+                (per_char, per_char),
+                "{command}: {said}"
+            );
+            assert_eq!(
+                found.block_write.is_some() && found.block_read.is_some(),
+                blocks,
+                "{command}: {said}"
+            );
+            assert_eq!(
+                found.seq_create.is_some() && found.ran_delete.is_some(),
+                files.is_some(),
+                "{command}: {said}"
+            );
+        }
     }
 
     #[test]
