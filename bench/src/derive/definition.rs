@@ -5,7 +5,6 @@
 //! name = "arrival_to_ping"
 //! title = "From the switch-over to the first answer"
 //! unit = "ms"
-//! better = "lower"
 //! from = { event = "lifecycle", where = { host = "b", change = "resumed" } }
 //! to = { stream = "pings", pick = "first", after = { event = "lifecycle", where = { host = "b", change = "resumed" } } }
 //! ```

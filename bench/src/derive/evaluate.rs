@@ -112,6 +112,8 @@ pub fn samples(run: &StoredRun, definitions: &[Definition]) -> Result<Vec<Sample
             // The machines are those of the trial's other samples.
             let Some(like) = run.samples.iter().find(|sample| sample.order == trial.order) else { continue };
             samples.push(Sample {
+                block: trial.block,
+                arm: trial.arm.name().to_owned(),
                 metric: definition.name.clone(),
                 phase: String::new(),
                 value: value.as_ref().ok().copied(),
@@ -173,6 +175,15 @@ fn evaluate(definition: &Definition, seen: &Seen) -> Result<f64, No> {
         Some(Kind::Gap(gap)) => {
             let (from, to) = (moment(&gap.from, seen)?, moment(&gap.to, seen)?);
             let rows = rows(gap.stream, seen);
+            // A stream that ends before has a silence without an end there, and the worse it is the shorter it would look.
+            let within = rows.first().is_some_and(|first| *first <= from)
+                && rows.last().is_some_and(|last| *last >= to);
+            if !within {
+                let name = gap.stream.name();
+                return Err(No::Missing(format!(
+                    "stream `{name}` does not have all of that time: it begins later or ends before"
+                )));
+            }
             rows.windows(2)
                 .filter(|pair| pair[0] <= to && pair[1] >= from)
                 .map(|pair| pair[1] - pair[0])
@@ -203,7 +214,7 @@ fn percentile(asked: &Percentile, seen: &Seen) -> Result<f64, No> {
         }
     };
     values.sort_unstable();
-    let share = asked.p / 100.0 * values.len() as f64;
+    let share = asked.p * values.len() as f64 / 100.0;
     let value = values.iter().zip(1_u32..).find(|(_, rank)| f64::from(*rank) >= share);
     value
         .map(|(value, _)| *value as f64)

@@ -86,7 +86,9 @@ impl Measures {
 
     /// The rows from `from` on whose metric is one of `metrics` must not be used. No metrics: all.
     pub fn invalidate(&mut self, from: usize, metrics: &[&str], reason: &str) {
-        let hit = |row: &&mut Row| metrics.is_empty() || metrics.contains(&row.metric);
+        // What is invalid already has its own reason.
+        let hit =
+            |row: &&mut Row| row.reason.is_empty() && (metrics.is_empty() || metrics.contains(&row.metric));
         for row in self.rows.iter_mut().skip(from).filter(hit) {
             reason.clone_into(&mut row.reason);
         }

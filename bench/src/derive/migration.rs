@@ -1,7 +1,7 @@
 //! The values of a live migration and of the recontextualization around it.
 //!
-//! All moments are the bench's. The guest *has switched* when libvirt of the destination says that it runs there: that is
-//! the end of a migration on every hypervisor, while the call may return before or after it (with Xen after).
+//! All moments are the bench's. The guest *has switched*, on every hypervisor, when libvirt of the destination says that it runs
+//! there; the call may return later. `migration_total` is the wall time of the call.
 
 use std::time::Duration;
 
@@ -233,7 +233,7 @@ fn missed(trace: &Trace, what: Wanted) -> String {
         What::Missed { wanted, reason } if *wanted == what => Some(reason.clone()),
         _ => None,
     });
-    told.map_or_else(|| "the trial ended before it was waited for".to_owned(), |(_, reason)| reason)
+    told.map_or_else(|| "the trial ended before it came".to_owned(), |(_, reason)| reason)
 }
 
 /// What a recontextualizer wrote down about one run. An acknowledgement that was asked for and that the domain had no

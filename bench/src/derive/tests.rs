@@ -105,6 +105,27 @@ fn a_stream_that_was_changed_is_refused_by_name() {
     std::fs::write(path.join("streams/trial-0/beats.csv.gz"), "").unwrap();
     let error = again(&StoredRun::read(&path).unwrap()).unwrap_err().to_string();
     assert!(error.contains("streams/trial-0/beats.csv.gz"), "{error}");
+    // The report has the values all the same.
+    drop(folder);
+    let made = crate::report::report(&[&path], None).unwrap();
+    assert!(made.otherwise.iter().any(|line| line.contains("streams/trial-0/beats.csv.gz")), "{made:?}");
+}
+
+#[test]
+fn an_attempt_that_did_not_end_has_no_values_to_miss() {
+    let root = tempfile::tempdir().unwrap();
+    let scenario = Scenario::parse("dir/derive-test.toml", TEXT, None).unwrap();
+    let plan = Plan::new(&scenario);
+    let folder = RunFolder::create(root.path(), &scenario, &plan, About::default()).unwrap();
+    trial(&folder, &scenario, &plan.trials[0], true);
+    // The second, and then the first again: both are cut off.
+    trial(&folder, &scenario, &plan.trials[1], false);
+    trial(&folder, &scenario, &plan.trials[0], false);
+    let run = StoredRun::read(folder.path()).unwrap();
+    assert_eq!(again(&run).unwrap(), []);
+    let traces = Trace::all(&run).unwrap();
+    assert_eq!(traces.keys().collect::<Vec<_>>(), [&0]);
+    assert!(!traces[&0].beats.is_empty(), "the attempt that ended is kept");
 }
 
 #[test]

@@ -151,25 +151,31 @@ impl Trace {
         self.observations.iter().find_map(|seen| Some((seen.at_ns, pick(&seen.what)?)))
     }
 
-    /// Reads what a stored run has of its trials, by their order: of each the last attempt.
+    /// Reads what a stored run has of its trials, by their order: of each the last attempt that came to its end.
     ///
     /// # Errors
     /// An event or a stream is damaged.
     pub fn all(run: &StoredRun) -> Result<BTreeMap<u32, Trace>, StoreError> {
         let mut traces: BTreeMap<u32, Trace> = BTreeMap::new();
+        let mut open: BTreeMap<u32, Trace> = BTreeMap::new();
         for event in &run.events {
             match event.kind.as_str() {
-                kind::TRIAL_STARTED => {
-                    let trial: Trial = event.read(&run.path)?;
-                    traces.remove(&trial.order);
+                // What began before and did not end was cut off.
+                kind::TRIAL_STARTED | kind::RUN_RESUMED => open.clear(),
+                kind::TRIAL_ENDED => {
+                    let order = event.payload.get("order").and_then(serde_json::Value::as_u64);
+                    let ended = order.and_then(|order| u32::try_from(order).ok());
+                    // A trial without observations has no trace.
+                    traces.extend(ended.and_then(|order| open.remove_entry(&order)));
+                    open.clear();
                 }
                 kind::OBSERVED => {
                     let Observed { order, observation } = event.read(&run.path)?;
-                    traces.entry(order).or_default().observations.push(observation);
+                    open.entry(order).or_default().observations.push(observation);
                 }
                 kind::STREAM => {
                     let StreamWritten { order, name, .. } = event.read(&run.path)?;
-                    let trace = traces.entry(order).or_default();
+                    let trace = open.entry(order).or_default();
                     match name.as_str() {
                         stream::BEATS => trace.beats = stream::read(&run.stream(event)?)?,
                         stream::PINGS => trace.pings = stream::read(&run.stream(event)?)?,

@@ -120,7 +120,7 @@ pub fn report_with(
     };
     // Before anything is written: what is derived again is the same, or its line is renewed below.
     let changed = changed(&stored)?;
-    let otherwise = otherwise(&stored)?;
+    let otherwise = otherwise(&stored);
 
     let labels = labels(&stored);
     let labelled: Vec<_> =
@@ -186,13 +186,17 @@ fn changed(runs: &[StoredRun]) -> Result<Vec<String>, StoreError> {
 }
 
 /// Values that this bench derives otherwise from what the runs have seen.
-fn otherwise(runs: &[StoredRun]) -> Result<Vec<String>, StoreError> {
+fn otherwise(runs: &[StoredRun]) -> Vec<String> {
     let mut all = Vec::new();
     for run in runs {
         let told = |difference| format!("{}: {difference}", run.manifest.run);
-        all.extend(derive::again(run)?.into_iter().map(told));
+        match derive::again(run) {
+            Ok(differences) => all.extend(differences.into_iter().map(told)),
+            // The values are there, and can be shown; that they do not follow is told.
+            Err(error) => all.push(format!("{}: {error}", run.manifest.run)),
+        }
     }
-    Ok(all)
+    all
 }
 
 /// What tells runs apart where hypervisor and accelerator do not.
@@ -243,7 +247,7 @@ fn pictures(runs: &[StoredRun], analysis: &Analysis, context: &Context) -> Resul
     }
     // Of a run by itself: several have too many.
     if let [run] = runs {
-        for (arm, drawing) in timelines(run, context)? {
+        for (arm, drawing) in timelines(run, context) {
             pictures.push(picture(format!("timeline-{arm}"), &drawing)?);
         }
     }
@@ -256,8 +260,9 @@ fn picture(id: String, drawing: &Drawing) -> Result<Picture, FigureError> {
 }
 
 /// The trial of each arm whose migration was the one in the middle, as far as the run kept what it has seen.
-fn timelines(run: &StoredRun, context: &Context) -> Result<Vec<(String, Drawing)>, ReportError> {
-    let traces = Trace::all(run)?;
+fn timelines(run: &StoredRun, context: &Context) -> Vec<(String, Drawing)> {
+    // What is damaged is told beside the values.
+    let traces = Trace::all(run).unwrap_or_default();
     let mut drawings = Vec::new();
     for arm in &run.scenario.design.arms {
         let mut totals: Vec<_> = run
@@ -274,7 +279,7 @@ fn timelines(run: &StoredRun, context: &Context) -> Result<Vec<(String, Drawing)
         let drawn = traces.get(&sample.order).and_then(|trace| timeline(trace, &trial, context));
         drawings.extend(drawn.map(|drawn| (arm.to_string(), Drawing::Timeline(drawn))));
     }
-    Ok(drawings)
+    drawings
 }
 
 fn render(view: &view::View) -> Result<String, minijinja::Error> {

@@ -77,6 +77,35 @@ fn each_kind_is_what_the_trace_has() {
 }
 
 #[test]
+fn a_guest_that_is_dead_at_the_end_has_no_gap() {
+    let gap = one_metric("gap = { stream = 'beats', from = 'migrate_called', to = 'migrate_returned' }");
+    let without = |dead: std::ops::Range<u64>| {
+        let mut trace = trace();
+        trace.beats.retain(|beat| !dead.contains(&beat.at_ns));
+        evaluate(&gap, &Seen::of(trace))
+    };
+    assert!((without(0..0).unwrap() - 450.0).abs() < 1e-6);
+    for dead in [8_000_000_000..u64::MAX, 0..1_100_000_000] {
+        assert!(
+            matches!(without(dead.clone()), Err(No::Missing(reason)) if reason.contains("all of that time")),
+            "{dead:?}"
+        );
+    }
+}
+
+#[test]
+fn a_percentile_is_the_rank_that_it_names() {
+    let mut trace = trace();
+    trace.pings = (0..1000).map(|n| crate::observe::stream::Pinged { at_ns: n, sequence: n + 1 }).collect();
+    let seen = Seen::of(trace);
+    for (p, rank) in [("7", 70.0), ("28", 280.0), ("55", 550.0), ("99.9", 999.0), ("100", 1000.0)] {
+        let metric =
+            one_metric(&format!("percentile = {{ stream = 'pings', column = 'sequence', p = {p} }}"));
+        assert!((evaluate(&metric, &seen).unwrap() - rank).abs() < 1e-9, "{p}");
+    }
+}
+
+#[test]
 fn what_is_not_there_or_not_alone_is_told() {
     let missing = |body| match value(body) {
         Err(No::Missing(reason)) => reason,

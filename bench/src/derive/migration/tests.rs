@@ -330,10 +330,7 @@ fn a_run_by_request_is_the_one_after_the_request() {
     let mut trace = trace();
     assert!(requested(&trace, false).is_empty(), "nobody asked");
     trace.observations.insert(9, at(9950, What::Requested { host: "b".into() }));
-    assert_eq!(
-        reason(requested(&trace, false), metric::RECONTEXT_TIME),
-        "the trial ended before it was waited for"
-    );
+    assert_eq!(reason(requested(&trace, false), metric::RECONTEXT_TIME), "the trial ended before it came");
     trace.observations.insert(10, at(10_000, record("done", false)));
     close(value(requested(&trace, false), metric::RECONTEXT_TIME), 0.5);
 }
