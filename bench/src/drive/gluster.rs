@@ -14,7 +14,6 @@ use serde_json::json;
 
 use super::lab::{DriveError, Lab, VISIBLE};
 use super::links;
-use super::recontextualizer::Recontextualizer;
 use super::setup::{CONTEXT_MOUNT, SERVER_FILE};
 use crate::derive::measure::Measures;
 use crate::exec::Exec as _;
@@ -248,11 +247,7 @@ impl GlusterLab {
         let from = Instant::now();
         recorder.note_at(from, What::Requested { host: Site::Local.host_name().to_owned() });
         lab.recontextualizer.trigger(Site::Local, &lab.testbed.guest.name).await?;
-        let record = lab.recontextualizer.record(Site::Local, from, VISIBLE).await?;
-        let done = Recontextualizer::demand(Site::Local, &record.value);
-        let host = Site::Local.host_name().to_owned();
-        recorder.note_at(record.at, What::Recontextualized { host, record: Box::new(record.value) });
-        done?;
+        lab.wait_for_record(Site::Local, from, recorder).await?;
         lab.visible(Site::Local, from, VISIBLE).await?;
         lab.read_clocks(recorder).await?;
         self.attached(Site::Local).await?;

@@ -243,14 +243,25 @@ impl Lab {
     }
 
     /// Waits for the record of a recontextualizer's run, and writes it down; or that it did not come.
-    pub async fn wait_for_record(&self, site: Site, from: Instant, recorder: &Recorder<'_>) {
+    ///
+    /// # Errors
+    /// It did not come, or says that the run failed.
+    pub async fn wait_for_record(
+        &self,
+        site: Site,
+        from: Instant,
+        recorder: &Recorder<'_>,
+    ) -> Result<(), RecontextError> {
         match self.recontextualizer.record(site, from, VISIBLE).await {
             Ok(record) => {
+                let done = Recontextualizer::demand(site, &record.value);
                 let host = site.host_name().to_owned();
                 recorder.note_at(record.at, What::Recontextualized { host, record: Box::new(record.value) });
+                done
             }
             Err(error) => {
                 recorder.note(What::Missed { wanted: Wanted::Record, reason: error.to_string() });
+                Err(error)
             }
         }
     }

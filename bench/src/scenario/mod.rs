@@ -14,6 +14,7 @@ mod layers;
 mod overlay;
 mod quantity;
 mod schema;
+mod testbed;
 
 use std::{fmt, path::Path};
 
@@ -24,6 +25,7 @@ pub use schema::schema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+pub use testbed::{AcceleratorChoice, Hypervisor, Testbed, TestbedKind};
 
 use crate::figures::FigureId;
 
@@ -90,104 +92,6 @@ pub enum Experiment {
     Gluster,
     /// The same layers shown by `ffs` and by other union file systems, on this machine's own kernel.
     Layers,
-}
-
-/// The machines.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Testbed {
-    /// Who provides the hosts: "nested" (QEMU machines that the bench boots), "inventory" (given ones)
-    /// or "local" (none: this machine's own kernel, for experiment "layers").
-    pub kind: TestbedKind,
-    /// The hosts' hypervisor: "kvm" or "xen".
-    pub hypervisor: Hypervisor,
-    /// What runs the hosts: "kvm" (hardware virtualization), "tcg" (emulation) or "auto" (hardware virtualization where hosts come up with
-    /// it); `--accelerator` goes before it.
-    pub accelerator: AcceleratorChoice,
-    /// Number of hosts, at least 2.
-    #[schemars(range(min = 2, max = 16))]
-    pub hosts: u32,
-    /// Virtual processors of each host that the bench boots; Xen's first domain has one of them. 1 by default.
-    #[schemars(range(min = 1, max = 16))]
-    pub host_vcpus: u32,
-    /// File that lists the hosts; only with kind = "inventory".
-    pub inventory: Option<String>,
-    /// Dilation of the shaped links (rates ÷ d, delays × d), at least 1; by default 1 with hardware
-    /// virtualization and `emulated_dilation` without.
-    #[schemars(range(min = 1.0, max = 100.0))]
-    pub dilation: Option<f64>,
-    /// Dilation without hardware virtualization, at least 1.
-    #[schemars(range(min = 1.0, max = 100.0))]
-    pub emulated_dilation: f64,
-    /// Dilation while Bonnie++'s file operations run without hardware virtualization, at least 1; by
-    /// default the same as for the rest.
-    #[schemars(range(min = 1.0, max = 100.0))]
-    pub file_dilation: Option<f64>,
-}
-
-impl Default for Testbed {
-    fn default() -> Self {
-        Self {
-            kind: TestbedKind::Nested,
-            hypervisor: Hypervisor::Kvm,
-            accelerator: AcceleratorChoice::Auto,
-            hosts: 2,
-            host_vcpus: 1,
-            inventory: None,
-            dilation: None,
-            emulated_dilation: 5.0,
-            file_dilation: None,
-        }
-    }
-}
-
-impl Testbed {
-    /// Dilation of the shaped links on a machine that is `emulated` (TCG) or not.
-    pub fn dilation_on(&self, emulated: bool) -> f64 {
-        self.dilation.unwrap_or(if emulated { self.emulated_dilation } else { 1.0 })
-    }
-
-    /// The same while Bonnie++'s file operations run.
-    pub fn file_dilation_on(&self, emulated: bool) -> f64 {
-        self.file_dilation.filter(|_| emulated).unwrap_or_else(|| self.dilation_on(emulated))
-    }
-}
-
-/// Who provides the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TestbedKind {
-    /// The bench boots its own hosts as QEMU machines.
-    Nested,
-    /// Hosts that exist, listed in a file.
-    Inventory,
-    /// No hosts: this machine's own kernel, in namespaces of the bench's own.
-    Local,
-}
-
-/// The hypervisor of the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Hypervisor {
-    /// QEMU with KVM.
-    Kvm,
-    /// Xen.
-    Xen,
-}
-
-/// What runs the hosts.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum AcceleratorChoice {
-    /// Hardware virtualization where hosts come up with it, else emulation.
-    #[default]
-    Auto,
-    /// Hardware virtualization, or nothing.
-    Kvm,
-    /// Emulation, whatever the machine can do.
-    Tcg,
 }
 
 /// The virtual machine that migrates.
