@@ -13,7 +13,7 @@ use rand::{RngExt as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::metric::{self, Better};
-use crate::sample::Sample;
+use crate::model::Sample;
 use crate::stats::{Interval, median};
 
 /// Resamples for an interval.

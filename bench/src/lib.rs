@@ -12,6 +12,7 @@
 //! and everything after that is a pure function of the stored files.
 
 pub mod cli;
+pub mod compile;
 pub mod deadline;
 pub mod derive;
 pub mod doctor;
@@ -20,17 +21,19 @@ pub mod exec;
 pub mod figures;
 pub mod gate;
 pub mod image;
+pub mod language;
 pub mod metric;
+pub mod model;
 pub mod observe;
 pub mod plan;
 mod program;
 pub mod progress;
 pub mod provenance;
 pub mod report;
-pub mod sample;
 pub mod scenario;
 pub mod shape;
 pub mod stats;
+pub mod step;
 pub mod store;
 #[cfg(test)]
 mod synthetic;

@@ -175,16 +175,7 @@ pub const BONNIE_FILES: [&str; 6] = [
     BONNIE_RAN_DELETE,
 ];
 
-/// Which way a metric gets better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Better {
-    /// Less is better, as for times.
-    Lower,
-    /// More is better, as for rates.
-    Higher,
-    /// Neither: it describes.
-    Neither,
-}
+pub use crate::model::Better;
 
 /// What is known of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     metric,
+    model::Sample,
     plan::{Plan, Trial},
-    sample::Sample,
     scenario::{Arm, Experiment, Scenario},
     store::{About, Outcome, RunFolder},
     workload::layers::peer::{self, Note},

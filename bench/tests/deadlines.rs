@@ -89,7 +89,7 @@ fn a_trial_that_passes_its_deadline_has_failed_and_the_next_one_begins() {
     let reason = "the trial did not end within 1 s, its deadline ([design] trial_deadline)";
     assert_eq!(home.ended(), vec![("failed".to_owned(), reason.to_owned()); 2]);
     let stored = StoredRun::read(&home.results()).unwrap();
-    let failed = |sample: &&bench::sample::Sample| sample.metric == bench::metric::TRIAL_FAILED;
+    let failed = |sample: &&bench::model::Sample| sample.metric == bench::metric::TRIAL_FAILED;
     assert_eq!(stored.samples.iter().filter(failed).filter(|s| !s.valid && s.reason == reason).count(), 2);
     assert!(stored.is_finished());
 }

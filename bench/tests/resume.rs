@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use bench::model::Sample;
 use bench::plan::{Plan, Trial};
-use bench::sample::Sample;
 use bench::scenario::Scenario;
 use bench::store::{About, Environment, Outcome, RunFolder, StoredRun, kind, verify};
 use serde_json::json;

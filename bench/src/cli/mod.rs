@@ -3,6 +3,7 @@
 //! Exit status: 0 done; 1 failed; 2 done, but samples are invalid or something is degraded; 64 wrong
 //! usage (`EX_USAGE` of `sysexits.h`).
 
+mod check;
 mod local;
 mod run;
 mod stop;

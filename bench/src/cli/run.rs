@@ -8,6 +8,7 @@ use ctx_io::{errln, outln, output};
 
 use super::stop::Stoppable;
 use super::{Ended, local, programs};
+use crate::compile;
 use crate::derive::definition;
 use crate::doctor::{self, Accelerator, Requirement, Subject};
 use crate::drive;
@@ -15,6 +16,7 @@ use crate::drive::lab::DriveError;
 use crate::drive::setup::{self, Programs};
 use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
+use crate::language::ScenarioError;
 use crate::plan::Plan;
 use crate::progress::human;
 use crate::provenance;
@@ -86,13 +88,35 @@ pub(super) struct GateArguments {
 
 /// Reads a scenario; a wrong one has told where and why.
 fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
-    Scenario::load(path, profile).map_err(|error| {
-        let reason = error.render();
-        if error.is_misuse() { output::Misuse(reason).into() } else { anyhow::Error::msg(reason) }
-    })
+    if is_of_steps(path) {
+        compile::load(path, profile).map_err(|error| told(&error))?;
+        anyhow::bail!("{}: {NOT_YET}", path.display());
+    }
+    Scenario::load(path, profile).map_err(|error| told(&error))
+}
+
+/// What is said of a scenario whose trial is a list of steps.
+const NOT_YET: &str = "this bench reads and checks scenarios with steps, and cannot run them yet: run one with an `experiment`, such as scenarios/smoke.toml";
+
+/// Whether a file is a scenario with steps; one that cannot be read is not known to be.
+fn is_of_steps(path: &Path) -> bool {
+    ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG).is_ok_and(|text| compile::has_steps(&text))
+}
+
+/// An error of a scenario with its line and caret.
+fn told(error: &ScenarioError) -> anyhow::Error {
+    let reason = error.render();
+    if error.is_misuse() { output::Misuse(reason).into() } else { anyhow::Error::msg(reason) }
 }
 
 pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
+    if is_of_steps(&arguments.scenario) {
+        let compiled =
+            compile::load(&arguments.scenario, arguments.profile.as_deref()).map_err(|error| told(&error))?;
+        output::text(&super::check::text(&compiled.plan));
+        outln!("{NOT_YET}");
+        return Ok(Ended::Done);
+    }
     let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
     setup::supported(&scenario)?;
     let known = movable(&scenario)?;
@@ -171,7 +195,8 @@ pub(super) fn gate(arguments: &GateArguments) -> anyhow::Result<Ended> {
 
 pub(super) fn report(arguments: &ReportArguments) -> anyhow::Result<Ended> {
     let runs: Vec<&Path> = arguments.runs.iter().map(PathBuf::as_path).collect();
-    let definitions = arguments.metrics.as_deref().map(definition::read).transpose()?.unwrap_or_default();
+    let definitions = arguments.metrics.as_deref().map(definition::read).transpose();
+    let definitions = definitions.map_err(|error| anyhow::Error::msg(error.render()))?.unwrap_or_default();
     let report = crate::report::report_with(&runs, arguments.out.as_deref(), &definitions)?;
     Ok(tell(&report))
 }

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use super::definition::{Definition, End, Kind, Percentile, Pick, Selector, StreamName, Wanted};
-use crate::observe::stream::Beaten;
+use crate::model::Metric;
+use crate::model::Sample;
+use crate::model::metric::{End, Kind, Percentile, Pick, Selector, Wanted};
+use crate::observe::stream::{self, Beaten};
 use crate::observe::trace::Trace;
-use crate::sample::Sample;
 use crate::store::{StoreError, StoredRun};
 
 /// Why defined metrics cannot be computed from a run.
@@ -66,7 +67,7 @@ enum No {
 ///
 /// # Errors
 /// A stored file is damaged, the run kept nothing, a metric is in no trial, or what it is of is not told apart.
-pub fn samples(run: &StoredRun, definitions: &[Definition]) -> Result<Vec<Sample>, EvaluateError> {
+pub fn samples(run: &StoredRun, definitions: &[Metric]) -> Result<Vec<Sample>, EvaluateError> {
     if definitions.is_empty() {
         return Ok(Vec::new());
     }
@@ -157,7 +158,7 @@ impl Hit<'_> {
     }
 }
 
-fn evaluate(definition: &Definition, seen: &Seen) -> Result<f64, No> {
+fn evaluate(definition: &Metric, seen: &Seen) -> Result<f64, No> {
     let value = match definition.kind() {
         Some(Kind::Span(from, to)) => {
             let (from, to) = (moment(from, seen)?, moment(to, seen)?);
@@ -174,12 +175,12 @@ fn evaluate(definition: &Definition, seen: &Seen) -> Result<f64, No> {
         }
         Some(Kind::Gap(gap)) => {
             let (from, to) = (moment(&gap.from, seen)?, moment(&gap.to, seen)?);
-            let rows = rows(gap.stream, seen);
+            let rows = rows(&gap.stream, seen);
             // A stream that ends before has a silence without an end there, and the worse it is the shorter it would look.
             let within = rows.first().is_some_and(|first| *first <= from)
                 && rows.last().is_some_and(|last| *last >= to);
             if !within {
-                let name = gap.stream.name();
+                let name = &gap.stream;
                 return Err(No::Missing(format!(
                     "stream `{name}` does not have all of that time: it begins later or ends before"
                 )));
@@ -189,10 +190,13 @@ fn evaluate(definition: &Definition, seen: &Seen) -> Result<f64, No> {
                 .map(|pair| pair[1] - pair[0])
                 .max()
                 .map(|gap| gap as f64)
-                .ok_or_else(|| No::Missing(format!("stream `{}` has no two rows there", gap.stream.name())))?
+                .ok_or_else(|| No::Missing(format!("stream `{}` has no two rows there", gap.stream)))?
         }
         Some(Kind::Percentile(percentile)) => self::percentile(percentile, seen)?,
         Some(Kind::Count(selector)) => all(selector, seen)?.len() as f64,
+        Some(Kind::Value(_) | Kind::Parts(_)) => {
+            return Err(No::Missing("a stored run of this bench has no such value".into()));
+        }
         // The check has refused it.
         None => return Err(No::Missing("it is no metric".into())),
     };
@@ -204,21 +208,19 @@ fn percentile(asked: &Percentile, seen: &Seen) -> Result<f64, No> {
     let from = asked.from.as_ref().map_or(Ok(0), |end| moment(end, seen))?;
     let to = asked.to.as_ref().map_or(Ok(u64::MAX), |end| moment(end, seen))?;
     let within = |at: u64| (from..=to).contains(&at);
-    let mut values: Vec<u64> = match asked.stream {
-        StreamName::Beats => {
+    let mut values: Vec<u64> = match asked.stream.as_str() {
+        stream::BEATS => {
             let rows = seen.trace.beats.iter().filter(|row| within(row.at_ns));
             rows.filter_map(|row| number(row, &asked.column)).collect()
         }
-        StreamName::Pings => {
-            seen.trace.pings.iter().filter(|row| within(row.at_ns)).map(|row| row.sequence).collect()
-        }
+        _ => seen.trace.pings.iter().filter(|row| within(row.at_ns)).map(|row| row.sequence).collect(),
     };
     values.sort_unstable();
     let share = asked.p * values.len() as f64 / 100.0;
     let value = values.iter().zip(1_u32..).find(|(_, rank)| f64::from(*rank) >= share);
     value
         .map(|(value, _)| *value as f64)
-        .ok_or_else(|| No::Missing(format!("stream `{}` has no row there", asked.stream.name())))
+        .ok_or_else(|| No::Missing(format!("stream `{}` has no row there", asked.stream)))
 }
 
 fn moment(end: &End, seen: &Seen) -> Result<u64, No> {
@@ -248,18 +250,18 @@ fn one<'a>(selector: &Selector, seen: &'a Seen) -> Result<Hit<'a>, No> {
 /// All that a selector takes, in the order of time.
 fn all<'a>(selector: &Selector, seen: &'a Seen) -> Result<Vec<Hit<'a>>, No> {
     let after = selector.after.as_ref().map_or(Ok(0), |end| moment(end, seen))?;
-    Ok(match (selector.event, selector.stream) {
+    Ok(match (&selector.event, selector.stream.as_deref()) {
         (Some(event), _) => seen
             .trace
             .observations
             .iter()
             .zip(&seen.events)
             .filter(|(observed, _)| observed.at_ns >= after)
-            .filter(|(_, value)| value.get("what").and_then(Value::as_str) == Some(event.name()))
+            .filter(|(_, value)| is_of(value, event))
             .filter(|(_, value)| selector.has.iter().all(|(key, wanted)| wanted.is(look(value, key))))
             .map(|(observed, value)| Hit::Event(observed.at_ns, value))
             .collect(),
-        (None, Some(StreamName::Pings)) => seen
+        (None, Some(stream::PINGS)) => seen
             .trace
             .pings
             .iter()
@@ -278,11 +280,18 @@ fn all<'a>(selector: &Selector, seen: &'a Seen) -> Result<Vec<Hit<'a>>, No> {
     })
 }
 
-fn rows(stream: StreamName, seen: &Seen) -> Vec<u64> {
+fn rows(stream: &str, seen: &Seen) -> Vec<u64> {
     match stream {
-        StreamName::Beats => seen.trace.beats.iter().map(|row| row.at_ns).collect(),
-        StreamName::Pings => seen.trace.pings.iter().map(|row| row.at_ns).collect(),
+        stream::BEATS => seen.trace.beats.iter().map(|row| row.at_ns).collect(),
+        _ => seen.trace.pings.iter().map(|row| row.at_ns).collect(),
     }
+}
+
+/// Whether an event is the named one: `EVENT`, or `STEP.EVENT`.
+fn is_of(event: &Value, name: &str) -> bool {
+    let key = |key| event.get(key).and_then(Value::as_str);
+    let (step, what) = Selector::split(name);
+    key("what") == Some(what) && step.is_none_or(|step| key("step") == Some(step))
 }
 
 /// A key of an event, or a pointer into it.
@@ -337,9 +346,9 @@ impl Wanted {
 
 /// What a selector takes, for people.
 fn told(selector: &Selector) -> String {
-    let kind = match (selector.event, selector.stream) {
-        (Some(event), _) => format!("event `{}`", event.name()),
-        (None, Some(stream)) => format!("row of stream `{}`", stream.name()),
+    let kind = match (&selector.event, &selector.stream) {
+        (Some(event), _) => format!("event `{event}`"),
+        (None, Some(stream)) => format!("row of stream `{stream}`"),
         (None, None) => "event".to_owned(),
     };
     let wanted = selector.has.iter().map(|(key, wanted)| match wanted {

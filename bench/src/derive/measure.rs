@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::Sample;
 use crate::plan::Trial;
-use crate::sample::Sample;
 
 /// Values of one trial, each with the metric that it belongs to.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -10,9 +10,9 @@ pub mod migration;
 
 use measure::{Conditions, Measures};
 
+use crate::model::Sample;
 use crate::observe::trace::Trace;
 use crate::plan::Trial;
-use crate::sample::Sample;
 use crate::scenario::{Arm, Experiment, Scenario};
 use crate::store::{StoreError, StoredRun};
 use crate::testbed::site::Site;

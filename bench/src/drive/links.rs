@@ -93,8 +93,8 @@ mod tests {
     /// The round trips of one link with their reasons.
     fn round_trips(run: &std::path::Path) -> Vec<(f64, String)> {
         let stored = StoredRun::read(run).unwrap();
-        let of_link = |s: &&crate::sample::Sample| s.metric == metric::LINK_RTT && s.phase == "remote";
-        let value = |s: &crate::sample::Sample| (s.value.unwrap(), s.reason.clone());
+        let of_link = |s: &&crate::model::Sample| s.metric == metric::LINK_RTT && s.phase == "remote";
+        let value = |s: &crate::model::Sample| (s.value.unwrap(), s.reason.clone());
         stored.samples.iter().filter(of_link).map(value).collect()
     }
 

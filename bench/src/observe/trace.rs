@@ -26,6 +26,20 @@ pub struct Observation {
     pub what: What,
 }
 
+/// The names of [`What`] in the log.
+pub const EVENTS: [&str; 10] = [
+    "unsteady",
+    "migrate_called",
+    "migrate_returned",
+    "lifecycle",
+    "iteration",
+    "job_completed",
+    "requested",
+    "recontextualized",
+    "clock",
+    "missed",
+];
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]

@@ -12,7 +12,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use crate::doctor;
-use crate::scenario::hex;
+use crate::model::hex;
 use crate::store::{self, StoreError};
 
 /// SHA-256 digests by the name of the program.

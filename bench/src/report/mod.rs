@@ -19,11 +19,11 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, syntax::SyntaxConfig
 use crate::{
     derive::{
         self,
-        definition::Definition,
         evaluate::{self, EvaluateError},
     },
     figures::{self, Context, Drawing, FigureError, FigureId, timeline::timeline},
     metric,
+    model::Metric,
     observe::trace::Trace,
     scenario::Experiment,
     stats::{Analysis, analyse},
@@ -98,7 +98,7 @@ pub fn report(runs: &[&Path], folder: Option<&Path>) -> Result<Report, ReportErr
 pub fn report_with(
     runs: &[&Path],
     folder: Option<&Path>,
-    definitions: &[Definition],
+    definitions: &[Metric],
 ) -> Result<Report, ReportError> {
     let mut stored = runs.iter().map(|path| StoredRun::read(path)).collect::<Result<Vec<_>, _>>()?;
     for run in &mut stored {

@@ -24,7 +24,7 @@ pub(super) fn links(runs: &[StoredRun]) -> Vec<Link> {
     for run in runs {
         let mut names: Vec<&str> = Vec::new();
         let of_link =
-            |s: &&crate::sample::Sample| [metric::LINK_RTT, metric::LINK_RATE].contains(&s.metric.as_str());
+            |s: &&crate::model::Sample| [metric::LINK_RTT, metric::LINK_RATE].contains(&s.metric.as_str());
         for sample in run.samples.iter().filter(of_link) {
             if !names.contains(&sample.phase.as_str()) {
                 names.push(&sample.phase);

@@ -13,9 +13,9 @@ use super::{
     sides,
 };
 use crate::{
-    derive::definition::Definition,
     figures::chart::three_digits,
     metric,
+    model::Metric,
     scenario::{Scenario, TestbedKind},
     stats::{Analysis, Interval, Warning, analysis},
     store::{Manifest, StoredRun},
@@ -123,7 +123,7 @@ impl View {
         changed: &[String],
         otherwise: &[String],
         pictures: &[Picture],
-        definitions: &[Definition],
+        definitions: &[Metric],
     ) -> Self {
         let label = |name: &str| {
             let own = definitions.iter().find(|definition| definition.name == name);

@@ -8,26 +8,28 @@
 //! Nothing here touches a machine: whether a testbed can do what is asked is the testbed's to say.
 
 mod check;
-mod error;
 mod exact;
 mod layers;
 mod overlay;
-mod quantity;
 mod schema;
 mod testbed;
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
-pub use error::ScenarioError;
 pub use layers::Layers;
-pub use quantity::{Percent, QuantityError, Rate, Size, Time};
 pub use schema::schema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-pub use testbed::{AcceleratorChoice, Hypervisor, Testbed, TestbedKind};
+pub use testbed::Testbed;
 
 use crate::figures::FigureId;
+pub use crate::language::ScenarioError;
+pub use crate::model::{
+    AcceleratorChoice, Class, Distribution, GuestType, Hypervisor, Percent, QuantityError, Rate, Size,
+    Strategy, TestbedKind, Time,
+};
+use crate::model::{hex, names};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -125,18 +127,6 @@ impl Guest {
     }
 }
 
-/// How a hypervisor runs a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum GuestType {
-    /// Fully virtualized, with emulated devices.
-    Hvm,
-    /// Xen: hardware virtualization with paravirtual devices alone.
-    Pvh,
-    /// Xen: paravirtual altogether.
-    Pv,
-}
-
 /// Arms, repetitions and their order.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -220,28 +210,6 @@ impl Default for Recontext {
     }
 }
 
-/// How the context device is changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// Detach the device and attach a new one, as the paper does.
-    Replace,
-    /// Eject the medium and insert a new one.
-    Swap,
-    /// Build the image on the destination while memory is still being copied.
-    Prestage,
-}
-
-/// A class of context data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// Of the service that the guest is part of; goes with it everywhere.
-    Service,
-    /// Of the place where the guest runs; replaced when it has migrated.
-    Infrastructure,
-}
-
 /// How the guest migrates.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -308,21 +276,6 @@ impl Link {
     }
 }
 
-/// Distribution of a delay's variation, by netem's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Distribution {
-    /// Normal.
-    #[default]
-    Normal,
-    /// Uniform.
-    Uniform,
-    /// Pareto.
-    Pareto,
-    /// A mixture of Pareto and normal.
-    Paretonormal,
-}
-
 /// The Bonnie++ runs of a trial.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -357,27 +310,7 @@ impl Default for Bonnie {
     }
 }
 
-macro_rules! names {
-    ($type:ident { $($variant:ident => $name:literal),* $(,)? }) => {
-        impl $type {
-            /// The name in scenario files and samples.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),* }
-            }
-        }
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.name())
-            }
-        }
-    };
-}
-
 names!(Experiment { Migration => "migration", Gluster => "gluster", Layers => "layers" });
-names!(TestbedKind { Nested => "nested", Inventory => "inventory", Local => "local" });
-names!(Hypervisor { Kvm => "kvm", Xen => "xen" });
-names!(AcceleratorChoice { Auto => "auto", Kvm => "kvm", Tcg => "tcg" });
-names!(GuestType { Hvm => "hvm", Pvh => "pvh", Pv => "pv" });
 names!(Arm {
     Plain => "plain",
     Recontext => "recontext",
@@ -389,14 +322,6 @@ names!(Arm {
     UnionfsFuse => "unionfs-fuse",
     Ffs => "ffs",
     FfsPassthrough => "ffs-passthrough",
-});
-names!(Strategy { Replace => "replace", Swap => "swap", Prestage => "prestage" });
-names!(Class { Service => "service", Infrastructure => "infrastructure" });
-names!(Distribution {
-    Normal => "normal",
-    Uniform => "uniform",
-    Pareto => "pareto",
-    Paretonormal => "paretonormal",
 });
 
 impl Arm {
@@ -508,16 +433,6 @@ impl Scenario {
     pub fn name(&self) -> &str {
         &self.source.name
     }
-}
-
-/// Bytes in lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::{AcceleratorChoice, Hypervisor, TestbedKind};
+
 /// The machines.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -62,41 +64,4 @@ impl Testbed {
     pub fn file_dilation_on(&self, emulated: bool) -> f64 {
         self.file_dilation.filter(|_| emulated).unwrap_or_else(|| self.dilation_on(emulated))
     }
-}
-
-/// Who provides the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TestbedKind {
-    /// The bench boots its own hosts as QEMU machines.
-    Nested,
-    /// Hosts that exist, listed in a file.
-    Inventory,
-    /// No hosts: this machine's own kernel, in namespaces of the bench's own.
-    Local,
-}
-
-/// The hypervisor of the hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Hypervisor {
-    /// QEMU with KVM.
-    Kvm,
-    /// Xen.
-    Xen,
-}
-
-/// What runs the hosts.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, JsonSchema, clap::ValueEnum,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum AcceleratorChoice {
-    /// Hardware virtualization where hosts come up with it, else emulation.
-    #[default]
-    Auto,
-    /// Hardware virtualization, or nothing.
-    Kvm,
-    /// Emulation, whatever the machine can do.
-    Tcg,
 }

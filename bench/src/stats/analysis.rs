@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{Overhead, Paired, Summary, multiple};
-use crate::{metric, sample::Sample, scenario::Arm};
+use crate::{metric, model::Sample, scenario::Arm};
 
 /// What samples must share to be put together: nothing is compared across machines of different
 /// kinds or links of different speed.

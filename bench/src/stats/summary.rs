@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Interval, Warning, bootstrap, mean, median_of_sorted, order, quantile_of_sorted, sd};
-use crate::sample::Sample;
+use crate::model::Sample;
 
 /// What the samples of one metric, phase and arm are like.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -15,7 +15,7 @@ use super::{
     error::{Doing as _, StoreError},
     file::write_whole,
 };
-use crate::scenario::hex;
+use crate::model::hex;
 
 /// A file that is not as the checksums say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

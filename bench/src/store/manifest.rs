@@ -13,9 +13,10 @@ use super::{
     file::write_whole,
 };
 use crate::{
+    model::hex,
     plan::Plan,
     provenance::Digests,
-    scenario::{AcceleratorChoice, Scenario, hex},
+    scenario::{AcceleratorChoice, Scenario},
     workload::layers::peer::Notes,
 };
 

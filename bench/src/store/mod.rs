@@ -73,9 +73,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    model::Sample,
+    model::hex,
     plan::{Plan, Trial},
-    sample::Sample,
-    scenario::{Scenario, hex},
+    scenario::Scenario,
 };
 
 pub(crate) const MANIFEST: &str = "manifest.json";

@@ -8,7 +8,7 @@ use super::{
     event::{Event, kind},
     file::write_whole,
 };
-use crate::sample::Sample;
+use crate::model::Sample;
 
 /// The reason that samples of a trial get which did not end.
 pub(crate) const CUT_OFF: &str = "the run was cut off during this trial";

@@ -8,5 +8,6 @@
 #![allow(clippy::doc_markdown)]
 
 pub mod bonnie;
+pub mod definitions;
 pub mod gluster;
 pub mod layers;

@@ -1,10 +1,10 @@
 //! Values of traces that are written down here, event by event.
 
 use super::*;
+use crate::model::Sample;
 use crate::observe::stream::{Beaten, Pinged};
 use crate::observe::trace::Observation;
 use crate::plan::Trial;
-use crate::sample::Sample;
 use crate::scenario::Arm;
 
 const MS: u64 = 1_000_000;

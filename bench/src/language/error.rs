@@ -25,7 +25,7 @@ pub struct ScenarioError {
 }
 
 impl ScenarioError {
-    pub(super) fn at(file: &str, text: &str, span: Range<usize>, message: String, help: String) -> Self {
+    pub(crate) fn at(file: &str, text: &str, span: Range<usize>, message: String, help: String) -> Self {
         let span = span.start.min(text.len())..span.end.min(text.len());
         let before = text.get(..span.start).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
@@ -44,7 +44,7 @@ impl ScenarioError {
     }
 
     /// The same, where the fault is in what was asked of the file, and not in the file.
-    pub(super) fn of_the_question(self) -> Self {
+    pub(crate) fn of_the_question(self) -> Self {
         Self { misuse: true, ..self }
     }
 
@@ -53,20 +53,18 @@ impl ScenarioError {
         self.misuse
     }
 
-    pub(super) fn unreadable(file: String, source: &std::io::Error) -> Self {
+    /// An error of a file whose text is not there.
+    pub(crate) fn without_text(place: String, message: String, help: &str) -> Self {
+        Self { place, message, text: None, span: None, help: help.to_owned(), misuse: false }
+    }
+
+    pub(crate) fn unreadable(file: String, source: &std::io::Error) -> Self {
         let help = match source.kind() {
             std::io::ErrorKind::NotFound => "give the path of a scenario file, e.g. scenarios/smoke.toml",
             std::io::ErrorKind::InvalidData => "a scenario is a TOML file in UTF-8",
             _ => "make it readable for you",
         };
-        Self {
-            message: format!("the scenario cannot be read: {source}"),
-            place: file,
-            text: None,
-            span: None,
-            help: help.to_owned(),
-            misuse: false,
-        }
+        Self::without_text(file, format!("the scenario cannot be read: {source}"), help)
     }
 
     /// `file:line:column`, from 1.
