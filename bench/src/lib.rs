@@ -10,6 +10,9 @@
 //! [`scenario`] is what a person writes, [`plan`] the trials in the order drawn from its seed,
 //! [`drive`] does them on a [`testbed`], [`observe`] dates what is seen and [`store`] keeps it, [`mod@derive`] makes values of it,
 //! and everything after that is a pure function of the stored files.
+//!
+//! Scenarios whose trial is a list of steps are read by [`language`], compiled by [`compile`] to a [`model`] with the verbs of
+//! [`step`], and checked; they cannot be run yet (`bench/docs/scenarios-as-data.md`).
 
 pub mod cli;
 pub mod compile;

@@ -54,3 +54,30 @@ fn wrong_usage_is_status_64_and_help_is_0() {
     Command::cargo_bin("bench").unwrap().arg("--help").assert().code(0);
     Command::cargo_bin("bench").unwrap().args(["run", "nothere.toml"]).assert().code(1);
 }
+
+/// A scenario with steps is read and told step by step; it is not run, and nothing is begun for it.
+#[test]
+fn a_scenario_with_steps_is_checked_and_not_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let home = tempfile::tempdir().unwrap();
+    let bench = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bench"));
+        command.args(words).current_dir(home.path()).env("BENCH_CACHE", home.path().join("cache"));
+        command.stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    let smoke = root.join("docs/steps/smoke.toml");
+    let smoke = smoke.to_str().unwrap();
+    let output = bench(&["check", smoke, "--profile", "xen"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for line in
+        ["host b: xen, site b", "move               migrate vm to b  [within 5 min]", "cannot run them yet"]
+    {
+        assert!(said.contains(line), "{line} is not in: {said}");
+    }
+    assert_eq!(bench(&["check", smoke, "--profile", "none"]).status.code(), Some(64));
+    let output = bench(&["run", smoke]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot run them yet"), "{output:?}");
+    assert!(!home.path().join("results").exists());
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::machines::every;
 use super::place;
-use crate::language::text::Fault;
+use crate::language::text::{Fault, Texts};
 use crate::language::tree::Table;
 use crate::model::metric::{Kind, Selector, WorkloadValue, own};
 use crate::model::{Arm, Metric, Plan, ValueOf, figure};
@@ -63,7 +63,7 @@ fn of_value(workload: &str, value: &ValueOf) -> Metric {
 }
 
 /// Refuses definitions that name what no trial can give.
-pub(super) fn check(plan: &Plan, tables: &Table) -> Result<(), Fault> {
+pub(super) fn check(plan: &Plan, tables: &Table, texts: &Texts) -> Result<(), Fault> {
     for metric in &plan.metrics {
         let at = |key: Option<&str>| place(tables, "metric", &metric.name, key);
         metric.check().map_err(|(message, help)| {
@@ -73,6 +73,10 @@ pub(super) fn check(plan: &Plan, tables: &Table) -> Result<(), Fault> {
             let message = format!("the bench has a metric `{}` of its own", metric.name);
             return Err(Fault::new(at(Some("name")), message, "rename yours"));
         }
+        // A library may define more than a scenario has.
+        if !texts.is_first(at(None).start) {
+            continue;
+        }
         for arm in &metric.only {
             arms(plan, arm)
                 .map_err(|help| Fault::new(at(Some("only")), format!("there is no arm `{arm}`"), help))?;
@@ -80,24 +84,12 @@ pub(super) fn check(plan: &Plan, tables: &Table) -> Result<(), Fault> {
         if let Err(missing) = given_by_any(metric, plan) {
             let message = format!("metric `{}`: no step of any arm can give {missing}", metric.name);
             let help = "events are STEP.EVENT; `bench check` prints the steps, and bench/docs/metrics.md has the events";
-            // A library may define more than a scenario has.
-            if at(None) != (0..0) && is_of_the_scenario(tables, &metric.name) {
-                return Err(Fault::new(at(None), message, help));
-            }
+            return Err(Fault::new(at(None), message, help));
         }
     }
     comparisons(plan, tables)?;
     figures(plan, tables)?;
     claims(plan, tables)
-}
-
-/// Whether a metric stands in the scenario's own file, the first of the texts, or a figure or claim needs it.
-fn is_of_the_scenario(tables: &Table, name: &str) -> bool {
-    let own = tables.get("step").map_or(0..0, |steps| steps.span.clone());
-    let at = place(tables, "metric", name, None);
-    // Steps are in the scenario's own file; libraries lie behind it.
-    let end = tables.items("step").last().map_or(own.end, |(span, _)| span.end);
-    at.start <= end
 }
 
 /// The arms of a name, by the factor `arm`; else those that there are.

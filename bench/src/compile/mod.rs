@@ -145,7 +145,7 @@ fn plan(name: &str, table: Table, builtin: &workloads::Definitions, texts: &Text
     };
     machines::check(&mut plan, &tables)?;
     definitions::complete(&mut plan);
-    definitions::check(&plan, &tables)?;
+    definitions::check(&plan, &tables, texts)?;
     plan.trials = order::trials(&plan, &tables)?;
     Ok(plan)
 }

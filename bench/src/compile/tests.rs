@@ -117,6 +117,24 @@ fn every_example_is_compiled_with_each_profile() {
     assert_eq!(payloads, [size("16 KiB"), None, size("16 MiB")], "1 MiB is what the host has anyway");
 }
 
+/// The blocks of the tutorial, one behind the other, are a scenario.
+#[test]
+fn the_tutorial_is_a_scenario() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/steps");
+    let document = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    let blocks: Vec<&str> =
+        document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 5, "{}", blocks.len());
+    let fetch = |path: &Path| std::fs::read_to_string(path);
+    let compiled = parse(folder.join("my-test.toml"), &blocks.join("\n"), None, &fetch);
+    let plan = compiled.unwrap_or_else(|error| panic!("{}", error.render())).plan;
+    assert_eq!((plan.arms.len(), plan.trials.len()), (2, 14));
+    // Its tables name every verb, and every workload of the bench.
+    for name in crate::step::VERBS.iter().chain(&crate::workload::definitions::names()) {
+        assert!(document.contains(&format!("`{name}")), "{name}");
+    }
+}
+
 #[test]
 fn arms_have_their_own_parameters_steps_and_workloads() {
     let plan = plan_of(MOVE);

@@ -58,6 +58,11 @@ impl Texts {
         &self.files
     }
 
+    /// Whether a place is in the first file, the scenario's own.
+    pub(crate) fn is_first(&self, place: usize) -> bool {
+        self.files.first().is_some_and(|file| place <= file.content.len())
+    }
+
     fn at(&self, place: usize) -> Option<&Text> {
         self.files.iter().rfind(|file| file.start <= place)
     }
