@@ -70,17 +70,13 @@ fn check(metric: &Metric) -> Result<(), (String, String)> {
         return Err(("the bench has a metric of this name".into(), "rename yours".into()));
     }
     let of_scenarios = metric.value.is_some()
-        || metric.parts.is_some()
         || metric.over.is_some()
-        || metric.clock.is_some()
-        || metric.steady
-        || !metric.only.is_empty()
-        || metric.gap.as_ref().is_some_and(|gap| gap.interval.is_some() || gap.guest.is_some())
+        || metric.gap.as_ref().is_some_and(|gap| gap.guest.is_some())
         || metric.percentile.as_ref().is_some_and(|percentile| percentile.guest.is_some())
         || metric.selectors().iter().any(|selector| selector.guest.is_some());
     if of_scenarios {
-        let keys = "`value`, `parts`, `over`, `clock`, `steady`, `only`, `interval` and `guest`";
-        return Err((format!("{keys} are for metrics of scenarios with steps"), "remove them".into()));
+        let message = "`value`, `over` and `guest` are for metrics of scenarios with steps";
+        return Err((message.into(), "remove them".into()));
     }
     for selector in metric.selectors() {
         let Some(event) = &selector.event else { continue };

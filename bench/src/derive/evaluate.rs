@@ -2,11 +2,13 @@
 
 use serde_json::Value;
 
+use super::migration::{UNSTEADY, judge};
 use crate::model::Metric;
 use crate::model::Sample;
-use crate::model::metric::{End, Kind, Percentile, Pick, Selector, Wanted};
+use crate::model::metric::{End, Kind, Parts, Percentile, Pick, Selector, Wanted};
 use crate::observe::stream::{self, Beaten};
 use crate::observe::trace::Trace;
+use crate::plan::Trial;
 use crate::store::{StoreError, StoredRun};
 
 /// Why defined metrics cannot be computed from a run.
@@ -37,6 +39,16 @@ pub enum EvaluateError {
         /// Why it has none.
         reason: String,
     },
+    /// No arm that has it.
+    #[error("metric `{metric}`: run {run} has none of the arms {only}")]
+    NoArm {
+        /// The metric.
+        metric: String,
+        /// The run.
+        run: String,
+        /// The arms that it is of.
+        only: String,
+    },
     /// A selector takes several.
     #[error(
         "metric `{metric}`, block {block}, {arm}: {what}; say which with `pick`, or tell them apart with `where` or `after`"
@@ -62,6 +74,15 @@ enum No {
     Several(String),
 }
 
+/// One value of a metric in a trial.
+#[derive(Debug, Clone, PartialEq)]
+struct Given {
+    /// The part that it is of; empty for the whole trial.
+    phase: String,
+    /// The value; none for a pause no longer than that between two rows anyway.
+    value: Option<f64>,
+}
+
 /// The samples of defined metrics in all trials of a run. A metric applies to the arms that give it in one trial at least:
 /// in those, a trial without it is an invalid sample; in the others there is none.
 ///
@@ -80,10 +101,9 @@ pub fn samples(run: &StoredRun, definitions: &[Metric]) -> Result<Vec<Sample>, E
     for definition in definitions {
         let mut found = Vec::new();
         for (order, seen) in &traces {
-            let Some(trial) = run.manifest.plan.trials.iter().find(|trial| trial.order == *order) else {
-                continue;
-            };
-            let value = match evaluate(definition, seen) {
+            let trial = run.manifest.plan.trials.iter().find(|trial| trial.order == *order);
+            let Some(trial) = trial.filter(|trial| has(definition, trial)) else { continue };
+            let values = match evaluate(definition, seen) {
                 Err(No::Several(what)) => {
                     return Err(EvaluateError::Ambiguous {
                         metric: definition.name.clone(),
@@ -92,40 +112,72 @@ pub fn samples(run: &StoredRun, definitions: &[Metric]) -> Result<Vec<Sample>, E
                         what,
                     });
                 }
-                Ok(value) => Ok(value),
+                Ok(values) => Ok(values),
                 Err(No::Missing(reason)) => Err(reason),
             };
-            found.push((trial, value));
+            found.push((trial, values, doubt(definition, &seen.trace)));
         }
-        let given = |arm| found.iter().any(|(trial, value)| trial.arm == arm && value.is_ok());
-        if let Some((trial, Err(reason))) = found.first()
-            && !found.iter().any(|(trial, _)| given(trial.arm))
-        {
-            return Err(EvaluateError::Nowhere {
-                metric: definition.name.clone(),
-                run: run.manifest.run.clone(),
-                block: trial.block,
-                arm: trial.arm.to_string(),
-                reason: reason.clone(),
-            });
+        let given = |arm| found.iter().any(|(trial, values, _)| trial.arm == arm && values.is_ok());
+        if !found.iter().any(|(trial, ..)| given(trial.arm)) {
+            return Err(nowhere(run, definition, found.first().map(|(trial, values, _)| (*trial, values))));
         }
-        for (trial, value) in found.iter().filter(|(trial, _)| given(trial.arm)) {
+        for (trial, values, doubt) in found.iter().filter(|(trial, ..)| given(trial.arm)) {
             // The machines are those of the trial's other samples.
             let Some(like) = run.samples.iter().find(|sample| sample.order == trial.order) else { continue };
-            samples.push(Sample {
+            let sample = Sample {
                 block: trial.block,
                 arm: trial.arm.name().to_owned(),
                 metric: definition.name.clone(),
                 phase: String::new(),
-                value: value.as_ref().ok().copied(),
+                value: None,
                 unit: definition.unit.clone(),
-                valid: value.is_ok(),
-                reason: value.as_ref().err().cloned().unwrap_or_default(),
+                valid: doubt.is_none(),
+                reason: doubt.clone().unwrap_or_default(),
                 ..like.clone()
-            });
+            };
+            match values {
+                Err(reason) => samples.push(Sample { valid: false, reason: reason.clone(), ..sample }),
+                Ok(values) => samples.extend(values.iter().map(|given| Sample {
+                    phase: given.phase.clone(),
+                    value: given.value,
+                    ..sample.clone()
+                })),
+            }
         }
     }
     Ok(samples)
+}
+
+/// Whether the arm of a trial has a metric, as far as that says.
+fn has(definition: &Metric, trial: &Trial) -> bool {
+    definition.only.is_empty() || definition.only.iter().any(|arm| arm == trial.arm.name())
+}
+
+/// Why no trial has a metric: that of the first one that could.
+fn nowhere(
+    run: &StoredRun,
+    definition: &Metric,
+    first: Option<(&Trial, &Result<Vec<Given>, String>)>,
+) -> EvaluateError {
+    let (metric, run) = (definition.name.clone(), run.manifest.run.clone());
+    match first {
+        Some((trial, values)) => EvaluateError::Nowhere {
+            metric,
+            run,
+            block: trial.block,
+            arm: trial.arm.to_string(),
+            reason: values.as_ref().err().cloned().unwrap_or_default(),
+        },
+        None => EvaluateError::NoArm { metric, run, only: definition.only.join(", ") },
+    }
+}
+
+/// Why the values of a trial may not be used, whatever they are.
+fn doubt(definition: &Metric, trace: &Trace) -> Option<String> {
+    if definition.steady && trace.is_unsteady() {
+        return Some(UNSTEADY.to_owned());
+    }
+    definition.clock.as_deref().and_then(|host| judge(trace, host).err())
 }
 
 /// A trace with its events as JSON, for keys and pointers.
@@ -158,8 +210,44 @@ impl Hit<'_> {
     }
 }
 
-fn evaluate(definition: &Metric, seen: &Seen) -> Result<f64, No> {
-    let value = match definition.kind() {
+/// What a metric is in a trial.
+fn evaluate(definition: &Metric, seen: &Seen) -> Result<Vec<Given>, No> {
+    let factor = definition.factor();
+    if let Some(Kind::Parts(parts)) = definition.kind() {
+        return self::parts(parts, factor, seen);
+    }
+    let interval = definition.gap.as_ref().and_then(|gap| gap.interval);
+    let mut value = Some(number_of(definition, seen)?);
+    if let Some(interval) = interval {
+        value = value.map(|value| value - interval.nanos() as f64).filter(|more| *more > 0.0);
+    }
+    Ok(vec![Given { phase: String::new(), value: value.map(|value| value * factor) }])
+}
+
+/// The parts of a record, by their names.
+fn parts(parts: &Parts, factor: f64, seen: &Seen) -> Result<Vec<Given>, No> {
+    let missing = |what: String| No::Missing(format!("there is {what} in {}", told(&parts.of)));
+    let Hit::Event(_, event) = one(&parts.of, seen)? else {
+        return Err(No::Missing("a row of a stream has no parts".into()));
+    };
+    let list = event.pointer(&parts.list).and_then(Value::as_array);
+    let list = list.ok_or_else(|| missing(format!("no list at {}", parts.list)))?;
+    let part = |part: &Value| {
+        let number = |pointer: &str| {
+            part.pointer(pointer)
+                .and_then(Value::as_f64)
+                .ok_or_else(|| missing(format!("a part without {pointer}")))
+        };
+        let name = part.pointer(&parts.name).and_then(Value::as_str);
+        let phase = name.ok_or_else(|| missing(format!("a part without {}", parts.name)))?.to_owned();
+        Ok(Given { phase, value: Some((number(&parts.to)? - number(&parts.from)?) * factor) })
+    };
+    list.iter().map(part).collect()
+}
+
+/// The number that a metric of one value is, before its unit.
+fn number_of(definition: &Metric, seen: &Seen) -> Result<f64, No> {
+    Ok(match definition.kind() {
         Some(Kind::Span(from, to)) => {
             let (from, to) = (moment(from, seen)?, moment(to, seen)?);
             // Nanoseconds since boot are exact in 53 bits for a hundred days; the difference is, in any case.
@@ -194,13 +282,9 @@ fn evaluate(definition: &Metric, seen: &Seen) -> Result<f64, No> {
         }
         Some(Kind::Percentile(percentile)) => self::percentile(percentile, seen)?,
         Some(Kind::Count(selector)) => all(selector, seen)?.len() as f64,
-        Some(Kind::Value(_) | Kind::Parts(_)) => {
-            return Err(No::Missing("a stored run of this bench has no such value".into()));
-        }
-        // The check has refused it.
-        None => return Err(No::Missing("it is no metric".into())),
-    };
-    Ok(value * definition.factor())
+        // Files of metrics have no values of workloads, and the check has refused what is no metric.
+        Some(Kind::Value(_) | Kind::Parts(_)) | None => return Err(No::Missing("it is no number".into())),
+    })
 }
 
 /// By the nearest rank: a value that was seen.

@@ -51,6 +51,10 @@ impl<'a> Move<'a> {
     }
 }
 
+/// Why a blackout is not measured by signs of life.
+pub(super) const UNSTEADY: &str =
+    "the guest's heartbeat was not steady when the trial began: the runner is busy";
+
 const NO_SWITCH: &str = "libvirt of the destination did not tell when the guest ran there";
 
 /// All values of the migration in a trace; none when none was begun.
@@ -88,7 +92,7 @@ fn account(measures: &mut Measures, trace: &Trace, moved: &Move<'_>) {
 }
 
 /// The clock of a host from its first reading to its last.
-fn judge(trace: &Trace, host: &str) -> Result<(), String> {
+pub(super) fn judge(trace: &Trace, host: &str) -> Result<(), String> {
     let readings: Vec<Reading> = trace
         .observations
         .iter()
@@ -106,7 +110,7 @@ fn judge(trace: &Trace, host: &str) -> Result<(), String> {
 /// The blackout as it is seen from outside, by a program in the guest and by its kernel.
 fn blackouts(measures: &mut Measures, trace: &Trace, moved: &Move<'_>) {
     let Some(arrived) = moved.switched.or(moved.returned) else { return };
-    let unsteady = trace.observations.iter().any(|seen| seen.what == What::Unsteady);
+    let unsteady = trace.is_unsteady();
     let beats: Vec<u64> = trace.beats.iter().map(|beat| beat.at_ns).collect();
     let pings: Vec<u64> = trace.pings.iter().map(|ping| ping.at_ns).collect();
     let end = trace.observations.last().map_or(arrived, |seen| seen.at_ns);
@@ -116,8 +120,7 @@ fn blackouts(measures: &mut Measures, trace: &Trace, moved: &Move<'_>) {
         let silence = silence(&signs, moved.called, arrived, end, name);
         match silence {
             _ if unsteady => {
-                let reason = "the guest's heartbeat was not steady when the trial began: the runner is busy";
-                measures.invalid(metric, "", "ms", reason);
+                measures.invalid(metric, "", "ms", UNSTEADY);
             }
             Ok(silence) => match silence.checked_sub(INTERVAL).filter(|more| !more.is_zero()) {
                 Some(more) => measures.add(metric, "", more.as_secs_f64() * 1000.0, "ms"),

@@ -165,6 +165,11 @@ impl Trace {
         self.observations.iter().find_map(|seen| Some((seen.at_ns, pick(&seen.what)?)))
     }
 
+    /// Whether the guest's heartbeat was not steady when the trial began.
+    pub fn is_unsteady(&self) -> bool {
+        self.observations.iter().any(|seen| seen.what == What::Unsteady)
+    }
+
     /// Reads what a stored run has of its trials, by their order: of each the last attempt that came to its end.
     ///
     /// # Errors

@@ -15,8 +15,18 @@ fn one_metric(body: &str) -> Metric {
     parse(Path::new("m.toml"), &text).unwrap_or_else(|error| panic!("{error}")).remove(0)
 }
 
-fn value(body: &str) -> Result<f64, No> {
+fn values(body: &str) -> Result<Vec<Given>, No> {
     evaluate(&one_metric(body), &Seen::of(trace()))
+}
+
+fn value(body: &str) -> Result<f64, No> {
+    values(body).map(single)
+}
+
+/// The one value of a metric that has no parts.
+fn single(values: Vec<Given>) -> f64 {
+    assert!(values.len() == 1 && values[0].phase.is_empty(), "{values:?}");
+    values[0].value.unwrap()
 }
 
 fn refused(body: &str) -> String {
@@ -77,6 +87,51 @@ fn each_kind_is_what_the_trace_has() {
     }
 }
 
+/// The phases of the recontextualizer's run, and what they add up to.
+#[test]
+fn parts_of_a_record_are_told_by_their_names() {
+    let parts = "parts = { of = { event = 'recontextualized' }, list = '/record/phases', name = '/name', from = '/start_ns', to = '/end_ns' }";
+    let found = values(parts).unwrap();
+    let names: Vec<&str> = found.iter().map(|given| given.phase.as_str()).collect();
+    assert_eq!(names, ["attach", "acknowledge"]);
+    assert!(found.iter().all(|given| given.value.is_some_and(|value| value > 0.0)), "{found:?}");
+    let wrong = parts.replace("/start_ns", "/begin_ns");
+    assert!(
+        matches!(values(&wrong), Err(No::Missing(reason)) if reason.contains("a part without /begin_ns"))
+    );
+    let wrong = parts.replace("/record/phases", "/record/parts");
+    assert!(
+        matches!(values(&wrong), Err(No::Missing(reason)) if reason.contains("no list at /record/parts"))
+    );
+}
+
+/// A pause that is no longer than that between two rows anyway is none, and not 0.
+#[test]
+fn the_usual_pause_is_no_silence() {
+    let gap = |interval: &str| {
+        let body = format!(
+            "gap = {{ stream = 'beats', interval = '{interval}', from = 'migrate_called', to = 'migrate_returned' }}"
+        );
+        values(&body).unwrap()[0].value
+    };
+    assert!(gap("50 ms").is_some_and(|value| (value - 400.0).abs() < 1e-6));
+    assert_eq!(gap("450 ms"), None);
+}
+
+#[test]
+fn a_clock_that_ran_wrong_and_an_unsteady_start_are_doubts() {
+    let metric = one_metric(
+        "clock = 'a'\nsteady = true\nfield = { of = { event = 'job_completed' }, pointer = '/stats/downtime_ms' }",
+    );
+    let mut seen = trace();
+    assert_eq!(doubt(&metric, &seen), None);
+    let unread = one_metric("clock = 'c'\ncount = { event = 'clock' }");
+    assert!(doubt(&unread, &seen).is_some_and(|reason| reason.contains("host c was not read")));
+    let first = seen.observations[0].clone();
+    seen.observations.insert(0, crate::observe::trace::Observation { what: What::Unsteady, ..first });
+    assert_eq!(doubt(&metric, &seen).as_deref(), Some(UNSTEADY));
+}
+
 #[test]
 fn a_guest_that_is_dead_at_the_end_has_no_gap() {
     let gap = one_metric("gap = { stream = 'beats', from = 'migrate_called', to = 'migrate_returned' }");
@@ -85,7 +140,7 @@ fn a_guest_that_is_dead_at_the_end_has_no_gap() {
         trace.beats.retain(|beat| !dead.contains(&beat.at_ns));
         evaluate(&gap, &Seen::of(trace))
     };
-    assert!((without(0..0).unwrap() - 450.0).abs() < 1e-6);
+    assert!((single(without(0..0).unwrap()) - 450.0).abs() < 1e-6);
     for dead in [8_000_000_000..u64::MAX, 0..1_100_000_000] {
         assert!(
             matches!(without(dead.clone()), Err(No::Missing(reason)) if reason.contains("all of that time")),
@@ -102,7 +157,7 @@ fn a_percentile_is_the_rank_that_it_names() {
     for (p, rank) in [("7", 70.0), ("28", 280.0), ("55", 550.0), ("99.9", 999.0), ("100", 1000.0)] {
         let metric =
             one_metric(&format!("percentile = {{ stream = 'pings', column = 'sequence', p = {p} }}"));
-        assert!((evaluate(&metric, &seen).unwrap() - rank).abs() < 1e-9, "{p}");
+        assert!((single(evaluate(&metric, &seen).unwrap()) - rank).abs() < 1e-9, "{p}");
     }
 }
 
