@@ -313,7 +313,27 @@ fn testbed(plan: &Plan, tables: &Table) -> Result<(), Fault> {
             }
             if let Ok(Some(verb)) = Verb::of(step) {
                 verb_values(&verb, plan, &step.name, tables)?;
+                one_kind(&verb, plan, &arm.guests, &step.name, tables)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// A guest that runs goes to no host with another hypervisor.
+fn one_kind(verb: &Verb, plan: &Plan, guests: &[Guest], step: &str, tables: &Table) -> Result<(), Fault> {
+    let Verb::Migrate(migrate) = verb else { return Ok(()) };
+    let kind = |name: &str| plan.hosts.iter().find(|host| host.name == name).map(|host| host.hypervisor);
+    let targets: Vec<&str> = migrate.to.iter().collect();
+    for (index, name) in migrate.migrate.iter().enumerate() {
+        let Some(guest) = guests.iter().find(|guest| guest.name == name) else { continue };
+        let Some(to) = targets.get(index).or_else(|| targets.first()) else { continue };
+        if let (Some(from), Some(there)) = (kind(&guest.at), kind(to))
+            && from != there
+        {
+            let message = format!("step `{step}`: guest `{name}` runs on {from}, and host `{to}` is {there}");
+            let help = "live migrations are between hosts of one hypervisor";
+            return Err(Fault::new(place_of_step(tables, step), message, help));
         }
     }
     Ok(())

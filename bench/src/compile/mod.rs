@@ -119,12 +119,13 @@ fn plan(name: &str, table: Table, builtin: &workloads::Definitions, texts: &Text
         return Err(Fault::new(0..0, "the title is empty", "say in one line what is measured"));
     }
     let points = points::points(&tables)?;
-    let mut arms = Vec::with_capacity(points.len());
-    for point in &points {
-        arms.push(points::arm(point, &tables, builtin, texts)?);
-    }
+    order::few(points.len(), &head.design, &tables)?;
     // What the arms share is that of the file itself.
     let parameters = parameters(&tables)?;
+    let mut arms = Vec::with_capacity(points.len());
+    for point in &points {
+        arms.push(points::arm(point, &tables, &parameters, builtin, texts)?);
+    }
     let hosts: Vec<Host> = machines::hosts(&list(&tables, "host", &parameters)?)?;
     let servers: Vec<Server> = machines::servers(&list(&tables, "server", &parameters)?)?;
     let links: Vec<Link> = machines::links(&list(&tables, "link", &parameters)?)?;
@@ -191,7 +192,7 @@ fn list(tables: &Table, key: &str, parameters: &Parameters) -> Result<Vec<Node>,
 }
 
 /// Reads all items of a list.
-fn read_all<T: serde::de::DeserializeOwned + JsonSchema>(items: &[Node]) -> Result<Vec<T>, Fault> {
+fn read_all<T: serde::de::DeserializeOwned + JsonSchema + 'static>(items: &[Node]) -> Result<Vec<T>, Fault> {
     items.iter().map(read).collect()
 }
 

@@ -4,6 +4,8 @@
 //! all arms alike and cancels in the differences within a block. The order within each block is drawn from the scenario's seed, so that none
 //! of the arms always comes first; the same scenario always gives the same trials.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -11,20 +13,28 @@ use rand_chacha::ChaCha8Rng;
 use super::points::MOST;
 use crate::language::text::Fault;
 use crate::language::tree::Table;
-use crate::model::{Plan, Time, Trial};
+use crate::model::{Design, Plan, Time, Trial};
+
+/// Where a key of `[design]` stands.
+fn at(tables: &Table, key: &str) -> Range<usize> {
+    let table = tables.get("design").and_then(|design| design.table());
+    table.and_then(|table| table.get(key)).map_or(0..0, |node| node.span.clone())
+}
+
+/// Refuses a design with too many trials. Asked before arms are compiled, which takes its time for thousands.
+pub(super) fn few(arms: usize, design: &Design, tables: &Table) -> Result<(), Fault> {
+    let count = arms.saturating_mul(design.blocks as usize + design.warmup as usize);
+    if count <= MOST {
+        return Ok(());
+    }
+    let message = format!("{count} trials ({arms} arms in each block) are more than {MOST}");
+    Err(Fault::new(at(tables, "blocks"), message, "use fewer blocks, or fewer points of the matrix"))
+}
 
 /// Draws the trials of a plan from its seed.
 pub(super) fn trials(plan: &Plan, tables: &Table) -> Result<Vec<Trial>, Fault> {
     let design = &plan.design;
-    let at = |key: &str| {
-        let table = tables.get("design").and_then(|design| design.table());
-        table.and_then(|table| table.get(key)).map_or(0..0, |node| node.span.clone())
-    };
-    let count = plan.arms.len() * (design.blocks as usize + design.warmup as usize);
-    if count > MOST {
-        let message = format!("{count} trials ({} arms in each block) are more than {MOST}", plan.arms.len());
-        return Err(Fault::new(at("blocks"), message, "use fewer blocks, or fewer points of the matrix"));
-    }
+    let at = |key: &str| at(tables, key);
     let (least, most) = (Time::from_secs(1), Time::from_secs(30 * 24 * 3600));
     for (key, time) in [("trial_deadline", design.trial_deadline), ("run_deadline", design.run_deadline)] {
         if let Some(time) = time.filter(|time| !(least..=most).contains(time)) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{list, machines, parameters, read_all, steps, workloads};
+use crate::language::parameter::Parameters;
 use crate::language::read::read;
 use crate::language::text::{Fault, Texts};
 use crate::language::tree::{NAMED, Node, Table, Value};
@@ -13,6 +14,9 @@ use crate::model::{Arm, Factor, Guest, Need, Rate, Size, Time};
 pub(super) const MOST: usize = 10_000;
 /// Keys of an arm that set nothing.
 const OWN: [&str; 4] = ["name", "title", "needs", "cannot"];
+
+/// Lists that a plan has once, for all arms.
+const SHARED: [&str; 6] = ["server", "link", "metric", "compare", "figure", "claim"];
 
 /// One point: its name, its factors, and what it sets.
 #[derive(Debug, Clone)]
@@ -63,6 +67,14 @@ pub(super) fn points(tables: &Table) -> Result<Vec<Point>, Fault> {
         if points.len().saturating_mul(values.len()) > MOST {
             let message = format!("the matrix has more than {MOST} points");
             return Err(Fault::new(entry.at.clone(), message, "use fewer values"));
+        }
+        for (index, value) in values.iter().enumerate() {
+            if let Some(text) = value.scalar()
+                && values[..index].iter().any(|before| before.scalar().as_ref() == Some(&text))
+            {
+                let message = format!("`{}` has the value {text} twice", entry.key);
+                return Err(Fault::new(value.span.clone(), message, "name each value once"));
+            }
         }
         let path = path(&entry.key);
         let mut more = Vec::with_capacity(points.len() * values.len());
@@ -209,15 +221,37 @@ fn set(tables: &mut Table, list: &str, path: &[String], at: &Range<usize>, node:
     Ok(())
 }
 
-/// Compiles a point.
+/// Refuses a parameter that a point sets and that changes what all points share: the plan has that once, with the file's own value.
+fn shared(point: &Point, tables: &Table, own: &Parameters, common: &Parameters) -> Result<(), Fault> {
+    if point.set.iter().all(|(path, ..)| path.len() > 1) {
+        return Ok(());
+    }
+    for key in SHARED {
+        for (mine, theirs) in list(tables, key, own)?.iter().zip(&list(tables, key, common)?) {
+            if !mine.same(theirs) {
+                let name = mine.table().and_then(Table::name).unwrap_or_default();
+                let message = format!("{key} `{name}` would be another one in arm `{}`", point.name);
+                let help = format!(
+                    "all arms share each {key}: use no parameter in it that an arm sets, or write two of them"
+                );
+                return Err(Fault::new(mine.span.clone(), message, help));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Compiles a point; `common` are the parameters without what points set.
 pub(super) fn arm(
     point: &Point,
     tables: &Table,
+    common: &Parameters,
     builtin: &workloads::Definitions,
     texts: &Texts,
 ) -> Result<Compiled, Fault> {
     let tables = apply(point, tables)?;
     let parameters = parameters(&tables)?;
+    shared(point, &tables, &parameters, common)?;
     let hosts = machines::hosts(&list(&tables, "host", &parameters)?)?;
     let guests: Vec<Guest> = machines::guests(&list(&tables, "guest", &parameters)?, &hosts)?;
     let steps = steps::program(&tables, point, &parameters, texts)?;

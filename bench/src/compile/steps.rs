@@ -1,9 +1,10 @@
 //! Programs: which steps a trial of an arm has, with their verbs and arguments read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::rc::Rc;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::points::Point;
@@ -322,27 +323,32 @@ fn arguments_of(node: &Node) -> Result<(Verb, &'static str), Fault> {
         };
         return Err(Fault::new(node.span.clone(), message, format!("verbs are {known}, {TOGETHER}")));
     };
-    let mut generator = schemars::SchemaGenerator::default();
-    let schema =
-        step::schemas(&mut generator).into_iter().find(|(name, _)| *name == own).map(|(_, schema)| schema);
-    let schema = || match &schema {
-        Some(schema) => {
-            let mut schema = schema.clone();
-            if let Some(object) = schema.as_object_mut() {
-                object.insert("$defs".into(), serde_json::Value::Object(generator.definitions().clone()));
-            }
-            schema
-        }
-        None => schemars::Schema::default(),
-    };
+    let schema = schema_of(own);
     match Verb::read(own, Typed(node)) {
         Some(Ok(verb)) => {
-            ranges(node, &schema())?;
+            ranges(node, &schema)?;
             Ok((verb, own))
         }
-        Some(Err(error)) => Err(explain(&error, node, &schema())),
+        Some(Err(error)) => Err(explain(&error, node, &schema)),
         None => Err(Fault::new(node.span.clone(), format!("there is no verb `{own}`"), "")),
     }
+}
+
+/// The schema of a verb's arguments. All are made once, as reading a step needs one.
+fn schema_of(verb: &str) -> Rc<Schema> {
+    thread_local! {
+        static MADE: HashMap<&'static str, Rc<Schema>> = {
+            let mut generator = SchemaGenerator::default();
+            let mut schemas = step::schemas(&mut generator);
+            for (_, schema) in &mut schemas {
+                if let Some(object) = schema.as_object_mut() {
+                    object.insert("$defs".into(), serde_json::Value::Object(generator.definitions().clone()));
+                }
+            }
+            schemas.into_iter().map(|(name, schema)| (name, Rc::new(schema))).collect()
+        };
+    }
+    MADE.with(|made| made.get(verb).map(Rc::clone)).unwrap_or_default()
 }
 
 fn deadline(deadline: Option<Time>, item: &Node) -> Result<(), Fault> {
@@ -399,9 +405,12 @@ type Used<'a> = (&'a str, &'a [&'a str], &'a dyn Fn(&str) -> bool);
 
 /// Refuses steps that name what is not there.
 pub(super) fn check(program: &[Read], known: &Known) -> Result<(), Fault> {
-    let names: BTreeSet<&str> = all(program).map(|read| read.step.name.as_str()).collect();
+    let mut before: BTreeSet<&str> = BTreeSet::new();
     for read in all(program) {
-        let Some(verb) = &read.verb else { continue };
+        let Some(verb) = &read.verb else {
+            before.insert(&read.step.name);
+            continue;
+        };
         let uses = verb.uses();
         let machine = |name: &str| {
             known.guests.contains(name)
@@ -444,14 +453,15 @@ pub(super) fn check(program: &[Read], known: &Known) -> Result<(), Fault> {
             }
         }
         if let Verb::Wait(wait) = verb
-            && let Some(since) = wait.since.as_deref().filter(|since| !names.contains(since))
+            && let Some(since) = wait.since.as_deref().filter(|since| !before.contains(since))
         {
             let message = format!(
-                "step `{}` waits since a step `{since}` that its program does not have",
+                "step `{}` waits since a step `{since}` that its program does not have before it",
                 read.step.name
             );
             return Err(Fault::new(read.span.clone(), message, "name a step before it"));
         }
+        before.insert(&read.step.name);
     }
     Ok(())
 }

@@ -285,3 +285,6 @@ proptest! {
         let _ = compiled(&body);
     }
 }
+
+mod refused;
+mod shape;

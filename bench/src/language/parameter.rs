@@ -9,6 +9,9 @@ use crate::model::{Rate, Size, Time};
 /// The most bytes that a text may have after substitution.
 const LONGEST: usize = 1 << 20;
 
+/// The most bytes that a list or table may have after substitution, all its texts together.
+const LARGEST: usize = 4 << 20;
+
 /// Values by name: an author's parameters, and what the testbed gives names to.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Parameters {
@@ -67,7 +70,13 @@ impl Parameters {
     /// A name is unknown, or a list or table is put into a text.
     pub(crate) fn substitute(&self, node: &mut Node) -> Result<(), Fault> {
         match &mut node.value {
-            Value::List(items) => items.iter_mut().try_for_each(|item| self.substitute(item)),
+            Value::List(items) => {
+                let mut weight = 0;
+                items.iter_mut().try_for_each(|item| {
+                    self.substitute(item)?;
+                    add(&mut weight, item)
+                })
+            }
             Value::Table(table) => self.substitute_in(table),
             Value::Text(text) if text.contains("${") => {
                 if let Some(name) = alone(text)
@@ -90,7 +99,11 @@ impl Parameters {
     /// # Errors
     /// As [`Parameters::substitute`].
     pub(crate) fn substitute_in(&self, table: &mut Table) -> Result<(), Fault> {
-        table.entries.iter_mut().try_for_each(|entry| self.substitute(&mut entry.node))
+        let mut weight = 0;
+        table.entries.iter_mut().try_for_each(|entry| {
+            self.substitute(&mut entry.node)?;
+            add(&mut weight, &entry.node)
+        })
     }
 
     fn fill(&self, text: &str, node: &Node) -> Result<String, Fault> {
@@ -170,6 +183,27 @@ fn in_unit(text: &str, unit: &str) -> Option<String> {
 fn alone(text: &str) -> Option<&str> {
     let name = text.strip_prefix("${")?.strip_suffix('}')?;
     (!name.contains(['{', '}', '$'])).then_some(name)
+}
+
+/// Adds a value to the weight of what it is in. A few parameters that double each other would fill all memory.
+fn add(weight: &mut usize, node: &Node) -> Result<(), Fault> {
+    *weight += weigh(node);
+    if *weight > LARGEST {
+        let message = format!("parameters make this larger than {} MiB", LARGEST >> 20);
+        return Err(Fault::new(node.span.clone(), message, "use fewer of them, or shorter ones"));
+    }
+    Ok(())
+}
+
+/// About how many bytes a value takes.
+fn weigh(node: &Node) -> usize {
+    let inner = match &node.value {
+        Value::Text(text) => text.len(),
+        Value::List(items) => items.iter().map(weigh).sum(),
+        Value::Table(table) => table.entries.iter().map(|entry| entry.key.len() + weigh(&entry.node)).sum(),
+        Value::Integer(_) | Value::Float(_) | Value::Bool(_) => 0,
+    };
+    inner + size_of::<Node>()
 }
 
 /// Names in a value.

@@ -1,5 +1,10 @@
 //! Typed values from tables, with errors that say what may stand there, in the words of the type's own documentation.
 
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -12,11 +17,20 @@ use super::typed::{TypeError, Typed};
 ///
 /// # Errors
 /// A key is missing, unknown or wrong, or a number out of its range.
-pub(crate) fn read<T: DeserializeOwned + JsonSchema>(node: &Node) -> Result<T, Fault> {
-    let schema = || schemars::SchemaGenerator::default().into_root_schema_for::<T>();
-    let value = T::deserialize(Typed(node)).map_err(|error| explain(&error, node, &schema()))?;
-    ranges(node, &schema())?;
+pub(crate) fn read<T: DeserializeOwned + JsonSchema + 'static>(node: &Node) -> Result<T, Fault> {
+    let schema = schema_of::<T>();
+    let value = T::deserialize(Typed(node)).map_err(|error| explain(&error, node, &schema))?;
+    ranges(node, &schema)?;
     Ok(value)
+}
+
+/// The schema of a type. It is made once: a design of thousands of arms reads the same types again and again.
+fn schema_of<T: JsonSchema + 'static>() -> Rc<Schema> {
+    thread_local! {
+        static MADE: RefCell<HashMap<TypeId, Rc<Schema>>> = RefCell::default();
+    }
+    let make = || Rc::new(schemars::SchemaGenerator::default().into_root_schema_for::<T>());
+    MADE.with_borrow_mut(|made| Rc::clone(made.entry(TypeId::of::<T>()).or_insert_with(make)))
 }
 
 /// A table as a node at a place.
