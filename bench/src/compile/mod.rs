@@ -3,8 +3,8 @@
 //! Each arm is compiled for itself: what it sets is laid over the scenario, parameters are put in their places, steps are chosen, and
 //! what is left is read as the types of [`crate::model`]. Then all names are looked up, so that a plan that is there can be done.
 //!
-//! * [`points`]: arms and matrix; [`steps`]: programs; [`workloads`]: definitions that come with the bench.
-//! * [`machines`] and [`definitions`]: what must hold of machines, metrics, figures and claims. [`order`]: the trials.
+//! * `points`: arms and matrix; `steps`: programs; `workloads`: definitions that come with the bench.
+//! * `machines` and `definitions`: what must hold of machines, metrics, figures and claims. `order`: the trials.
 
 mod definitions;
 mod machines;

@@ -1,8 +1,8 @@
 //! A scenario file as a person writes it: includes, profiles and parameters, each value with its place.
 //!
-//! * [`text`]: the files as one virtual text; [`tree`]: their values, merged; [`document`]: reading them.
-//! * [`parameter`]: values that stand in other values.
-//! * [`typed`] and [`read`]: from values to the types of [`crate::model`], with errors in the words of their documentation.
+//! * `text`: the files as one virtual text; `tree`: their values, merged; `document`: reading them.
+//! * `parameter`: values that stand in other values.
+//! * `typed` and `read`: from values to the types of [`crate::model`], with errors in the words of their documentation.
 //!
 //! What it means is for [`crate::compile`] to say.
 

@@ -65,7 +65,7 @@ pub(crate) fn explain(error: &TypeError, node: &Node, schema: &Schema) -> Fault 
 }
 
 /// serde's words without Rust's names for types.
-fn plain(message: &str) -> String {
+pub(crate) fn plain(message: &str) -> String {
     let whole = "a whole number from 0";
     [("unknown variant", "unknown name"), ("u32", whole), ("u64", whole), ("f64", "a number")].iter().fold(
         message.to_owned(),

@@ -1,12 +1,12 @@
 //! The plan of a run: everything that a scenario asked for, compiled once. What comes after sees the plan and never the scenario.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Claim, Compare, Figure, Guest, Host, Link, Metric, Server, Size, Testbed, Time, Workload};
+use super::{Claim, Compare, Figure, Guest, Host, Link, Metric, Server, Testbed, Time, Workload};
 
 /// Machines, programs, trials and definitions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,13 +156,6 @@ pub struct Blocks {
     pub to: u32,
 }
 
-impl Step {
-    /// Whether it is done in a block.
-    pub fn is_in(&self, block: u32) -> bool {
-        self.blocks.is_none_or(|blocks| (blocks.from..=blocks.to).contains(&block))
-    }
-}
-
 /// Blocks, their order and deadlines.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -199,13 +192,6 @@ pub struct Trial {
     pub order: u32,
 }
 
-impl Trial {
-    /// Whether it is warm-up, which statistics leave out.
-    pub const fn is_warmup(&self) -> bool {
-        self.block == 0
-    }
-}
-
 impl Plan {
     /// The arm of a name.
     pub fn arm(&self, name: &str) -> Option<&Arm> {
@@ -215,27 +201,6 @@ impl Plan {
     /// The metric of a name.
     pub fn metric(&self, name: &str) -> Option<&Metric> {
         self.metrics.iter().find(|metric| metric.name == name)
-    }
-
-    /// A host as it is in an arm.
-    pub fn host_in<'a>(&'a self, arm: &'a Arm, name: &str) -> Option<&'a Host> {
-        arm.hosts.get(name).or_else(|| self.hosts.iter().find(|host| host.name == name))
-    }
-
-    /// The most memory that the guests of any arm have together on one host, wherever they are: all of them at once.
-    pub fn guest_memory(&self) -> Size {
-        let of = |arm: &Arm| arm.guests.iter().map(|guest| guest.memory.bytes()).sum::<u64>();
-        Size::from_bytes(self.arms.iter().map(of).max().unwrap_or(0))
-    }
-
-    /// The trials that a run does from here, when those in `ended` have. The warm-up is among them even if it has ended: what
-    /// it had warmed is gone with the process that did it. None when no trial is left.
-    pub fn left(&self, ended: &BTreeSet<u32>) -> Vec<Trial> {
-        let is_left = |trial: &&Trial| !ended.contains(&trial.order);
-        if !self.trials.iter().any(|trial| is_left(&trial)) {
-            return Vec::new();
-        }
-        self.trials.iter().filter(|trial| trial.is_warmup() || is_left(trial)).cloned().collect()
     }
 }
 

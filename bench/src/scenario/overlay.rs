@@ -10,6 +10,7 @@ use toml::{
 };
 
 use super::{Scenario, schema};
+use crate::language::read::plain;
 
 /// Something wrong in the file.
 #[derive(Debug)]
@@ -126,22 +127,6 @@ pub(super) fn read(table: &Table<'_>) -> Result<Scenario, Fault> {
         };
         Fault { span, message, help }
     })
-}
-
-/// serde's words without Rust's names for types.
-fn plain(message: &str) -> String {
-    let whole = "a whole number from 0";
-    [("unknown variant", "unknown name"), ("u32", whole), ("u64", whole), ("f64", "a number")].iter().fold(
-        message.to_owned(),
-        |text, (rust, word)| {
-            // Only the words, never what a person wrote between quotation marks.
-            if let Some(head) = text.strip_suffix(&format!("expected {rust}")) {
-                format!("{head}expected {word}")
-            } else {
-                text.strip_prefix(rust).map_or(text.clone(), |tail| format!("{word}{tail}"))
-            }
-        },
-    )
 }
 
 fn describe(path: &[String]) -> Option<String> {

@@ -86,7 +86,7 @@ macro_rules! verbs {
         /// What a step does, with its arguments.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Verb {
-            $(#[doc = concat!("[`", stringify!($module), "`]")] $type(Box<$module::$type>),)*
+            $(#[doc = concat!("[`", stringify!($module), "`](mod@", stringify!($module), ")")] $type(Box<$module::$type>),)*
         }
 
         /// The verbs, by the keys that name them; without [`TOGETHER`].

@@ -20,11 +20,11 @@ fn values(body: &str) -> Result<Vec<Given>, No> {
 }
 
 fn value(body: &str) -> Result<f64, No> {
-    values(body).map(single)
+    values(body).map(|values| single(&values))
 }
 
 /// The one value of a metric that has no parts.
-fn single(values: Vec<Given>) -> f64 {
+fn single(values: &[Given]) -> f64 {
     assert!(values.len() == 1 && values[0].phase.is_empty(), "{values:?}");
     values[0].value.unwrap()
 }
@@ -140,7 +140,7 @@ fn a_guest_that_is_dead_at_the_end_has_no_gap() {
         trace.beats.retain(|beat| !dead.contains(&beat.at_ns));
         evaluate(&gap, &Seen::of(trace))
     };
-    assert!((single(without(0..0).unwrap()) - 450.0).abs() < 1e-6);
+    assert!((single(&without(0..0).unwrap()) - 450.0).abs() < 1e-6);
     for dead in [8_000_000_000..u64::MAX, 0..1_100_000_000] {
         assert!(
             matches!(without(dead.clone()), Err(No::Missing(reason)) if reason.contains("all of that time")),
@@ -157,7 +157,7 @@ fn a_percentile_is_the_rank_that_it_names() {
     for (p, rank) in [("7", 70.0), ("28", 280.0), ("55", 550.0), ("99.9", 999.0), ("100", 1000.0)] {
         let metric =
             one_metric(&format!("percentile = {{ stream = 'pings', column = 'sequence', p = {p} }}"));
-        assert!((single(evaluate(&metric, &seen).unwrap()) - rank).abs() < 1e-9, "{p}");
+        assert!((single(&evaluate(&metric, &seen).unwrap()) - rank).abs() < 1e-9, "{p}");
     }
 }
 
