@@ -13,6 +13,7 @@ use crate::model::{
 };
 use crate::step::Verb;
 use crate::testbed::address::{Member, Network, Role};
+use crate::workload::SERVICES;
 
 /// The most machines of each role.
 pub(super) const MOST: usize = 16;
@@ -380,9 +381,14 @@ fn verb_values(verb: &Verb, plan: &Plan, step: &str, tables: &Table) -> Result<(
                 }
             }
         }
-        Verb::Service(service) if service.service != "gluster" && service.start.is_none() => {
-            let help = "known is `gluster`; give another one its `start` and `ready` commands";
-            return fail(format!("step `{step}`: the bench knows no service `{}`", service.service), help);
+        Verb::Service(service)
+            if !SERVICES.contains(&service.service.as_str()) && service.start.is_none() =>
+        {
+            let help = format!(
+                "known is {}; give another one its `start` and `ready` commands",
+                SERVICES.join(", ")
+            );
+            return fail(format!("step `{step}`: the bench knows no service `{}`", service.service), &help);
         }
         _ => {}
     }

@@ -1,10 +1,10 @@
 //! The guest of an experiment: started on a host, migrated between hosts, stopped.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ctx::libvirt::{Connection, ErrorKind, MigrateFlags, MigrateOptions};
+use tokio::sync::oneshot;
 
 use super::libvirt::{ANSWER, Libvirt};
 use super::news::News;
@@ -239,8 +239,7 @@ impl GuestControl {
         let deadline = self.migration.timeout.duration();
         let news = News::of(self, [from, to]).await?;
         let (asked, name) = (Instant::now(), self.name.clone());
-        let called = Arc::new(OnceLock::new());
-        let calls = Arc::clone(&called);
+        let (begun, begins) = oneshot::channel();
         let mut moving = self
             .libvirt(from)
             .start("migrate", move |connection| {
@@ -248,22 +247,30 @@ impl GuestControl {
                 if let Some(limit) = control.max_downtime_ms {
                     domain.set_max_downtime_ms(limit)?;
                 }
-                calls.get_or_init(Instant::now);
+                // Nobody waits for it any more where this came too late.
+                let _ = begun.send(Instant::now());
                 let done = domain.migrate(&destination, &options).err();
                 Ok((done, Instant::now()))
             })
             .await?;
-        let done = moving.within(deadline).await;
-        if matches!(done, Ok(Ok((None, _)))) {
-            news.settle(from, to, asked, control.accounts).await;
-        }
-        let started = called.get().copied().unwrap_or(asked);
+        // It fails before where the guest is gone; and what is late is told below.
+        let called = tokio::time::timeout(deadline, begins).await.ok().and_then(Result::ok);
+        let started = called.unwrap_or(asked);
         let (from_host, to_host) = (from.host_name().to_owned(), to.host_name().to_owned());
         tell(started, What::MigrateCalled { from: from_host, to: to_host, accounts: control.accounts });
-        news.tell_since(started, tell);
+        let mut told = 0;
+        let ended = Box::pin(async {
+            let done = moving.within(deadline).await;
+            if matches!(done, Ok(Ok((None, _)))) {
+                news.settle(from, to, asked, control.accounts).await;
+            }
+            done
+        });
+        let done = news.while_waiting(&mut told, tell, ended).await;
         let done = match done {
             Err(late) if late.is_late() => {
-                let end = stopped(self.stop(from), &mut moving, STOP).await;
+                let stopping = Box::pin(stopped(self.stop(from), &mut moving, STOP));
+                let end = news.while_waiting(&mut told, tell, stopping).await;
                 if let End::GoesOn { .. } = end {
                     // The call has both connections.
                     self.libvirt(from).forget().await;

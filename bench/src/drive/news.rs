@@ -59,11 +59,15 @@ impl News {
         tokio::join!(self.seen.first(started, ACCOUNT, account), resumed);
     }
 
-    /// Tells all that came from a moment on.
-    pub fn tell_since(&self, from: Instant, tell: Tell<'_>) {
-        for news in self.seen.since(from) {
-            tell(news.at, news.value.1);
-        }
+    /// Tells all that comes while something is waited for, as it comes: a trial that is cut off then has seen it. `told` counts what was
+    /// told, here and before.
+    pub async fn while_waiting<R>(
+        &self,
+        told: &mut usize,
+        tell: Tell<'_>,
+        wait: impl Future<Output = R>,
+    ) -> R {
+        self.seen.while_waiting(told, |news| tell(news.at, news.value.1), wait).await
     }
 
     /// When a site's libvirt told that the guest runs there.

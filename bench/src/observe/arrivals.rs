@@ -3,6 +3,7 @@
 //! Hosts and guests have clocks of their own; whatever must be compared between them is dated
 //! here, when it arrives.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,38 @@ impl<T: Clone> Arrivals<T> {
         all[first..].to_vec()
     }
 
+    /// Gives each arrival to `each` as it comes, until `wait` ends; then those that are left. `given` counts those that were given, here
+    /// and before.
+    pub async fn while_waiting<R>(
+        &self,
+        given: &mut usize,
+        mut each: impl FnMut(Arrival<T>),
+        wait: impl Future<Output = R>,
+    ) -> R {
+        let mut count = self.count.clone();
+        let mut wait = pin!(wait);
+        loop {
+            let (known, mut is_open) = (*given, true);
+            let done = tokio::select! {
+                biased;
+                more = count.wait_for(|&n| n > known) => { is_open = more.is_ok(); None }
+                done = &mut wait => Some(done),
+            };
+            let all = {
+                let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+                all[known.min(all.len())..].to_vec()
+            };
+            *given += all.len();
+            all.into_iter().for_each(&mut each);
+            match done {
+                Some(done) => return done,
+                // Nobody puts in any more.
+                None if !is_open => return wait.await,
+                None => {}
+            }
+        }
+    }
+
     /// The first arrival from `from` on that is `wanted`, waited for until the deadline.
     pub async fn first(
         &self,
@@ -134,6 +167,29 @@ mod tests {
             inlet.push(&mut all, Arrival { at: from, value: "due" });
         });
         assert_eq!(hit.unwrap().value, "due");
+    }
+
+    #[tokio::test]
+    async fn each_arrival_is_given_as_it_comes_and_once() {
+        let (inlet, arrivals) = arrivals();
+        inlet.put(1);
+        let (mut given, seen) = (0, Mutex::new(Vec::new()));
+        let each = |arrival: Arrival<u8>| seen.lock().unwrap().push(arrival.value);
+        let wait = async {
+            inlet.put(2);
+            // Whoever waits for more sees it before this ends.
+            while seen.lock().unwrap().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+            inlet.put(3);
+        };
+        arrivals.while_waiting(&mut given, each, wait).await;
+        assert_eq!((given, seen.lock().unwrap().clone()), (3, vec![1, 2, 3]));
+        inlet.put(4);
+        drop(inlet);
+        let left =
+            arrivals.while_waiting(&mut given, |arrival| assert_eq!(arrival.value, 4), async { 7 }).await;
+        assert_eq!((left, given), (7, 4));
     }
 
     #[test]

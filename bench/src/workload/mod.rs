@@ -11,3 +11,6 @@ pub mod bonnie;
 pub mod definitions;
 pub mod gluster;
 pub mod layers;
+
+/// The services that the bench knows how to start and to check.
+pub const SERVICES: [&str; 1] = [gluster::SERVICE];

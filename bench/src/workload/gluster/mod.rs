@@ -29,6 +29,9 @@ pub use drive::{
 pub use hook::Client;
 pub use state::{ClientState, Difference, Heal};
 
+/// Its name as a service.
+pub const SERVICE: &str = "gluster";
+
 /// The volume: what both servers and the client agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
