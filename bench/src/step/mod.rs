@@ -141,7 +141,7 @@ verbs! {
     recontextualizer => recontextualizer::Daemon, [];
     shape => shape::Shape, [];
     service => service::Service, [];
-    migrate => migrate::Migrate, ["migrate_called", "migrate_returned", "lifecycle", "iteration", "job_completed", "recontextualized", "attached"];
+    migrate => migrate::Migrate, ["migrate_called", "migrate_returned", "lifecycle", "iteration", "job_completed"];
     recontextualize => recontextualize::Recontextualize, ["requested", "recontextualized", "attached"];
     wait => wait::Wait, ["visible", "unsteady", "missed", "recontextualized", "attached"];
     run => run::Run, ["output"];
