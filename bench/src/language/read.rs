@@ -45,7 +45,7 @@ pub(crate) fn explain(error: &TypeError, node: &Node, schema: &Schema) -> Fault 
     let message = plain(&error.message);
     let schema = schema.as_value();
     let help = if message.starts_with("unknown field") {
-        "remove it, or use one of the names above; `bench schema` prints all of them".to_owned()
+        "remove it, or use one of the names above".to_owned()
     } else if message.starts_with("missing field") {
         let name = message.split('`').nth(1).unwrap_or_default();
         let mut full = path;
@@ -53,7 +53,7 @@ pub(crate) fn explain(error: &TypeError, node: &Node, schema: &Schema) -> Fault 
         description(schema, &full).map_or_else(|| format!("add `{name}`"), |is| format!("add `{name}`: {is}"))
     } else {
         let is = description(schema, &path).map_or_else(
-            || "`bench schema` prints what can stand here".to_owned(),
+            || "bench/docs/steps/README.md says what can stand here".to_owned(),
             |is| format!("{}: {is}", path.join(".")),
         );
         match range(schema, &path) {
