@@ -1,11 +1,12 @@
-//! Programs of this machine, each run to its end or to its deadline.
+//! Programs of this machine, each run to its end or to its deadline, and with as much output as one may have.
 //!
 //! A program that is too late gets SIGKILL, which none can ignore. One that the kernel holds (a file system that does not answer)
 //! does not end even then, and a child of its own may keep its output open: neither is waited for without end.
 
-use std::io;
-use std::os::fd::AsFd as _;
+use std::io::{self, Read};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,31 +17,65 @@ use crate::deadline::{CallError, call_blocking};
 /// How long a program may take to end after a signal that it cannot ignore.
 const KILLED: Duration = Duration::from_secs(10);
 
+/// The most bytes that a program may write to its output, and to its standard error.
+const MOST: u64 = 16 << 20;
+
 /// Runs a program to its end and gives what it wrote. Its standard input is the caller's to choose.
 ///
 /// # Errors
-/// It cannot be run; or, of kind [`io::ErrorKind::TimedOut`], it did not end within the limit and was killed.
+/// It cannot be run; of kind [`io::ErrorKind::TimedOut`], it did not end within the limit and was killed; or, of kind
+/// [`io::ErrorKind::FileTooLarge`], it wrote more than 16 MiB and was killed.
 pub(crate) fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let handle = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-        Ok(handle) => handle,
+        Ok(handle) => Arc::new(handle),
         Err(error) => {
             let _ = child.kill();
             return Err(error.into());
         }
     };
-    match call_blocking(&name, "run it", limit, move || child.wait_with_output()) {
-        Ok(output) => output,
+    let own = Arc::clone(&handle);
+    match call_blocking(&name, "run it", limit, move || read(child, &own)) {
+        Ok(output) => output.map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => io::Error::new(error.kind(), format!("{name} {error}")),
+            _ => error,
+        }),
         Err(error) => {
             // It may have ended just now; the descriptor is of this process and of no other.
-            let _ = pidfd_send_signal(&handle, Signal::KILL);
+            let _ = pidfd_send_signal(handle.as_ref(), Signal::KILL);
             Err(match error {
                 CallError::Late { .. } => late(&name, limit),
                 error => io::Error::other(error),
             })
         }
     }
+}
+
+/// What a program writes until its end. One that writes too much is killed at once: it would fill any memory until its deadline.
+fn read(mut child: Child, handle: &OwnedFd) -> io::Result<Output> {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = std::thread::scope(|scope| {
+        let errors = scope.spawn(|| bounded(stderr, handle));
+        (bounded(stdout, handle), errors.join())
+    });
+    let status = child.wait()?;
+    let stderr =
+        stderr.unwrap_or_else(|_| Err(io::Error::other("the thread that read its standard error panicked")));
+    Ok(Output { status, stdout: stdout?, stderr: stderr? })
+}
+
+fn bounded(pipe: Option<impl Read>, handle: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MOST + 1).read_to_end(&mut bytes)?;
+    }
+    if bytes.len() as u64 <= MOST {
+        return Ok(bytes);
+    }
+    let _ = pidfd_send_signal(handle, Signal::KILL);
+    let said = format!("wrote more than {} MiB and was killed", MOST >> 20);
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, said))
 }
 
 /// The error of a program that did not end.
@@ -93,6 +128,22 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn a_program_that_writes_without_end_is_killed_at_once_and_both_outputs_are_read() {
+        let shell = |script: &str| output(Command::new("sh").args(["-c", script]), LONG);
+        for script in ["exec cat /dev/zero", "exec cat /dev/zero >&2"] {
+            let error = shell(script).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+            assert_eq!(error.to_string(), "sh wrote more than 16 MiB and was killed");
+        }
+        // As much as it may, on both, each beyond what a pipe holds.
+        let both = shell("head -c 16777216 /dev/zero; head -c 1000000 /dev/zero >&2; exit 3").unwrap();
+        assert_eq!(
+            (both.stdout.len(), both.stderr.len(), both.status.code()),
+            (16 << 20, 1_000_000, Some(3))
+        );
+    }
 
     fn sh(script: &str) -> Command {
         let mut command = Command::new("sh");
