@@ -1,14 +1,100 @@
-//! `bench check` of a scenario with steps: what a trial of each arm would do, from top to bottom.
+//! `bench check`: what a scenario would do, without starting anything. Of one with steps, what a trial of each arm would do, from top
+//! to bottom.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use crate::model::{Arm, Plan, Step};
+use clap::Args;
+use ctx_io::{outln, output};
+
+use super::run::{NOT_YET, is_local, is_of_steps, load, told};
+use super::{Ended, local};
+use crate::compile;
+use crate::doctor::Accelerator;
+use crate::drive::{self, setup};
+use crate::image::{Cache, Recipe};
+use crate::model::{self, Arm, Step};
+use crate::plan::Plan;
+use crate::progress::human;
+use crate::scenario::{AcceleratorChoice, GuestType, Scenario};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The scenario file
+    scenario: PathBuf,
+    /// Lay this profile of the scenario over it
+    #[arg(long)]
+    profile: Option<String>,
+}
+
+pub(super) fn check(arguments: &Arguments) -> anyhow::Result<Ended> {
+    if is_of_steps(&arguments.scenario) {
+        let compiled =
+            compile::load(&arguments.scenario, arguments.profile.as_deref()).map_err(|error| told(&error))?;
+        output::text(&text(&compiled.plan));
+        outln!("{NOT_YET}");
+        return Ok(Ended::Done);
+    }
+    let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
+    setup::supported(&scenario)?;
+    let known = movable(&scenario)?;
+    let plan = Plan::new(&scenario);
+    outln!("{}: {}", scenario.name(), scenario.title);
+    if !known {
+        outln!(
+            "Live migration of a PV guest needs shadow paging in the hosts' Xen; whether it has that is known when its \
+             image is built: `bench image build {}`.",
+            scenario.testbed.hypervisor.host().recipe
+        );
+    }
+    for trial in &plan.trials {
+        let files = if trial.file_operations { ", with file operations" } else { "" };
+        outln!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
+    }
+    if is_local(&scenario) {
+        outln!("About {} on this machine.", about(&scenario, &plan, Accelerator::Tcg));
+    } else {
+        let emulated = format!("{} on emulated hosts", about(&scenario, &plan, Accelerator::Tcg));
+        let hardware = format!("{} with hardware virtualization", about(&scenario, &plan, Accelerator::Kvm));
+        match scenario.testbed.accelerator {
+            AcceleratorChoice::Auto => outln!("About {emulated}, {hardware}."),
+            AcceleratorChoice::Tcg => outln!("About {emulated}."),
+            AcceleratorChoice::Kvm => outln!("About {hardware}."),
+        }
+    }
+    let (trial, run) = drive::limits::of_plan(&scenario, &plan.trials);
+    outln!("A trial is given up after {}; after {} no other begins.", human(trial), human(run));
+    if is_local(&scenario) {
+        return local::check(&scenario);
+    }
+    Ok(Ended::Done)
+}
+
+/// About how long a run takes, for a person.
+fn about(scenario: &Scenario, plan: &Plan, accelerator: Accelerator) -> String {
+    let steps = drive::estimate::steps(scenario, &plan.trials, accelerator);
+    human(steps.iter().map(|step| step.expected).sum())
+}
+
+/// Whether it is known that the guest can migrate, before anything is built: true, or false for unknown.
+fn movable(scenario: &Scenario) -> anyhow::Result<bool> {
+    let hypervisor = scenario.testbed.hypervisor;
+    let kind = scenario.guest.kind_on(hypervisor);
+    if kind != GuestType::Pv {
+        return Ok(true);
+    }
+    let digest = Recipe::built_in(hypervisor.host().recipe)?.digest();
+    match Cache::open()?.find(&digest)? {
+        None => Ok(false),
+        Some(image) => Ok(hypervisor.movable(kind, &image).map(|()| true)?),
+    }
+}
 
 /// More trials are not read by anybody.
 const SHOWN: usize = 200;
 
 /// The machines, each arm's trial step by step, and the trials in their order.
-pub(super) fn text(plan: &Plan) -> String {
+fn text(plan: &model::Plan) -> String {
     let mut text = format!("{}: {}\n", plan.name, plan.title);
     let mut put = |line: &str| {
         // Writing to a String cannot fail.

@@ -30,7 +30,7 @@ enum Command {
     /// Say what this machine can do, found out by doing it
     Doctor(doctor::cli::Arguments),
     /// Read a scenario and say what it would do, without starting anything
-    Check(run::CheckArguments),
+    Check(check::Arguments),
     /// Boot a testbed, do the trials of a scenario, and make its report
     Run(run::RunArguments),
     /// Go on with a run that was cut off
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
 fn run_command(command: Command) -> ExitCode {
     let ended = match command {
         Command::Doctor(arguments) => return doctor::cli::run(&arguments),
-        Command::Check(arguments) => run::check(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Resume(arguments) => run::resume(&arguments),
         Command::Report(arguments) => run::report(&arguments),

@@ -18,25 +18,15 @@ use crate::gate::{Margin, Verdict};
 use crate::image::{Cache, Display, Recipe, build_all};
 use crate::language::ScenarioError;
 use crate::plan::Plan;
-use crate::progress::human;
 use crate::provenance;
 use crate::report::Report;
-use crate::scenario::{AcceleratorChoice, GuestType, Scenario, TestbedKind};
+use crate::scenario::{AcceleratorChoice, Scenario, TestbedKind};
 use crate::store::{
     About, Environment, Manifest, OtherEnvironment, RunFolder, StoredRun, StoredScenario, differences,
 };
 use crate::testbed::hypervisor::Hypervisor;
 use crate::testbed::namespace;
 use crate::testbed::up::Images;
-
-#[derive(Debug, Args)]
-pub(super) struct CheckArguments {
-    /// The scenario file
-    scenario: PathBuf,
-    /// Lay this profile of the scenario over it
-    #[arg(long)]
-    profile: Option<String>,
-}
 
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
@@ -87,7 +77,7 @@ pub(super) struct GateArguments {
 }
 
 /// Reads a scenario; a wrong one has told where and why.
-fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
+pub(super) fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
     if is_of_steps(path) {
         compile::load(path, profile).map_err(|error| told(&error))?;
         anyhow::bail!("{}: {NOT_YET}", path.display());
@@ -96,80 +86,17 @@ fn load(path: &Path, profile: Option<&str>) -> anyhow::Result<Scenario> {
 }
 
 /// What is said of a scenario whose trial is a list of steps.
-const NOT_YET: &str = "this bench reads and checks scenarios with steps, and cannot run them yet: run one with an `experiment`, such as scenarios/smoke.toml";
+pub(super) const NOT_YET: &str = "this bench reads and checks scenarios with steps, and cannot run them yet: run one with an `experiment`, such as scenarios/smoke.toml";
 
 /// Whether a file is a scenario with steps; one that cannot be read is not known to be.
-fn is_of_steps(path: &Path) -> bool {
+pub(super) fn is_of_steps(path: &Path) -> bool {
     ctx_io::bounded::read_to_string(path, ctx_io::bounded::CONFIG).is_ok_and(|text| compile::has_steps(&text))
 }
 
 /// An error of a scenario with its line and caret.
-fn told(error: &ScenarioError) -> anyhow::Error {
+pub(super) fn told(error: &ScenarioError) -> anyhow::Error {
     let reason = error.render();
     if error.is_misuse() { output::Misuse(reason).into() } else { anyhow::Error::msg(reason) }
-}
-
-pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Ended> {
-    if is_of_steps(&arguments.scenario) {
-        let compiled =
-            compile::load(&arguments.scenario, arguments.profile.as_deref()).map_err(|error| told(&error))?;
-        output::text(&super::check::text(&compiled.plan));
-        outln!("{NOT_YET}");
-        return Ok(Ended::Done);
-    }
-    let scenario = load(&arguments.scenario, arguments.profile.as_deref())?;
-    setup::supported(&scenario)?;
-    let known = movable(&scenario)?;
-    let plan = Plan::new(&scenario);
-    outln!("{}: {}", scenario.name(), scenario.title);
-    if !known {
-        outln!(
-            "Live migration of a PV guest needs shadow paging in the hosts' Xen; whether it has that is known when its \
-             image is built: `bench image build {}`.",
-            scenario.testbed.hypervisor.host().recipe
-        );
-    }
-    for trial in &plan.trials {
-        let files = if trial.file_operations { ", with file operations" } else { "" };
-        outln!("  {:>3}  block {}  {}{files}", trial.order, trial.block, trial.arm);
-    }
-    if is_local(&scenario) {
-        outln!("About {} on this machine.", about(&scenario, &plan, Accelerator::Tcg));
-    } else {
-        let emulated = format!("{} on emulated hosts", about(&scenario, &plan, Accelerator::Tcg));
-        let hardware = format!("{} with hardware virtualization", about(&scenario, &plan, Accelerator::Kvm));
-        match scenario.testbed.accelerator {
-            AcceleratorChoice::Auto => outln!("About {emulated}, {hardware}."),
-            AcceleratorChoice::Tcg => outln!("About {emulated}."),
-            AcceleratorChoice::Kvm => outln!("About {hardware}."),
-        }
-    }
-    let (trial, run) = drive::limits::of_plan(&scenario, &plan.trials);
-    outln!("A trial is given up after {}; after {} no other begins.", human(trial), human(run));
-    if is_local(&scenario) {
-        return local::check(&scenario);
-    }
-    Ok(Ended::Done)
-}
-
-/// About how long a run takes, for a person.
-fn about(scenario: &Scenario, plan: &Plan, accelerator: Accelerator) -> String {
-    let steps = drive::estimate::steps(scenario, &plan.trials, accelerator);
-    human(steps.iter().map(|step| step.expected).sum())
-}
-
-/// Whether it is known that the guest can migrate, before anything is built: true, or false for unknown.
-fn movable(scenario: &Scenario) -> anyhow::Result<bool> {
-    let hypervisor = scenario.testbed.hypervisor;
-    let kind = scenario.guest.kind_on(hypervisor);
-    if kind != GuestType::Pv {
-        return Ok(true);
-    }
-    let digest = Recipe::built_in(hypervisor.host().recipe)?.digest();
-    match Cache::open()?.find(&digest)? {
-        None => Ok(false),
-        Some(image) => Ok(hypervisor.movable(kind, &image).map(|()| true)?),
-    }
 }
 
 pub(super) fn schema() -> anyhow::Result<Ended> {
@@ -483,7 +410,7 @@ fn finish_and_report(path: &Path, stored: &StoredRun) -> anyhow::Result<Ended> {
 }
 
 /// Whether a scenario runs on this machine's own kernel, without hosts.
-fn is_local(scenario: &Scenario) -> bool {
+pub(super) fn is_local(scenario: &Scenario) -> bool {
     scenario.testbed.kind == TestbedKind::Local
 }
 

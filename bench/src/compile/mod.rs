@@ -136,7 +136,7 @@ fn plan(name: &str, table: Table, builtin: &workloads::Definitions, texts: &Text
         hosts,
         servers,
         links,
-        arms: arms.into_iter().map(|compiled| compiled.arm).collect(),
+        arms,
         trials: Vec::new(),
         design: head.design,
         metrics: read_all(&list(&tables, "metric", &parameters)?)?,

@@ -29,11 +29,6 @@ pub(super) struct Point {
     cannot: Option<Node>,
 }
 
-/// An arm, compiled.
-pub(super) struct Compiled {
-    pub(super) arm: Arm,
-}
-
 /// All points, in the order of the file: the last key of the matrix changes first.
 pub(super) fn points(tables: &Table) -> Result<Vec<Point>, Fault> {
     let mut points: Vec<Point> = tables.items("arm").map(|(_, arm)| of_arm(arm)).collect();
@@ -248,7 +243,7 @@ pub(super) fn arm(
     common: &Parameters,
     builtin: &workloads::Definitions,
     texts: &Texts,
-) -> Result<Compiled, Fault> {
+) -> Result<Arm, Fault> {
     let tables = apply(point, tables)?;
     let parameters = parameters(&tables)?;
     shared(point, &tables, &parameters, common)?;
@@ -270,16 +265,14 @@ pub(super) fn arm(
         None => BTreeMap::new(),
         Some(node) => read(node)?,
     };
-    Ok(Compiled {
-        arm: Arm {
-            name: point.name.clone(),
-            factors: point.factors.clone(),
-            guests,
-            hosts: hosts.into_iter().map(|host| (host.name.clone(), host)).collect(),
-            workloads,
-            program: steps.into_iter().map(|step| step.step).collect(),
-            needs,
-            cannot,
-        },
+    Ok(Arm {
+        name: point.name.clone(),
+        factors: point.factors.clone(),
+        guests,
+        hosts: hosts.into_iter().map(|host| (host.name.clone(), host)).collect(),
+        workloads,
+        program: steps.into_iter().map(|step| step.step).collect(),
+        needs,
+        cannot,
     })
 }

@@ -14,29 +14,8 @@ use crate::language::text::{Fault, Texts};
 use crate::language::tree::{Node, Table, Value};
 use crate::language::typed::{Typed, split};
 use crate::model::{Blocks, Guest, Host, Step, Time};
-use crate::step::{self, RUNNER, TOGETHER, Verb};
+use crate::step::{self, RUNNER, TOGETHER, VERBS, Verb};
 
-/// The verbs, so that one whose arguments are called like other verbs stands before those.
-const VERBS: [&str; 18] = [
-    "place",
-    "context",
-    "recontextualizer",
-    "shape",
-    "migrate",
-    "recontextualize",
-    "wait",
-    "assert",
-    "fault",
-    "service",
-    "run",
-    "start",
-    "stop",
-    "mount",
-    "unmount",
-    "probe",
-    "command",
-    "mark",
-];
 /// The most steps of a program, after loops.
 const MOST: usize = 1000;
 /// How often a step may be repeated.
@@ -85,7 +64,7 @@ pub(super) fn find<'a>(tables: &'a mut Table, name: &str) -> Option<&'a mut Tabl
 
 /// The verb of a step: the first that it has.
 fn verb(step: &Table) -> Option<&'static str> {
-    VERBS.into_iter().find(|verb| step.get(verb).is_some())
+    VERBS.iter().copied().find(|verb| step.get(verb).is_some())
 }
 
 /// The program of a point.

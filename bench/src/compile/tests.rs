@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::*;
+use refused::compiled;
 
 /// Two hosts, a guest that moves, and what is measured of it.
 const MOVE: &str = r#"title = "t"
@@ -65,11 +66,6 @@ warmup = 0
 seed = 1
 "#;
 
-fn compiled(text: &str) -> Result<Plan, ScenarioError> {
-    let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
-    parse("t.toml", text, None, &none).map(|compiled| compiled.plan)
-}
-
 fn plan_of(text: &str) -> Plan {
     compiled(text).unwrap_or_else(|error| panic!("{}", error.render()))
 }
@@ -124,6 +120,14 @@ fn every_example_is_compiled_with_each_profile() {
     assert_eq!(payloads, [size("16 KiB"), None, size("16 MiB")], "1 MiB is what the host has anyway");
 }
 
+/// All events that the steps of the examples can give.
+fn plan_events() -> std::collections::BTreeSet<&'static str> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/steps");
+    let plan = load(&folder.join("gluster-kvm.toml"), None).unwrap().plan;
+    let verbs = plan.arms[0].program.iter().filter_map(|step| crate::step::Verb::of(step).unwrap());
+    verbs.flat_map(|verb| verb.events()).copied().chain(crate::step::OF_ALL).collect()
+}
+
 /// The blocks of the tutorial, one behind the other, are a scenario.
 #[test]
 fn the_tutorial_is_a_scenario() {
@@ -136,6 +140,9 @@ fn the_tutorial_is_a_scenario() {
     let compiled = parse(folder.join("my-test.toml"), &blocks.join("\n"), None, &fetch);
     let plan = compiled.unwrap_or_else(|error| panic!("{}", error.render())).plan;
     assert_eq!((plan.arms.len(), plan.trials.len()), (2, 14));
+    for event in plan_events() {
+        assert!(document.contains(&format!("`{event}`")), "{event}");
+    }
     // Its tables name every verb, and every workload of the bench.
     for name in crate::step::VERBS.iter().chain(&crate::workload::definitions::names()) {
         assert!(document.contains(&format!("`{name}")), "{name}");
@@ -150,7 +157,7 @@ fn arms_have_their_own_parameters_steps_and_workloads() {
     assert!(idle.workloads.is_empty());
     assert_eq!(busy.workloads[0].command, "stress 16");
     assert_eq!(busy.program[1].name, "run");
-    assert_eq!(busy.program[2].place, "t.toml:35");
+    assert_eq!(busy.program[2].place, "x.toml:35");
     // A value of a workload is a metric.
     assert!(plan.metric("rounds").is_some_and(|metric| metric.value.is_some()));
 }

@@ -3,9 +3,8 @@
 use serde_json::Value;
 
 use super::migration::{UNSTEADY, judge};
-use crate::model::Metric;
-use crate::model::Sample;
 use crate::model::metric::{End, Kind, Parts, Percentile, Pick, Selector, Wanted};
+use crate::model::{Metric, Sample};
 use crate::observe::stream::{self, Beaten};
 use crate::observe::trace::Trace;
 use crate::plan::Trial;

@@ -193,11 +193,6 @@ pub struct Trial {
 }
 
 impl Plan {
-    /// The arm of a name.
-    pub fn arm(&self, name: &str) -> Option<&Arm> {
-        self.arms.iter().find(|arm| arm.name == name)
-    }
-
     /// The metric of a name.
     pub fn metric(&self, name: &str) -> Option<&Metric> {
         self.metrics.iter().find(|metric| metric.name == name)

@@ -89,7 +89,8 @@ macro_rules! verbs {
             $(#[doc = concat!("[`", stringify!($module), "`](mod@", stringify!($module), ")")] $type(Box<$module::$type>),)*
         }
 
-        /// The verbs, by the keys that name them; without [`TOGETHER`].
+        /// The verbs, by the keys that name them; without [`TOGETHER`]. A step that has several of these keys does the first, and the others
+        /// are its arguments.
         pub const VERBS: &[&str] = &[$(stringify!($name)),*];
 
         impl Verb {
@@ -102,11 +103,6 @@ macro_rules! verbs {
                     $(stringify!($name) => Some($module::$type::deserialize(arguments).map(|read| Self::$type(Box::new(read)))),)*
                     _ => None,
                 }
-            }
-
-            /// Its key.
-            pub const fn name(&self) -> &'static str {
-                match self { $(Self::$type(_) => stringify!($name)),* }
             }
 
             /// The arguments as JSON, for a plan.
@@ -135,25 +131,26 @@ macro_rules! verbs {
     };
 }
 
+// A verb whose arguments are called like other verbs stands before those.
 verbs! {
     place => place::Place, [];
     context => context::Devices, [];
     recontextualizer => recontextualizer::Daemon, [];
     shape => shape::Shape, [];
-    service => service::Service, [];
     migrate => migrate::Migrate, ["migrate_called", "migrate_returned", "lifecycle", "iteration", "job_completed"];
     recontextualize => recontextualize::Recontextualize, ["requested", "recontextualized", "attached"];
     wait => wait::Wait, ["visible", "unsteady", "missed", "recontextualized", "attached"];
+    assert => assert::Assert, [];
+    fault => fault::Fault, ["fault"];
+    service => service::Service, [];
     run => run::Run, ["output"];
     start => start::Start, [];
     stop => stop::Stop, ["output"];
-    command => command::Command, ["output"];
-    assert => assert::Assert, [];
-    fault => fault::Fault, ["fault"];
-    mark => mark::Mark, ["marked"];
     mount => mount::Mount, [];
     unmount => unmount::Unmount, [];
     probe => probe::Probe, ["output"];
+    command => command::Command, ["output"];
+    mark => mark::Mark, ["marked"];
 }
 
 impl Verb {
